@@ -1,0 +1,129 @@
+"""Execute one notebook, strictly:  python -m her2core.run 02_training run=thda-channel_q98-raw
+
+Reads notebooks/NAME.ipynb, writes results/<cohort>/executed/NAME[-value…].ipynb, and shows what the notebook
+prints as it runs, progress bars included.  What plain papermill lets pass is an error here: an unknown
+parameter, a dependency edited in mid-run.  The written notebook is the same from run to run, byte for byte.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+import time
+
+from her2core.config import cohort, results_folder, root, steady_dependencies
+
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's optional checker: a second of import, unused here
+
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def scrub(notebook):
+    """Drop what depends on when, where or how fast the notebook ran."""
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec}
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"c{number:02d}"
+        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [
+                o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})
+            ]
+            for output in cell.outputs:
+                scrub_addresses(output)
+    return notebook
+
+
+def scrub_addresses(output):
+    text = output if "text" in output else output.get("data", {})
+    for key in {"text", "text/plain", "text/html"} & text.keys():
+        text[key] = ADDRESS.sub("0x0", text[key])
+
+
+def check_parameters(source, given):
+    """Papermill would warn of an unknown parameter and run with the defaults."""
+    import papermill
+
+    known = papermill.inspect_notebook(str(source))
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(
+            f"notebooks/{source.name} has no parameter {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
+        )
+
+
+def execute(source, part, parameters):
+    """Run `source` into `part`; its folder is the working directory, as in JupyterLab."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
+    return papermill.execute_notebook(
+        str(source),
+        str(part),
+        parameters,
+        cwd=str(source.parent),
+        progress_bar=False,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,  # progress bars live, carriage returns and all
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=50"],  # hush the kernel's own log
+    )
+
+
+def run(name, parameters):
+    """Execute notebooks/`name`.ipynb; returns the path written.  Raises ValueError on anything unexpected."""
+    import nbformat
+    from papermill.exceptions import PapermillExecutionError
+
+    top = root()
+    source = top / "notebooks" / f"{name}.ipynb"
+    if not source.is_file():
+        known = ", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb")))
+        raise ValueError(f"no notebook {name!r}; there are {known}")
+    check_parameters(source, parameters)
+    out = results_folder() / "executed" / ("-".join([name, *parameters.values()]) + ".ipynb")
+    part = out.with_suffix(".part.ipynb")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)  # a failed run must not leave the last one's pages as if they were its own
+    try:
+        with steady_dependencies(f"notebooks/{name}.ipynb", **parameters):
+            notebook = execute(source, part, parameters)
+    except PapermillExecutionError as error:
+        raise ValueError(
+            f"notebooks/{name}.ipynb, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
+            f"The notebook as far as it got, with the traceback: {part.relative_to(top)}"
+        ) from error
+    nbformat.write(scrub(notebook), part)
+    part.replace(out)
+    return out
+
+
+def parse(arguments):
+    """["run=x"] → {"run": "x"}; values become part of a file name and may hold letters, digits, _ - . only."""
+    pairs = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not re.fullmatch(r"[\w.-]+", value):
+            raise ValueError(f"expected name=value with letters, digits, _ - . in the value, found {argument!r}")
+        pairs[key] = value
+    return pairs
+
+
+def main(arguments):
+    if not arguments or arguments[0].startswith("-"):
+        sys.exit(__doc__)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the kernel is shut down first
+    start = time.monotonic()
+    try:
+        out = run(arguments[0], parse(arguments[1:]))
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"\n{error}")
+    print(f"{out.relative_to(root())}  {cohort()}  {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

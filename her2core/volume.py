@@ -1,0 +1,84 @@
+"""A dynamic series as one array with its geometry; the only place where axis order is reversed.
+
+Arrays are `(T, Z, Y, X)` or `(Z, Y, X)` and spacings follow the array, `(z, y, x)`.  SimpleITK and DICOM
+speak x, y, z; every conversion between the two orders happens here.  Positions and directions in space are
+those of DICOM: millimetres, LPS (x to the patient's left, y to posterior, z to the head).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a `(Z, Y, X)` array lie.
+
+    spacing_mm: distance between voxel centres along (z, y, x).
+    origin_mm: LPS position (x, y, z) of the centre of voxel (0, 0, 0).
+    direction: 3×3; column k is the LPS unit vector along which array axis k (z, y, x) grows.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[tuple[float, float, float], ...] = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+    def __post_init__(self):
+        if len(self.spacing_mm) != 3 or not all(s > 0 and np.isfinite(s) for s in self.spacing_mm):
+            raise ValueError(f"spacing_mm must be three positive numbers (z, y, x), found {self.spacing_mm}")
+        axes = np.asarray(self.direction, float)
+        if axes.shape != (3, 3) or not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+            raise ValueError(f"direction must have orthonormal columns, found {self.direction}")
+
+    def position_mm(self, index):
+        """LPS position (x, y, z) of voxel `index` (z, y, x)."""
+        return np.asarray(self.origin_mm) + np.asarray(self.direction) @ (np.asarray(index) * self.spacing_mm)
+
+    def agrees_with(self, other, tolerance_mm=0.01):
+        """True where both grids put their voxels at the same places."""
+        return (
+            np.allclose(self.spacing_mm, other.spacing_mm, atol=tolerance_mm)
+            and np.allclose(self.origin_mm, other.origin_mm, atol=tolerance_mm)
+            and np.allclose(self.direction, other.direction, atol=1e-3)
+        )
+
+
+@dataclass(frozen=True)
+class DceSeries:
+    """All phases of one examination on one grid.
+
+    array: `(T, Z, Y, X)`, scanner units.  times_s: `(T,)` seconds from the first phase, ascending; NaN where
+    the source does not say.
+    """
+
+    array: np.ndarray
+    geometry: Geometry
+    times_s: tuple[float, ...]
+
+    def __post_init__(self):
+        if self.array.ndim != 4 or 0 in self.array.shape:
+            raise ValueError(f"a dynamic series is (T, Z, Y, X) and not empty, found shape {self.array.shape}")
+        if len(self.times_s) != self.array.shape[0]:
+            raise ValueError(f"{self.array.shape[0]} phases but {len(self.times_s)} times")
+        if not np.all(np.isnan(self.times_s)) and not np.all(np.diff(self.times_s) > 0):
+            raise ValueError(f"phase times must ascend, found {self.times_s} s")
+
+
+def to_sitk(array, geometry):
+    """`(Z, Y, X)` array and its geometry → SimpleITK image; bool, which SimpleITK lacks, becomes uint8."""
+    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)
+    image.SetSpacing([float(s) for s in geometry.spacing_mm[::-1]])
+    image.SetOrigin([float(p) for p in geometry.origin_mm])
+    image.SetDirection(np.asarray(geometry.direction, float)[:, ::-1].ravel().tolist())
+    return image
+
+
+def from_sitk(image):
+    """SimpleITK image → `(Z, Y, X)` array and its geometry."""
+    axes = np.reshape(image.GetDirection(), (3, 3))[:, ::-1]
+    return sitk.GetArrayFromImage(image), Geometry(
+        spacing_mm=tuple(image.GetSpacing()[::-1]),
+        origin_mm=tuple(image.GetOrigin()),
+        direction=tuple(tuple(float(v) for v in row) for row in axes),
+    )

@@ -1,0 +1,73 @@
+"""Axis order and geometry: array order z, y, x on one side, SimpleITK's x, y, z on the other."""
+
+import numpy as np
+import pytest
+
+from her2core.volume import DceSeries, Geometry, from_sitk, to_sitk
+
+TILT = np.deg2rad(20)
+OBLIQUE = ((0.0, -np.sin(TILT), np.cos(TILT)), (0.0, np.cos(TILT), np.sin(TILT)), (-1.0, 0.0, 0.0))
+SAGITTAL = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("direction", [Geometry((1, 1, 1)).direction, SAGITTAL, OBLIQUE])
+def test_simpleitk_and_geometry_put_the_same_voxel_at_the_same_place(direction):
+    geometry = Geometry((2.5, 0.7, 0.9), (-80.0, 12.5, 3.0), direction)
+    image = to_sitk(np.zeros((3, 4, 5), np.uint16), geometry)
+    assert image.GetSize() == (5, 4, 3)
+    np.testing.assert_allclose(
+        image.TransformIndexToPhysicalPoint((4, 2, 1)), geometry.position_mm((1, 2, 4)), atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32])
+def test_there_and_back_through_simpleitk_keeps_voxels_type_and_geometry(dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    geometry = Geometry((2.0, 0.5, 0.25), (1.0, 2.0, 3.0), OBLIQUE)
+    back, found = from_sitk(to_sitk(array, geometry))
+    assert back.dtype == dtype and np.array_equal(back, array)
+    assert found.agrees_with(geometry, tolerance_mm=1e-9)
+
+
+def test_a_bool_mask_reaches_simpleitk_as_zeros_and_ones():
+    mask = np.arange(8).reshape(2, 2, 2) > 3
+    back, _ = from_sitk(to_sitk(mask, Geometry((1, 1, 1))))
+    assert back.dtype == np.uint8 and np.array_equal(back, mask)
+
+
+def test_grids_that_differ_in_spacing_origin_or_direction_do_not_agree():
+    geometry = Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.0))
+    assert geometry.agrees_with(Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.0)))
+    assert not geometry.agrees_with(Geometry((2.0, 0.55, 0.5), (1.0, 2.0, 3.0)))
+    assert not geometry.agrees_with(Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.2)))
+    assert not geometry.agrees_with(Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.0), SAGITTAL))
+
+
+@pytest.mark.parametrize("spacing", [(0, 1, 1), (1, -1, 1), (1, 1, NAN), (1, 1)])
+def test_a_spacing_that_is_not_three_positive_numbers_is_refused(spacing):
+    with pytest.raises(ValueError, match="three positive numbers"):
+        Geometry(spacing)
+
+
+def test_a_direction_that_is_not_orthonormal_is_refused():
+    with pytest.raises(ValueError, match="orthonormal"):
+        Geometry((1, 1, 1), direction=((0, 0, 1), (0, 1, 0), (0, 0, 1)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3), (0, 2, 3, 3), (1, 1, 0, 3)])
+def test_a_series_without_four_filled_axes_is_refused(shape):
+    with pytest.raises(ValueError, match=r"\(T, Z, Y, X\) and not empty"):
+        DceSeries(np.zeros(shape), Geometry((1, 1, 1)), (0.0,) * shape[0])
+
+
+@pytest.mark.parametrize("times", [(0.0, 0.0), (10.0, 0.0), (0.0, NAN)])
+def test_phase_times_that_do_not_ascend_are_refused(times):
+    with pytest.raises(ValueError, match="must ascend"):
+        DceSeries(np.zeros((2, 1, 2, 2)), Geometry((1, 1, 1)), times)
+
+
+def test_times_must_be_as_many_as_phases_and_may_all_be_unknown():
+    with pytest.raises(ValueError, match="2 phases but 1 times"):
+        DceSeries(np.zeros((2, 1, 2, 2)), Geometry((1, 1, 1)), (0.0,))
+    DceSeries(np.zeros((2, 1, 2, 2)), Geometry((1, 1, 1)), (NAN, NAN))
