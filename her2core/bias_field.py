@@ -19,7 +19,7 @@ class N4Config:
     number of levels is the length (three; with four, anatomy goes into the field).  convergence: stop below.
     """
 
-    grid_mm: float = 5.0
+    grid_mm: float = 8.0
     iterations: tuple[int, ...] = (50, 50, 30)
     convergence: float = 1e-3
 

@@ -7,6 +7,7 @@ data/<cohort>/prepare/
     images_raw.npy, images_n4.npy        (N, P, H, W) uint16, scanner units
     quantiles_raw.npy, quantiles_n4.npy  (N, scopes, P, L) uint16, scopes and meaning as in normalize.SCOPES
     levels.npy                           (L,) which quantiles they are
+    pixel_mm.npy                         () edge of a pixel of the images
     slices.csv                           one row per slice: patient, split, her2, dataset, z, tumour_mm2
 """
 
@@ -171,7 +172,7 @@ def prepare(patients, raw, out, config):
     if failures:
         raise ValueError(f"{len(failures)} of {len(rows)} patients cannot be prepared:\n" + "\n".join(failures))
     table = pd.DataFrame([line for lines, _ in results for line in lines])
-    arrays = {"levels": np.asarray(config.quantiles)}
+    arrays = {"levels": np.asarray(config.quantiles), "pixel_mm": np.asarray(config.crop_mm / config.crop_px)}
     for name in config.bias_fields:
         arrays[f"images_{name}"] = np.concatenate([packed[name][0] for _, packed in results])
         arrays[f"quantiles_{name}"] = np.concatenate([packed[name][1] for _, packed in results])

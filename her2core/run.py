@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 from her2core.config import cohort, results_folder, root, steady_dependencies
 
@@ -58,6 +59,7 @@ def execute(source, part, parameters):
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # other thread counts give other last bits
     return papermill.execute_notebook(
         str(source),
         str(part),
@@ -83,7 +85,8 @@ def run(name, parameters):
         known = ", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb")))
         raise ValueError(f"no notebook {name!r}; there are {known}")
     check_parameters(source, parameters)
-    out = results_folder() / "executed" / ("-".join([name, *parameters.values()]) + ".ipynb")
+    values = [Path(value).name for value in parameters.values()]  # of a path, its last part
+    out = results_folder() / "executed" / ("-".join([name, *values]) + ".ipynb")
     part = out.with_suffix(".part.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)  # a failed run must not leave the last one's pages as if they were its own
@@ -101,12 +104,14 @@ def run(name, parameters):
 
 
 def parse(arguments):
-    """["run=x"] → {"run": "x"}; values become part of a file name and may hold letters, digits, _ - . only."""
+    """["run=x"] → {"run": "x"}; a value, or its last part, becomes part of a file name."""
     pairs = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or not re.fullmatch(r"[\w.-]+", value):
-            raise ValueError(f"expected name=value with letters, digits, _ - . in the value, found {argument!r}")
+        if not equals or not re.fullmatch(r"[\w./-]*[\w-]", value):
+            raise ValueError(
+                f"expected name=value with letters, digits and _ - . / in the value, found {argument!r}"
+            )
         pairs[key] = value
     return pairs
 

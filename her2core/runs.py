@@ -3,7 +3,7 @@
 Its name says all of it, so that a further run is one more line under `runs` in `params.yaml`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -44,6 +44,7 @@ class Run:
 
 def train_seed(seed, run, slices, models, config):
     """One training, start to end → its weights (on the CPU) and history."""
+    config = replace(config, lr=config.lr_of.get(run.model, config.lr))
     build = partial(build_model, run.model, models, slices.images.shape[-1])
     bar = partial(tqdm, desc=f"{run.name} seed {seed}", unit="epoch", position=config.seeds.index(seed))
     model, history = fit(build, slices.of_split("train"), slices.of_split("validation"), config, seed, bar)

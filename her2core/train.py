@@ -21,7 +21,8 @@ AGGREGATE = {"median": np.median, "mean": np.mean, "max": np.max}
 @dataclass(frozen=True)
 class TrainConfig:
     """seeds: one training each.  epochs: passes over the training patients, one slice per patient and pass.
-    lr: peak of AdamW's learning rate after `warmup` (fraction of all steps), then cosine to zero.
+    lr: peak of AdamW's learning rate after `warmup` (fraction of all steps), then cosine to zero; lr_of: the
+        peak for models that need another.
     class_weight: "balanced" weighs HER2+ by negatives / positives in the loss, "none" leaves it.
     validate_every: epochs between looks at the validation patients; the best look is kept.
     aggregate: slice probabilities → patient: median, mean or max.
@@ -33,6 +34,7 @@ class TrainConfig:
     epochs: int = 40
     batch_size: int = 32
     lr: float = 2e-3
+    lr_of: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.05
     warmup: float = 0.1
     gradient_clip: float = 1.0

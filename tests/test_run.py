@@ -1,0 +1,153 @@
+"""The runner is strict, live and repeatable."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from her2core.run import parse, scrub
+
+PACKAGE = Path(__file__).resolve().parents[1]
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+GOOD = [
+    ("parameters", "speed = 'slow'  # how fast\ncolour = 'red'"),
+    (None, "import sys\nfrom tqdm import tqdm\nprint('speed', speed, object())"),
+    (None, "for _ in tqdm(range(3), desc='bar'):\n    pass"),
+]
+
+
+def write_notebook(folder, name, cells):
+    nb = nbformat.v4.new_notebook()
+    for tag, code in cells:
+        cell = nbformat.v4.new_code_cell(code)
+        if tag:
+            cell.metadata["tags"] = [tag]
+        nb.cells.append(cell)
+    nb.metadata["kernelspec"] = KERNEL
+    nbformat.write(nb, folder / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="module")
+def compendium(tmp_path_factory):
+    top = tmp_path_factory.mktemp("compendium")
+    (top / "notebooks").mkdir()
+    (top / "params.yaml").write_text("cohort: small\nsmall: {a: {x: 1}}\n")
+    (top / "dvc.yaml").write_text(
+        "stages:\n  s: {cmd: x, deps: [notebooks/edits.ipynb, data.txt]}\n"
+        "  g: {cmd: x, deps: [notebooks/good.ipynb]}\n"
+    )
+    (top / "data.txt").write_text("1")
+    write_notebook(top, "good", GOOD)
+    write_notebook(top, "fails", [("parameters", "x = 1"), (None, "x = 1"), (None, "raise KeyError('a lesion')")])
+    write_notebook(top, "edits", [("parameters", "x = 1"), (None, "open('../data.txt', 'w').write('2')")])
+    sleeping = "import os, time\nopen('../pid', 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    write_notebook(top, "sleeps", [("parameters", "x = 1"), (None, sleeping)])
+    return top
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "her2core.run", *arguments]
+
+
+def run(top, *arguments):
+    env = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    found = subprocess.run(command(*arguments), cwd=top, env=env, capture_output=True, timeout=120)
+    found.stdout, found.stderr = found.stdout.decode(), found.stderr.decode()  # text mode would turn \r into \n
+    return found
+
+
+def test_output_and_progress_bars_reach_the_terminal_and_the_file_repeats_to_the_byte(compendium):
+    first = run(compendium, "good", "speed=fast")
+    out = compendium / "results/small/executed/good-fast.ipynb"
+    bytes_of_first = out.read_bytes()
+    assert first.returncode == 0, first.stderr
+    assert "speed fast <object object at 0x" in first.stdout
+    assert "bar: 100%" in first.stderr and "\r" in first.stderr
+    run(compendium, "good", "speed=fast")
+    assert out.read_bytes() == bytes_of_first
+    assert b"0x0" in bytes_of_first and b"bar:" not in bytes_of_first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("good", "sped=fast"), "notebooks/good.ipynb has no parameter sped; it has speed, colour"),
+        (("god",), "no notebook 'god'; there are edits, fails, good, sleeps"),
+        (("good", "fast"), "expected name=value"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_line_and_a_failure(compendium, arguments, message):
+    found = run(compendium, *arguments)
+    assert found.returncode == 1
+    assert found.stderr.strip().startswith(message) and len(found.stderr.strip().splitlines()) == 1
+
+
+def test_a_failing_cell_gives_two_lines_and_leaves_the_half_run_notebook(compendium):
+    found = run(compendium, "fails")
+    lines = found.stderr.strip().splitlines()
+    assert found.returncode == 1 and len(lines) == 2
+    assert lines[0] == "notebooks/fails.ipynb, cell [3]: KeyError: 'a lesion'"
+    part = compendium / "results/small/executed/fails.part.ipynb"
+    assert str(part.relative_to(compendium)) in lines[1] and part.is_file()
+    assert not (compendium / "results/small/executed/fails.ipynb").exists()
+
+
+def test_a_dependency_edited_in_mid_run_fails_the_run(compendium):
+    found = run(compendium, "edits")
+    assert found.returncode == 1 and "changed while the stage ran" in found.stderr and "data.txt" in found.stderr
+    assert not (compendium / "results/small/executed/edits.ipynb").exists()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_kernel_behind(compendium, signal_number):
+    pid = compendium / "pid"
+    pid.unlink(missing_ok=True)
+    env = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    runner = subprocess.Popen(command("sleeps"), cwd=compendium, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: pid.is_file() and pid.read_text(), 60)
+        runner.send_signal(signal_number)
+        _, stderr = runner.communicate(timeout=30)
+    finally:
+        runner.kill()
+    assert runner.returncode != 0 and "stopped" in stderr
+    wait_for(lambda: not alive(int(pid.read_text())), 10)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("argument", ["run", "run=../x y", "run=", "run=a;b"])
+def test_values_that_could_not_be_a_file_name_are_refused(argument):
+    with pytest.raises(ValueError, match="expected name=value"):
+        parse([argument])
+
+
+def test_scrubbing_keeps_results_and_drops_what_changes():
+    nb = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL, "papermill": {"duration": 1.2}})
+    cell = nbformat.v4.new_code_cell("x", metadata={"tags": ["t"], "execution": {"shell.execute_reply": "2026"}})
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="bar"),
+        nbformat.v4.new_output("stream", name="stdout", text="at 0x7f1234567890"),
+    ]
+    nb.cells = [cell]
+    out = scrub(nb)
+    assert out.metadata == {"kernelspec": KERNEL}
+    assert out.cells[0].metadata == {"tags": ["t"]} and out.cells[0].id == "c00"
+    assert [o.text for o in out.cells[0].outputs] == ["at 0x0"]

@@ -1,0 +1,86 @@
+"""Runs: names, weights, predictions."""
+
+import numpy as np
+import pytest
+import torch
+
+from her2core.baselines import ModelConfig, VitConfig
+from her2core.dataset import Slices
+from her2core.evaluate import COLUMNS, read_predictions
+from her2core.model import ThdaConfig
+from her2core.runs import Run, load_seeds, predictions, save_weights, spatial_attention, train_run
+from her2core.train import TrainConfig
+
+RUN = Run.parse("thda-channel_q98-raw")
+MODELS = ModelConfig(ThdaConfig(width=8), VitConfig(8, 32, 2, 2, 64))
+CONFIG = TrainConfig(seeds=(0, 5), epochs=2, batch_size=4, validate_every=1, device="cpu", threads=1, jobs=2)
+
+
+@pytest.fixture(scope="module")
+def slices():
+    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = np.repeat(["train", "train", "validation", "test"], 6)
+    return Slices(images, np.array([f"p{k // 2:02d}" for k in range(24)]), split, np.arange(24) // 2 % 2)
+
+
+@pytest.fixture(scope="module")
+def trained(slices):
+    return train_run(RUN, slices, MODELS, CONFIG)
+
+
+def test_a_name_is_taken_apart_and_put_together():
+    assert (RUN.model, RUN.window, RUN.bias_field, RUN.name) == (
+        "thda",
+        "channel_q98",
+        "raw",
+        "thda-channel_q98-raw",
+    )
+
+
+@pytest.mark.parametrize("name", ["thda", "cnn-channel_q98-raw", "thda-channel_q98-n5", "thda-channel-raw"])
+def test_a_name_that_is_no_run_is_refused(name):
+    with pytest.raises(ValueError, match="expected (model-window-bias_field|scope_limits)"):
+        Run.parse(name)
+
+
+def test_each_seed_is_trained_and_has_its_history(trained):
+    weights, history = trained
+    assert list(weights) == [0, 5]
+    assert history.groupby("seed")["epoch"].apply(list).to_dict() == {0: [1, 2], 5: [1, 2]}
+
+
+def test_seeds_side_by_side_give_the_bytes_of_seeds_one_by_one(slices, trained):
+    from dataclasses import replace
+
+    alone, _ = train_run(RUN, slices, MODELS, replace(CONFIG, jobs=1))
+    assert all(torch.equal(trained[0][s][k], alone[s][k]) for s in alone for k in alone[s])
+
+
+def test_weights_survive_the_disk_and_are_the_same_file_twice(trained, tmp_path):
+    save_weights(trained[0], tmp_path / "a")
+    save_weights(trained[0], tmp_path / "b")
+    first, second = ((tmp_path / d / "seed5.safetensors").read_bytes() for d in "ab")
+    assert first == second and not list(tmp_path.glob("*/.*"))
+    models = load_seeds(tmp_path / "a", RUN, MODELS, 16)
+    assert torch.equal(models[1].classifier.weight, trained[0][5]["classifier.weight"])
+
+
+def test_the_prediction_table_has_a_row_per_patient_split_and_seed(slices, trained, tmp_path):
+    save_weights(trained[0], tmp_path / "w")
+    table = predictions(RUN, "c", slices, ("validation", "test"), MODELS, CONFIG, tmp_path / "w")
+    assert tuple(table.columns) == COLUMNS or set(table.columns) == set(COLUMNS)
+    assert table.groupby(["split", "seed"])["patient"].nunique().tolist() == [3, 3, 3, 3]
+    assert "train" not in set(table["split"])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert len(read_predictions([tmp_path / "t.csv"])) == 12
+
+
+def test_attention_is_averaged_to_a_map_per_phase_of_the_images_size(slices, trained, tmp_path):
+    save_weights(trained[0], tmp_path)
+    maps = spatial_attention(load_seeds(tmp_path, RUN, MODELS, 16), slices.images[:2])
+    assert maps.shape == (2, 3, 16, 16) and 0 <= maps.min() <= maps.max() <= 1
+
+
+def test_missing_weights_say_which_stage_makes_them(tmp_path):
+    with pytest.raises(ValueError, match="no weights of thda-channel_q98-raw.*run the training stage"):
+        load_seeds(tmp_path, RUN, MODELS, 16)

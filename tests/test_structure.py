@@ -1,0 +1,258 @@
+"""The compendium agrees with itself: imports, notebooks, stages, parameters, lock."""
+
+import ast
+import hashlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from ruamel.yaml import YAML
+
+from her2core.acquire import AcquireConfig
+from her2core.baselines import ModelConfig
+from her2core.config import build
+from her2core.evaluate import EvaluateConfig
+from her2core.preprocess import PrepareConfig
+from her2core.runs import Run
+from her2core.train import TrainConfig
+
+TOP = Path(__file__).resolve().parents[1]
+ORDER = (
+    "config volume dicom nifti physics phantom parallel acquire cohort bias_field normalize preprocess "
+    "dataset model baselines train runs evaluate figures run"
+).split()
+NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
+STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
+PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
+SECTIONS = {
+    "acquire": AcquireConfig,
+    "prepare": PrepareConfig,
+    "models": ModelConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def modules_in(source):
+    """her2core modules that a piece of code imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "her2core":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("her2core."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+@cache
+def imports_of(module):
+    return modules_in((TOP / "her2core" / f"{module}.py").read_text())
+
+
+def closure(modules):
+    """The modules, and all that they import in turn."""
+    found, todo = set(), set(modules)
+    while todo:
+        module = todo.pop()
+        found.add(module)
+        todo |= imports_of(module) - found
+    return found
+
+
+def cells_of(notebook):
+    return json.loads(notebook.read_text())["cells"]
+
+
+def code_of(notebook):
+    return "\n".join("".join(c["source"]) for c in cells_of(notebook) if c["cell_type"] == "code")
+
+
+def stage_of(notebook):
+    return next((s for s in STAGES.values() if f"notebooks/{notebook.name}" in s["deps"]), None)
+
+
+STAGED = [n for n in NOTEBOOKS if stage_of(n)]
+
+
+def by_stem(path):
+    return path.stem
+
+
+def test_every_module_stands_in_the_reading_order():
+    assert sorted(ORDER) == sorted(p.stem for p in (TOP / "her2core").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_from_modules_above_it(module):
+    above = set(ORDER[: ORDER.index(module)])
+    assert imports_of(module) <= above
+
+
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.stem[:2] < "06"], ids=by_stem)
+def test_only_the_report_and_the_case_import_figures(notebook):
+    assert "figures" not in closure(modules_in(code_of(notebook)))
+
+
+def test_networks_and_training_import_without_imaging_or_pipeline_packages():
+    absent = ("pydicom", "SimpleITK", "papermill", "dvc", "pandas", "matplotlib", "tqdm", "joblib.externals.none")
+    code = f"""
+import sys
+for name in {absent!r}:
+    sys.modules[name] = None
+import her2core.model, her2core.train, her2core.baselines, her2core.dataset, her2core.normalize
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
+def test_notebooks_are_stripped_and_have_stable_ids_and_one_kernel(notebook):
+    nb = json.loads(notebook.read_text())
+    assert nb["metadata"] == {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    }
+    ids = [c["id"] for c in nb["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in nb["cells"]:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+        assert set(cell["metadata"]) <= {"tags"}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
+def test_notebooks_are_short_cells_between_prose(notebook):
+    cells = cells_of(notebook)
+    code = [c for c in cells if c["cell_type"] == "code"]
+    lines = [sum(1 for line in c["source"] if line.strip()) for c in code]
+    assert 15 <= len(cells) <= 35
+    assert 0.4 <= 1 - len(code) / len(cells) <= 0.65
+    assert max(lines) <= 15 and statistics.median(lines) <= 5
+    assert "class " not in code_of(notebook) and code_of(notebook).count("def ") <= 1
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
+def test_notebooks_open_with_the_question_and_close_with_the_answer(notebook):
+    cells = cells_of(notebook)
+    opening, closing = ("".join(c["source"]) for c in (cells[0], cells[-1]))
+    assert all(word in opening for word in ("# ", "**Question.**", "**In:**", "**Out:**"))
+    assert closing.startswith("**Answer.**")
+    assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
+
+
+def test_every_stage_but_acquire_runs_the_notebook_it_depends_on():
+    for name, stage in STAGES.items():
+        notebooks = [d for d in stage["deps"] if d.startswith("notebooks/")]
+        if name == "acquire":
+            assert stage["cmd"] == "python -m her2core.acquire" and not notebooks
+        else:
+            assert stage["cmd"].split()[:4] == ["python", "-m", "her2core.run", Path(notebooks[0]).stem]
+
+
+def declared_modules(stage):
+    return {Path(d).stem for d in stage["deps"] if d.startswith("her2core/") and d.endswith(".py")}
+
+
+@pytest.mark.parametrize("notebook", STAGED, ids=by_stem)
+def test_a_stage_depends_on_exactly_the_modules_its_notebook_imports(notebook):
+    assert declared_modules(stage_of(notebook)) == closure(modules_in(code_of(notebook)))
+
+
+def test_acquire_depends_on_exactly_the_modules_it_imports():
+    assert declared_modules(STAGES["acquire"]) == closure({"acquire"})
+
+
+def read_by(code):
+    sections = {f"${{cohort}}.{s}" for s in re.findall(r'params\(\s*"(\w+)"', code)}
+    return sections | set(re.findall(r'setting\("(\w+)"', code)) | {"cohort"}
+
+
+@pytest.mark.parametrize("notebook", STAGED, ids=by_stem)
+def test_a_stage_tracks_exactly_the_parameters_its_notebook_reads(notebook):
+    assert set(stage_of(notebook)["params"]) == read_by(code_of(notebook))
+
+
+def test_acquire_tracks_exactly_the_parameters_it_reads():
+    source = (TOP / "her2core/acquire.py").read_text()
+    assert set(STAGES["acquire"]["params"]) == read_by(source)
+
+
+def test_every_run_has_a_name_that_can_be_run_and_the_reference_is_one_of_them():
+    assert [Run.parse(r).name for r in PARAMS["runs"]] == PARAMS["runs"]
+    assert PARAMS["reference"] in PARAMS["runs"]
+    assert len(set(PARAMS["runs"])) == len(PARAMS["runs"])
+
+
+COHORTS = [k for k, v in PARAMS.items() if isinstance(v, dict)]
+
+
+def missing_keys(cls, values, where):
+    for field in fields(cls):
+        if field.name not in values:
+            yield f"{where}.{field.name}"
+        elif is_dataclass(inner := get_type_hints(cls)[field.name]):
+            yield from missing_keys(inner, values[field.name], f"{where}.{field.name}")
+
+
+@pytest.mark.parametrize("cohort", COHORTS)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_cohort_has_every_section_complete(cohort, section):
+    values = PARAMS[cohort][section]
+    build(SECTIONS[section], values, f"{cohort}.{section}")
+    assert list(missing_keys(SECTIONS[section], values, f"{cohort}.{section}")) == []
+    assert set(PARAMS[cohort]) == set(SECTIONS)
+    assert MISSING not in values.values()
+
+
+LOCK = TOP / "dvc.lock"
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif(PARAMS["cohort"] != "embedded", reason="the committed lock is that of the embedded cohort")
+def test_the_lock_is_fresh_for_code_parameters_and_results_in_git():
+    stages = YAML(typ="safe").load(LOCK)["stages"]
+    names = {n for n in STAGES if "matrix" not in STAGES[n]} | {f"train@{r}" for r in PARAMS["runs"]}
+    assert set(stages) == names
+    for name, stage in stages.items():
+        for entry in stage["deps"] + stage["outs"]:
+            path = TOP / entry["path"]
+            if path.is_file():  # data and models are not in a fresh clone
+                assert entry["md5"] == md5(path), f"{name}: {entry['path']} is not what the lock says: dvc repro"
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            now = PARAMS
+            for part in key.split("."):
+                now = now[part]
+            assert value == now, f"{name}: {key} is not what the lock says: dvc repro"
+
+
+@pytest.mark.skipif(PARAMS["cohort"] != "embedded", reason="the committed results are those of the embedded cohort")
+def test_every_result_in_git_was_written_by_a_stage():
+    outs = [o["path"] for s in YAML(typ="safe").load(LOCK)["stages"].values() for o in s["outs"]]
+    tracked = subprocess.run(
+        ["git", "ls-files", "results", "figures"], cwd=TOP, capture_output=True, text=True, check=True
+    ).stdout.split()
+    strangers = [t for t in tracked if not any(t == o or t.startswith(o + "/") for o in outs)]
+    assert strangers == []
+
+
+def test_the_lock_file_of_packages_answers_pyproject():
+    text = (TOP / "requirements.txt").read_text()
+    pinned = {re.split(r"[=\[]", line)[0].lower().replace(".", "-") for line in text.splitlines() if "==" in line}
+    project = (TOP / "pyproject.toml").read_text()
+    block = project[project.index("dependencies = [") : project.index("[build-system]")]
+    wanted = {re.split(r"[<>=\[]", name)[0].lower().replace(".", "-") for name in re.findall(r'"([^"]+)"', block)}
+    assert wanted <= pinned
+
+
+def test_nothing_tracked_is_large():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, capture_output=True, text=True, check=True).stdout
+    large = [name for name in tracked.split("\0") if name and (TOP / name).is_file()]
+    assert [name for name in large if (TOP / name).stat().st_size > 3e6] == []
