@@ -89,9 +89,9 @@ def reorder(train_validation_test):
     return {"train": train, "test": test, "validation": validation}.values()
 
 
-def make_site(dataset, coarse):
-    """The site with voxels `coarse` times larger in all directions over the same field of view."""
-    site = phantom.SITES[dataset]
+def site_of(row, coarse):
+    """The patient's scanner and protocol, with voxels `coarse` times larger over the same field of view."""
+    site = phantom.draw_protocol(row["dataset"], row["seed"])
     shape = tuple(n // coarse for n in site.shape)
     return replace(site, shape=shape, spacing_mm=tuple(s * coarse for s in site.spacing_mm))
 
@@ -102,8 +102,9 @@ def acquisition_of(site):
     return dicom.Acquisition(
         series_description=UNI_LATERAL + "original DCE" if ispy else REGISTERED,
         study_description="ISPY2_MRI_T0" if ispy else "MRI BREAST",
-        manufacturer="SIEMENS" if ispy else "GE MEDICAL SYSTEMS",
+        manufacturer=site.manufacturer,
         field_strength_T=site.field_T,
+        bits_stored=site.bits,
         tr_ms=site.tr_s * 1000,
         te_ms=site.te_s * 1000,
         flip_deg=site.flip_deg,
@@ -183,14 +184,16 @@ def make_one(row, config, folder):
         found = json.loads(record.read_text())
         if not incomplete_files(found, folder):
             return found
-    site = make_site(row["dataset"], config.coarse)
+    site = site_of(row, config.coarse)
     patient = phantom.make_patient(row["seed"], row["her2"], site, bayes_auc=config.bayes_auc)
     paths = write_patient(row, patient, site, folder)
     found = {
         "files": {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths},
         "sha256": digest(paths, folder),
         "metadata": metadata_row(row, site),
-        "truth": {"patient": row["patient"], "seed": row["seed"]} | asdict(patient.truth),
+        "truth": {"patient": row["patient"], "seed": row["seed"]}
+        | {k: getattr(site, k) for k in ("manufacturer", "field_T", "bits", "gain")}
+        | asdict(patient.truth),
     }
     write_whole(record, json.dumps(found))
     return found

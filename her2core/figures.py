@@ -30,7 +30,7 @@ def cohort_name(cohort):
     return SYNTHETIC.get(cohort, cohort)
 
 
-def roc(curves, cohort):
+def roc(curves, confidence, cohort):
     """ROC curves.  curves: name → (false-positive rate, mean, low, high, `Estimate`), each `(points,)`."""
     figure, axes = plt.subplots(figsize=(ONE_COLUMN, ONE_COLUMN))
     for number, (name, (grid, mean, low, high, estimate)) in enumerate(curves.items()):
@@ -41,12 +41,12 @@ def roc(curves, cohort):
         axes.plot(grid, mean, color=colour, linestyle=line, label=label + counts)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
-    axes.set_title(f"{cohort_name(cohort)}; mean of seeds, 95 % bootstrap band")
+    axes.set_title(f"{cohort_name(cohort)}\nmean of seeds; bands and brackets: {confidence:.0%} over patients")
     axes.legend(loc="lower right")
     return figure
 
 
-def forest(table, reference, cohort, title):
+def forest(table, reference, confidence, cohort, title):
     """AUC of each run with its interval and seeds.  table: `evaluate.summary` rows, drawn top to bottom."""
     figure, axes = plt.subplots(figsize=(TWO_COLUMNS * 0.75, 0.8 + 0.3 * len(table)))
     for y, (_, row) in enumerate(table.iterrows()):
@@ -59,8 +59,10 @@ def forest(table, reference, cohort, title):
     axes.axvline(0.5, color="0.6", linewidth=0.8)
     marks = [f"{r}  (reference)" if r == reference else r for r in table["run"]]
     axes.set_yticks(range(len(table)), marks)
-    axes.invert_yaxis()
-    axes.set_xlabel("AUC, internal test: mean of seeds, 95 % interval over patients; thick: range of seeds")
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    axes.set_xlabel(
+        f"AUC, internal test\ndot: mean of seeds; line: {confidence:.0%} interval over patients; band: seeds' range"
+    )
     first = table.iloc[0]
     axes.set_title(f"{title}; {cohort_name(cohort)}, n = {first['patients']}, {first['positives']} HER2+")
     return figure
@@ -139,15 +141,15 @@ def windows(values, limits, cohort):
 
     values: `(n,)` intensities.  limits: window name → (lo, hi).  The share above `hi` is lost to white.
     """
-    figure, axes = plt.subplots(figsize=(TWO_COLUMNS * 0.75, 2.4))
+    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 2.6))
     top = max(hi for _, hi in limits.values())
     axes.hist(values, bins=np.linspace(0, top * 1.02, 120), color="0.75", log=True)
     for number, (name, (_, hi)) in enumerate(limits.items()):
         lost = (values > hi).mean()
         style = ("-", "--", ":", "-.")[number % 4]
-        label = f"{name}: white from {hi:.0f}, {100 * lost:.1f} % saturated"
+        label = f"{name}: white from {hi:.0f},\n{100 * lost:.1f} % saturated"
         axes.axvline(hi, color=COLOURS[number % len(COLOURS)], linestyle=style, label=label)
     axes.set(xlabel="Intensity, early post-contrast phase (scanner units)", ylabel="Voxels of the crops")
     axes.set_title(f"Upper limits of the windows for one patient; {cohort_name(cohort)}")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

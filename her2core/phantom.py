@@ -22,7 +22,13 @@ DENSITY_SHARES = {0.10: 0.10, 0.22: 0.40, 0.38: 0.40, 0.55: 0.10}  # gland share
 BACKGROUND_SHARES = {"minimal": 0.18, "mild": 0.46, "moderate": 0.26, "marked": 0.10}  # IMAGINE, BCR 2020
 BACKGROUND_KTRANS = {"minimal": 0.007, "mild": 0.014, "moderate": 0.025, "marked": 0.045}  # per min
 HR_SHARES = {None: 536 / 982, 0: 381 / 740, 1: 155 / 242}  # I-SPY2: hormone receptor positive by HER2
-STREAMS = ("anatomy", "lesion", "noise", "truth")  # independent generators: twins share all but the lesion
+STREAMS = (
+    "anatomy",
+    "lesion",
+    "noise",
+    "truth",
+    "protocol",
+)  # independent generators: twins share all but the lesion
 ENHANCEMENT_THRESHOLD = 0.70  # percent enhancement / 100 of the functional tumour volume (Hylton 2016)
 
 
@@ -49,6 +55,7 @@ class Site:
     bits: int
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, int, int] = (24, 128, 128)
+    manufacturer: str = "GE MEDICAL SYSTEMS"
 
     def __post_init__(self):
         if self.field_T not in physics.T10_S:
@@ -92,6 +99,73 @@ SITES = {
         ),
     )
 }  # fmt: skip
+
+
+# What differs between the patients of a collection, as (value, share) pairs.  Manufacturers and matrices of spy2
+# follow the 982 baseline examinations of I-SPY2 (matrices at half their size); I-SPY1 and AMBL were acquired at
+# 1.5 T, AMBL on one GE model.  Field strengths of spy2 and the slice counts are our choice.
+PROTOCOLS = {
+    "spy2": {
+        "manufacturer": (("GE MEDICAL SYSTEMS", 611), ("SIEMENS", 252), ("Philips Medical Systems", 119)),
+        "field_T": ((1.5, 0.6), (3.0, 0.4)),
+        "matrix": ((128, 767), (144, 140), (112, 75)),
+        "slices": ((24, 0.6), (20, 0.2), (28, 0.2)),
+        "late_phases": (((462,), 0.7), ((300, 462), 0.3)),
+        "agent": (("gadobutrol", 0.5), ("gadopentetate", 0.3), ("gadobenate", 0.2)),
+    },
+    "spy1": {
+        "manufacturer": (("GE MEDICAL SYSTEMS", 0.8), ("SIEMENS", 0.2)),
+        "matrix": ((128, 0.8), (112, 0.2)),
+        "slices": ((24, 0.7), (28, 0.3)),
+    },
+    "ambl": {"matrix": ((128, 0.9), (144, 0.1)), "slices": ((24, 0.8), (20, 0.2))},
+}
+GAIN_OF_12_BITS = 330  # leaves room for an enhanced lesion below 4095
+
+
+def draw_protocol(name, seed):
+    """The scanner and protocol of one patient of collection `name`: variations on `SITES`, whatever the label.
+
+    Matrix, slices, field of view, timing, field strength, manufacturer, contrast agent, bit depth and gain.
+    """
+    site = find_site(name)
+    rng = np.random.default_rng([seed, STREAMS.index("protocol")])
+    drawn = {key: choose(pairs, rng) for key, pairs in PROTOCOLS[name].items()}
+    view, slab, pace = rng.uniform((0.95, 0.95, 0.92), (1.08, 1.08, 1.08))
+    manufacturer, field_T = drawn.get("manufacturer", site.manufacturer), drawn.get("field_T", site.field_T)
+    bits = 12 if manufacturer != "GE MEDICAL SYSTEMS" else site.bits
+    gain = (GAIN_OF_12_BITS if bits == 12 else site.gain) * np.exp(0.18 * rng.standard_normal())
+    times = site.phase_times_s[:-1] + drawn["late_phases"] if "late_phases" in drawn else site.phase_times_s
+    edge_mm = view * site.shape[1] * site.spacing_mm[1] / drawn["matrix"]
+    return replace(
+        site,
+        field_T=field_T,
+        manufacturer=manufacturer,
+        relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[field_T].get(drawn.get("agent"), site.relaxivity_per_s_mM),
+        bits=bits,
+        gain=round(float(gain), 1),
+        phase_times_s=tuple(round(t * float(pace)) for t in times),
+        shape=(drawn["slices"], drawn["matrix"], drawn["matrix"]),
+        spacing_mm=(
+            round(float(slab * site.shape[0] * site.spacing_mm[0] / drawn["slices"]), 3),
+            *(round(float(edge_mm), 4),) * 2,
+        ),
+    )
+
+
+def choose(pairs, rng):
+    """One of the values, each with its share."""
+    shares = np.array([share for _, share in pairs], float)
+    return pairs[rng.choice(len(pairs), p=shares / shares.sum())][0]
+
+
+def find_site(site):
+    """A `Site` as it is, or one of `SITES` by its name."""
+    if isinstance(site, Site):
+        return site
+    if site not in SITES:
+        raise ValueError(f"unknown site {site!r}; there are {', '.join(SITES)}")
+    return SITES[site]
 
 
 @dataclass(frozen=True)
@@ -183,15 +257,20 @@ def draw_clinical(rng, *, her2=None):
     return {"age": age, "hr": int(hr_positive), "menopause": "post" if postmenopausal else "pre"}
 
 
-def expected_enhancement(truth, site, arrival_s=24):
-    """Noise-free early enhancement (PE, as a fraction) and signal enhancement ratio (SER) of the lesion."""
+def expected_signal(truth, site, arrival_s=24):
+    """Noise-free signal of the lesion in every phase, relative to the first: (T, …) for truths of any shape."""
     minutes = (np.asarray(site.phase_times_s[1:]) - arrival_s) / 60
     conc = physics.extended_tofts(minutes, truth.ktrans_per_min, truth.ve, truth.vp)
     conc = np.concatenate([np.zeros_like(conc[:1]), conc])
     rate = 1 / physics.T10_S[site.field_T]["tumour"] + site.relaxivity_per_s_mM * conc
     signal = physics.spgr(rate, site.tr_s, np.deg2rad(site.flip_deg))
-    added = signal - signal[0]
-    return added[site.early_index] / signal[0], added[site.early_index] / added[site.late_index]
+    return signal / signal[0]
+
+
+def expected_enhancement(truth, site, arrival_s=24):
+    """Noise-free early enhancement (PE, as a fraction) and signal enhancement ratio (SER) of the lesion."""
+    added = expected_signal(truth, site, arrival_s) - 1
+    return added[site.early_index], added[site.early_index] / added[site.late_index]
 
 
 # --- grids, fields and edges ------------------------------------------------------------------------------
@@ -673,11 +752,10 @@ def reference_signal(site):
     return float(0.82 * physics.spgr(1 / t10, site.tr_s, np.deg2rad(site.flip_deg), site.te_s, t2star))
 
 
-def acquire(site, signal, coil, anatomy_rng, noise_rng):
+def acquire(site, signal, coil, noise_rng):
     """Noise-free signal (T, Z, Y, X) → grey levels uint16: motion, coil, one gain for all phases, Rician noise."""
-    gain = site.gain * float(np.exp(0.18 * anatomy_rng.standard_normal()))
-    scale = coil * np.float32(gain / reference_signal(site))
-    sigma = np.float32(site.noise * gain)
+    scale = coil * np.float32(site.gain / reference_signal(site))
+    sigma = np.float32(site.noise * site.gain)
     out = np.empty(signal.shape, np.uint16)
     for phase, volume in enumerate(signal):
         if phase:
@@ -742,15 +820,6 @@ def make_geometry(site, side):
     return Geometry(site.spacing_mm, (centre - x / 2, -110.0, -z / 2))
 
 
-def find_site(site):
-    """A `Site` as it is, or one of `SITES` by its name."""
-    if isinstance(site, Site):
-        return site
-    if site not in SITES:
-        raise ValueError(f"unknown site {site!r}; there are {', '.join(SITES)}")
-    return SITES[site]
-
-
 def make_patient(seed, her2, site, *, bayes_auc=0.80, loading=1.0, truth=None):
     """One patient at a site (name or `Site`).  Equal arguments give equal bytes.
 
@@ -772,7 +841,7 @@ def make_patient(seed, her2, site, *, bayes_auc=0.80, loading=1.0, truth=None):
     coil = receive_field(grid, site, body, rng)
     table = tissue_table(grid, site, truth, anatomy, lesions, rng)
     signal = noise_free(site, table, flip, arrival_s=float(rng.uniform(17, 30)))
-    array = acquire(site, signal, coil, rng, streams["noise"])
+    array = acquire(site, signal, coil, streams["noise"])
     mask = lesions.labels > 0
     voi = bounding_voi(mask, site.spacing_mm)
     volume_ml = float(mask.sum() * np.prod(site.spacing_mm) / 1000)

@@ -58,6 +58,7 @@ def execute(source, part, parameters):
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # an interrupt leaves a task whose fate nobody asks
     os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # other thread counts give other last bits
     return papermill.execute_notebook(

@@ -10,8 +10,9 @@ import pytest
 from her2core import acquire as a
 from her2core.cohort import patient_table
 from her2core.dicom import read_dce, read_seg
+from her2core.evaluate import auc
 from her2core.nifti import read_breastdcedl
-from her2core.phantom import make_patient
+from her2core.phantom import SITES, draw_protocol, make_patient
 
 CONFIG = a.AcquireConfig(
     source="phantom", seed=3, bayes_auc=0.95, prevalence=0.5, spy2=(2, 0, 2), spy1=(2, 2, 0), ambl=2,
@@ -32,7 +33,7 @@ def truth(raw):
 
     def of(dataset):
         row = next(r for r in rows.values() if r["dataset"] == dataset)
-        site = a.make_site(dataset, CONFIG.coarse)
+        site = a.site_of(row, CONFIG.coarse)
         return row, site, make_patient(row["seed"], row["her2"], site, bayes_auc=CONFIG.bayes_auc)
 
     return of
@@ -44,6 +45,27 @@ def test_every_split_has_its_patients_and_its_share_of_positives():
     assert part.groupby("test")["her2"].agg(["size", "sum"]).to_numpy().tolist() == [[10, 4], [6, 2], [4, 2]]
     assert table["patient"].is_unique and table["seed"].is_unique
     assert (~table["her2_known"]).sum() == 1
+
+
+def test_neither_site_nor_protocol_nor_order_nor_age_tells_the_label():
+    config = replace(CONFIG, spy2=(1000, 0, 0), spy1=(600, 0, 0), ambl=400, prevalence=0.4)
+    rows = a.draw_cohort(config)
+    her2 = np.array([row["her2"] for row in rows])
+    sites = [draw_protocol(row["dataset"], row["seed"]) for row in rows]
+    features = {
+        "order": np.arange(len(rows)),
+        "dataset": [row["dataset"] == "spy2" for row in rows],
+        "age": [row["age"] for row in rows],
+        "gain": [s.gain / SITES[s.name].gain for s in sites],
+        "field strength": [s.field_T for s in sites],
+        "slices": [s.shape[0] for s in sites],
+        "pixel": [s.spacing_mm[1] for s in sites],
+        "bits": [s.bits for s in sites],
+    }
+    n1, n0 = her2.sum(), (1 - her2).sum()
+    standard_error = np.sqrt((n1 + n0 + 1) / (12 * n1 * n0))  # of an AUC of 0.5
+    for name, values in features.items():
+        assert abs(auc(her2, np.asarray(values, float)) - 0.5) < 2 * standard_error, name
 
 
 def test_the_metadata_pass_as_a_patient_table(raw):

@@ -27,8 +27,8 @@ def draw(name, table, rng):
     curves = {"Internal": (grid, grid**0.5, grid, grid**0.3, Estimate(0.7, 0.6, 0.8, 90, 30))}
     history = pd.DataFrame({"run": "a", "seed": [0, 0], "epoch": [1, 2], "loss": [1, 0.5], "validation_auc": 0.5})
     return {
-        "roc": lambda: figures.roc(curves, "embedded"),
-        "forest": lambda: figures.forest(table, "a", "embedded", "Windows"),
+        "roc": lambda: figures.roc(curves, 0.95, "embedded"),
+        "forest": lambda: figures.forest(table, "a", 0.95, "embedded", "Windows"),
         "learning_curves": lambda: figures.learning_curves(history, "embedded"),
         "phases": lambda: figures.phases(images, ["p", "q"], 2.0, "embedded"),
         "attention": lambda: figures.attention(
@@ -56,7 +56,7 @@ def test_every_figure_says_its_numbers_and_that_the_cohort_is_synthetic(name, ta
 
 
 def test_a_real_cohort_is_not_called_synthetic(table):
-    assert "synthetic" not in all_text(figures.forest(table, "a", "ispy", "Windows"))
+    assert "synthetic" not in all_text(figures.forest(table, "a", 0.95, "ispy", "Windows"))
 
 
 @pytest.mark.parametrize("name", ["roc", "attention"])

@@ -12,7 +12,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from her2core import phantom
-from her2core.phantom import SITES, draw_truth, make_patient
+from her2core.phantom import SITES, draw_protocol, draw_truth, make_patient
 
 SMALL = {
     name: dataclasses.replace(site, shape=(12, 64, 64), spacing_mm=(5.0, 2.8, 2.8)) for name, site in SITES.items()
@@ -253,19 +253,47 @@ def test_air_is_rayleigh_with_one_gain_for_all_phases(patients, site):
     assert air.std() > 4  # grey levels: rounding does not shape the noise
 
 
-def test_gain_varies_between_patients_but_not_with_the_label():
-    pairs = [[make_patient(i, her2, SMALL["spy2"]) for her2 in (0, 1)] for i in range(6)]
-    levels = np.array([[p.series.array[:, air_in_front(p)].mean() for p in pair] for pair in pairs])
-    np.testing.assert_array_equal(levels[:, 0], levels[:, 1])
-    assert levels[:, 0].std() / levels.mean() > 0.05
+def small(site):
+    """The site with voxels twice as large, over the same field of view."""
+    return dataclasses.replace(
+        site, shape=tuple(n // 2 for n in site.shape), spacing_mm=tuple(2 * s for s in site.spacing_mm)
+    )
+
+
+def test_gain_varies_between_patients_but_neither_with_the_label_nor_over_phases():
+    sites = [small(draw_protocol("spy1", i)) for i in range(6)]
+    pairs = [[make_patient(i, her2, sites[i]) for her2 in (0, 1)] for i in range(6)]
+    levels = np.array([[[v[air_in_front(p)].mean() for v in p.series.array] for p in pair] for pair in pairs])
+    np.testing.assert_array_equal(levels[:, 0], levels[:, 1])  # (patients, labels, phases)
+    assert levels[:, 0].mean(1).std() / levels.mean() > 0.05
+    np.testing.assert_allclose(levels / levels.mean(2, keepdims=True), 1, atol=0.03)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_protocols_vary_within_a_collection_and_repeat_for_a_patient(site):
+    drawn = [draw_protocol(site, seed) for seed in range(60)]
+    assert drawn[7] == draw_protocol(site, 7)
+    for name in ("shape", "spacing_mm", "phase_times_s", "gain"):
+        assert len({getattr(s, name) for s in drawn}) > 1, name
+    assert all(s.name == site and s.early_index < s.late_index for s in drawn)
+    view_mm = [s.shape[1] * s.spacing_mm[1] for s in drawn]
+    assert 155 < min(view_mm) and max(view_mm) < 205
+
+
+def test_i_spy2_has_several_manufacturers_fields_depths_and_numbers_of_phases():
+    drawn = [draw_protocol("spy2", seed) for seed in range(60)]
+    assert {s.field_T for s in drawn} == {1.5, 3.0} and {s.bits for s in drawn} == {12, 16}
+    assert {len(s.phase_times_s) for s in drawn} == {4, 5} and len({s.manufacturer for s in drawn}) == 3
+    assert {s.early_index for s in drawn} == {2}  # as in 935 of 937 rows of the real table
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_hardly_a_voxel_is_clipped(site):
-    top = 2 ** SITES[site].bits - 1
-    clipped = [
-        np.mean(make_patient(seed, 1, SMALL[site], bayes_auc=0.95).series.array >= top) for seed in range(12)
-    ]
+    clipped = []
+    for seed in range(12):
+        protocol = small(draw_protocol(site, seed))
+        array = make_patient(seed, 1, protocol, bayes_auc=0.95).series.array
+        clipped.append(np.mean(array >= 2**protocol.bits - 1))
     assert np.mean(clipped) < 1e-4
 
 

@@ -113,3 +113,17 @@ def test_relaxation_is_slower_at_the_higher_field_and_fat_is_fastest():
 @pytest.fixture
 def rng():
     return np.random.default_rng(20260101)
+
+
+def test_dcmri_gives_the_same_input_function_tissue_and_signal():
+    dcmri = pytest.importorskip("dcmri", reason="optional cross-check: pip install dcmri")
+    t_s = np.arange(0, 600, 0.5)
+    aif_M = dcmri.aif_parker(t_s)  # dcmri counts in seconds and mol/l
+    np.testing.assert_allclose(1000 * aif_M, physics.parker_aif_mM(t_s / 60), atol=1e-6)
+    blood = {"H": 0.42, "vi": 0.3, "vb": 0.03 / (1 - 0.42), "PS": 0.2 / 60}
+    theirs = 1000 * dcmri.conc_tissue(aif_M, t=t_s, kinetics="HF", **blood)[60:]
+    ours = physics.extended_tofts(t_s[60:] / 60, 0.2, 0.3, 0.03, hct=0.42)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.max())
+    rates = np.array([0.5, 1.0, 3.0])
+    signal = physics.spgr(rates, 0.005, np.deg2rad(10))
+    np.testing.assert_allclose(signal, dcmri.signal_ss(1.0, rates, 0.005, 10.0), rtol=1e-12)

@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tomllib
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -246,9 +247,9 @@ def test_every_result_in_git_was_written_by_a_stage():
 def test_the_lock_file_of_packages_answers_pyproject():
     text = (TOP / "requirements.txt").read_text()
     pinned = {re.split(r"[=\[]", line)[0].lower().replace(".", "-") for line in text.splitlines() if "==" in line}
-    project = (TOP / "pyproject.toml").read_text()
-    block = project[project.index("dependencies = [") : project.index("[build-system]")]
-    wanted = {re.split(r"[<>=\[]", name)[0].lower().replace(".", "-") for name in re.findall(r'"([^"]+)"', block)}
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    names = project["dependencies"] + project["optional-dependencies"]["dev"]
+    wanted = {re.split(r"[<>=\[]", name)[0].lower().replace(".", "-") for name in names}
     assert wanted <= pinned
 
 
