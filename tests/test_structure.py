@@ -26,7 +26,7 @@ from her2core.train import TrainConfig
 
 TOP = Path(__file__).resolve().parents[1]
 ORDER = (
-    "config volume dicom nifti physics phantom parallel acquire cohort bias_field normalize preprocess "
+    "config manifest volume dicom nifti physics phantom parallel acquire cohort bias_field normalize preprocess "
     "dataset model baselines train runs evaluate figures run"
 ).split()
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
