@@ -68,8 +68,11 @@ def forest(table, reference, confidence, cohort, title):
     return figure
 
 
-def learning_curves(histories, cohort):
-    """Loss and validation AUC of every seed.  histories: rows of run, seed, epoch, loss, validation_auc."""
+def learning_curves(histories, patients, cohort):
+    """Loss and validation AUC of every seed.
+
+    histories: rows of run, seed, epoch, loss, validation_auc.  patients: in training and in validation.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.4))
     for number, (run, part) in enumerate(histories.groupby("run", sort=True)):
         colour, line = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
@@ -78,8 +81,8 @@ def learning_curves(histories, cohort):
             panel.plot(mean.index, mean, color=colour, linestyle=line, label=run)
             for _, seed in part.groupby("seed"):
                 panel.plot(seed["epoch"], seed[column], color=colour, linewidth=0.3, alpha=0.6)
-    axes[0].set(xlabel="Epoch", ylabel="Training loss (weighted cross-entropy)")
-    axes[1].set(xlabel="Epoch", ylabel="AUC, validation patients")
+    axes[0].set(xlabel="Epoch", ylabel=f"Weighted loss, training (n = {patients[0]})")
+    axes[1].set(xlabel="Epoch", ylabel=f"AUC, validation (n = {patients[1]})")
     seeds = histories["seed"].nunique()
     figure.suptitle(f"{cohort_name(cohort)}; thick: mean of {seeds} seeds, thin: each seed", fontsize=8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
@@ -114,7 +117,7 @@ def attention(image, gates, name, probability, pixel_mm, cohort):
 
     image: `(3, H, W)` uint8.  gates: `(3, h, w)` in [0, 1].  probability: (lowest, mean, highest) over seeds.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS * 0.8, 4.1))
+    figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS * 0.8, 3.6))
     extent = field_of_view(image, pixel_mm)
     for top, bottom, phase, gate, title in zip(*axes, image, gates, PHASE_NAMES, strict=True):
         top.imshow(phase, vmin=0, vmax=255, extent=extent)

@@ -29,7 +29,7 @@ def draw(name, table, rng):
     return {
         "roc": lambda: figures.roc(curves, 0.95, "embedded"),
         "forest": lambda: figures.forest(table, "a", 0.95, "embedded", "Windows"),
-        "learning_curves": lambda: figures.learning_curves(history, "embedded"),
+        "learning_curves": lambda: figures.learning_curves(history, (600, 140), "embedded"),
         "phases": lambda: figures.phases(images, ["p", "q"], 2.0, "embedded"),
         "attention": lambda: figures.attention(
             images[0], rng.random((3, 4, 4)), "p", (0.1, 0.2, 0.3), 2.0, "embedded"
@@ -41,7 +41,7 @@ def draw(name, table, rng):
 NAMES = {
     "roc": "0.70 (0.60–0.80)\nn = 90, 30 HER2+",
     "forest": "0.70 (0.60–0.80)",
-    "learning_curves": "Epoch",
+    "learning_curves": "AUC, validation (n = 140)",
     "phases": "(mm)",
     "attention": "0.20 (seeds 0.10–0.30)",
     "windows": "saturated",

@@ -257,3 +257,12 @@ def test_nothing_tracked_is_large():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, capture_output=True, text=True, check=True).stdout
     large = [name for name in tracked.split("\0") if name and (TOP / name).is_file()]
     assert [name for name in large if (TOP / name).stat().st_size > 3e6] == []
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_metrics():
+    metrics = json.loads((TOP / "results/embedded/metrics.json").read_text())
+    readme = (TOP / "README.md").read_text()
+    for name, title in (("internal", "internal test"), ("external", "external site")):
+        m = metrics[name]
+        auc = f"{m['auc']:.2f} ({m['low']:.2f}–{m['high']:.2f})"
+        assert f"| {title} | {m['patients']} | {m['positives']} | {auc} | {m['balanced_accuracy']:.2f} |" in readme
