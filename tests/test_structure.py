@@ -266,3 +266,17 @@ def test_the_numbers_of_the_readme_are_those_of_the_metrics():
         m = metrics[name]
         auc = f"{m['auc']:.2f} ({m['low']:.2f}–{m['high']:.2f})"
         assert f"| {title} | {m['patients']} | {m['positives']} | {auc} | {m['balanced_accuracy']:.2f} |" in readme
+
+
+def test_conda_users_get_the_same_pins_and_ci_runs_the_readmes_test_command():
+    environment = YAML(typ="safe").load(TOP / "environment.yml")
+    assert environment["dependencies"][-1] == {"pip": ["-r requirements.txt", "-e ."]}
+    assert "make test" in (TOP / ".ci/run").read_text() and "make test" in (TOP / "README.md").read_text()
+    targets = set(re.findall(r"^(\w+):", (TOP / "Makefile").read_text(), flags=re.M))
+    assert {"repro", "test", "lab", "figures", "lock", "clean"} <= targets
+
+
+def test_the_readme_maps_every_module_and_every_stage():
+    readme = (TOP / "README.md").read_text()
+    assert [m for m in ORDER if f"`{m}`" not in readme] == []
+    assert [s for s in STAGES if f"`{s}" not in readme] == []
