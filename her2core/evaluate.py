@@ -41,9 +41,6 @@ class Estimate:
     patients: int
     positives: int
 
-    def __str__(self):
-        return f"{self.value:.2f} ({self.low:.2f}–{self.high:.2f}), n = {self.patients}"
-
 
 def read_predictions(paths):
     """Prediction tables joined and checked; raises ValueError on a missing column, a NaN or a double row."""

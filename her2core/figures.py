@@ -1,7 +1,7 @@
 """One function per figure: arrays in, `Figure` out.  Nothing is read, computed or saved in them.
 
-Figure and file bear the function's name.  Every figure carries its n and interval, axis labels with units, and
-the cohort's name, which says where the cohort is synthetic.
+Every figure has axis labels with units and the cohort's name, which says where the cohort is synthetic; one that
+shows a statistic also carries its n and interval.
 """
 
 from pathlib import Path
