@@ -1,266 +1,72 @@
-"""Get or make the raw files:  python -m her2core.acquire
-
-The embedded cohort is made by the phantom and written in the formats of the real collections; whatever reads
-it later cannot tell.  Patient by patient, so that an interrupted run goes on where it stopped; a patient is
-complete when its record is written, last and at once.
+"""Get or make the raw files:  python -m her2core.acquire          (the cohort of params.yaml)
+What that would mean, without network:  python -m her2core.acquire --dry [cohort]
 
 data/<cohort>/acquire/
-    spy2/<patient>/dce/*.dcm, seg.dcm      one series with all phases, inverse Analysis Mask    (as I-SPY2)
-    spy1/dce/*.nii.gz, spy1/mask/*.nii.gz  BreastDCEDL's layout, geometry only in the table     (as I-SPY1)
-    ambl/<patient>/dce/*.dcm, seg.dcm      five phases, SEG "ROI" with a segment per lesion     (as AMBL)
-    records/<patient>.json                 files with their sizes; row of the table; truth
-    files.csv, metadata.csv, truth.csv     what DVC tracks: digests, BreastDCEDL's columns, the phantom's truth
+    the patients' files (see `embedded` and `archive`), records/<patient>.json
+    files.csv      one row per complete patient, with digests: what DVC tracks in place of the files
+    metadata.csv   the patient table in BreastDCEDL's columns, with a reason where a patient could not be had
+    truth.csv      what is known beside it: the phantom's truth; of the real cohort, voxels of mask and table
 """
 
-import hashlib
-import json
-import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from her2core import dicom, nifti, phantom, physics, volume
-from her2core.config import data_folder, params, steady_dependencies
-from her2core.parallel import each
+from her2core import archive, embedded
+from her2core.config import cohort, data_folder, params, steady_dependencies
+from her2core.records import files_row, write_whole
 
-SPLIT_CODES = {"train": 0, "test": 1, "validation": 2}  # the column `test` of BreastDCEDL
-INTEGERS = ("test", "HER2", "pre", "post_early", "post_late")  # with gaps, so not plain int
-UNI_LATERAL = "ISPY2: VOLSER: uni-lateral cropped: "
-REGISTERED = "Registered AX Sen Vibrant MultiPhase"
-
-
-@dataclass(frozen=True)
-class AcquireConfig:
-    """How the embedded cohort is made.
-
-    source: "phantom".  seed: of the whole cohort.  bayes_auc: the best AUC any classifier can expect; 0.80
-    follows the literature's effect sizes.  prevalence: share of HER2-positives in every split.
-    spy2, spy1: patients in train, validation, test.  ambl: external patients.  unknown_her2: further patients
-    of spy1 without a HER2 result, as in the real table.  coarse: voxels this much larger in all directions
-    (1: 24 × 128 × 128).  jobs: processes, -1 for one per core.
-    """
-
-    source: str
-    seed: int
-    bayes_auc: float
-    prevalence: float
-    spy2: tuple[int, int, int]
-    spy1: tuple[int, int, int]
-    ambl: int
-    unknown_her2: int
-    coarse: int
-    jobs: int
-
-    def __post_init__(self):
-        if self.source != "phantom":
-            raise ValueError(f"source={self.source!r}: expected phantom; the archive's cohort is not built yet")
-        if not 0 < self.prevalence < 1:
-            raise ValueError(f"prevalence must lie between 0 and 1, found {self.prevalence}")
-
-
-def draw_cohort(config):
-    """The patients to make, one row each: patient, dataset, test, her2, her2_known, seed, age, hr, menopause."""
-    groups = [
-        (d, s, n) for d in ("spy2", "spy1") for s, n in zip(SPLIT_CODES, reorder(getattr(config, d)), strict=True)
-    ]
-    groups += [("ambl", "external", config.ambl), ("spy1", "train", config.unknown_her2)]
-    rng = np.random.default_rng(config.seed)
-    rows = []
-    for number, (dataset, split, count) in enumerate(groups):
-        labels = np.arange(count) < round(config.prevalence * count)
-        for her2 in rng.permutation(labels).astype(int):
-            known = number < len(groups) - 1
-            rows.append(
-                {"dataset": dataset, "test": SPLIT_CODES.get(split), "her2": int(her2), "her2_known": known}
-            )
-    for number, row in enumerate(rows):
-        row["patient"] = f"PHANTOM-{row['dataset'].upper()}-{number + 1:04d}"
-        row["seed"] = config.seed * 100_000 + number
-        row |= phantom.draw_clinical(rng, her2=row["her2"])
-    return rows
-
-
-def reorder(train_validation_test):
-    train, validation, test = train_validation_test
-    return {"train": train, "test": test, "validation": validation}.values()
-
-
-def site_of(row, coarse):
-    """The patient's scanner and protocol, with voxels `coarse` times larger over the same field of view."""
-    site = phantom.draw_protocol(row["dataset"], row["seed"])
-    shape = tuple(n // coarse for n in site.shape)
-    return replace(site, shape=shape, spacing_mm=tuple(s * coarse for s in site.spacing_mm))
-
-
-def acquisition_of(site):
-    """DICOM header values of a phantom site."""
-    ispy = site.name == "spy2"
-    return dicom.Acquisition(
-        series_description=UNI_LATERAL + "original DCE" if ispy else REGISTERED,
-        study_description="ISPY2_MRI_T0" if ispy else "MRI BREAST",
-        manufacturer=site.manufacturer,
-        field_strength_T=site.field_T,
-        bits_stored=site.bits,
-        tr_ms=site.tr_s * 1000,
-        te_ms=site.te_s * 1000,
-        flip_deg=site.flip_deg,
-        first_temporal_position=0 if ispy else 1,
-    )
-
-
-def analysis_mask(patient):
-    """I-SPY2's inverse bit mask: 0 tumour, 1 below the enhancement threshold, 16 background, 32 outside the box."""
-    z0, z1, y0, y1, x0, x1 = patient.voi
-    code = np.where(patient.annotator_mask, 0, 1).astype(np.uint8)
-    code[~patient.body_mask & ~patient.annotator_mask] |= 16
-    inside = np.zeros(code.shape, bool)
-    inside[z0:z1, y0:y1, x0:x1] = True
-    code[~inside] |= 32
-    return code
-
-
-def write_patient(row, patient, site, folder):
-    """Write the files of one patient in its collection's format; returns their paths."""
-    name, dataset = row["patient"], row["dataset"]
-    if dataset == "spy1":
-        nifti.write_breastdcedl(
-            patient.series, patient.annotator_mask, folder / "spy1", patient_id=name, cohort="spy1"
-        )
-        return sorted((folder / "spy1").glob(f"*/{name}_*.nii.gz"))
-    home, geometry = folder / dataset / name, patient.series.geometry
-    shutil.rmtree(home, ignore_errors=True)  # no record, so what lies there is half a patient
-    acquisition = acquisition_of(site)
-    dicom.write_dce(patient.series, home / "dce", patient_id=name, acquisition=acquisition)
-    inverse = dataset == "spy2"
-    dicom.write_seg(
-        analysis_mask(patient) if inverse else patient.focus_labels,
-        geometry,
-        home / "seg.dcm",
-        meaning="tumour_is_zero" if inverse else "segments",
-        patient_id=name,
-        series_description=UNI_LATERAL + "Analysis Mask" if inverse else "ROI",
-        study_description=acquisition.study_description,
-    )
-    return sorted(p for p in home.rglob("*") if p.is_file())
-
-
-def metadata_row(row, site):
-    """The patient's line of the table, in BreastDCEDL's columns; AMBL's has no phases, its files have times."""
-    phases = (None, None, None) if row["dataset"] == "ambl" else (0, site.early_index, site.late_index)
-    return {
-        "pid": row["patient"],
-        "dataset": row["dataset"],
-        "test": row["test"],
-        "HER2": row["her2"] if row["her2_known"] else None,
-        "HR": row["hr"],
-        "age": row["age"],
-        "menopause": row["menopause"],
-        "n_xy": site.shape[1],
-        "n_z": site.shape[0],
-        "n_times": len(site.phase_times_s),
-        **dict(zip(("pre", "post_early", "post_late"), phases, strict=True)),
-        "slice_thick": site.spacing_mm[0],
-        "xy_spacing": site.spacing_mm[1],
-    }
-
-
-def digest(paths, folder):
-    """SHA-256 over names and contents, in sorted order."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        total.update(path.read_bytes())
-    return total.hexdigest()
-
-
-def make_one(row, config, folder):
-    """Make and write one patient unless its record says that it is complete; returns the record."""
-    record = folder / "records" / f"{row['patient']}.json"
-    if record.is_file():
-        found = json.loads(record.read_text())
-        if not incomplete_files(found, folder):
-            return found
-    site = site_of(row, config.coarse)
-    patient = phantom.make_patient(row["seed"], row["her2"], site, bayes_auc=config.bayes_auc)
-    paths = write_patient(row, patient, site, folder)
-    found = {
-        "files": {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths},
-        "sha256": digest(paths, folder),
-        "metadata": metadata_row(row, site),
-        "truth": {"patient": row["patient"], "seed": row["seed"]}
-        | {k: getattr(site, k) for k in ("manufacturer", "field_T", "bits", "gain")}
-        | asdict(patient.truth),
-    }
-    write_whole(record, json.dumps(found))
-    return found
-
-
-def write_whole(path, text):
-    """Write a text file so that its name only ever stands for the whole of it."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    partial_path.write_text(text)
-    partial_path.replace(path)
-
-
-def incomplete_files(record, folder):
-    """Files of a patient that are missing or have another size, with what was found."""
-    problems = []
-    for name, size in record["files"].items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            problems.append(f"{name}: expected {size} bytes, found {'no file' if found is None else found}")
-    return problems
-
-
-def check_complete(patient, folder):
-    """Raise ValueError naming what is missing or truncated; called before every use of a patient's files."""
-    record = Path(folder) / "records" / f"{patient}.json"
-    if not record.is_file():
-        raise ValueError(f"{patient}: not acquired; run: python -m her2core.acquire")
-    if problems := incomplete_files(json.loads(record.read_text()), Path(folder)):
-        raise ValueError(f"{patient}: {problems[0]} ({len(problems)} such files); run: python -m her2core.acquire")
-
-
-def start_folder(config, folder):
-    """Make the folder; empty it first if other code or other parameters filled it."""
-    sources = [Path(m.__file__) for m in (phantom, physics, volume, dicom, nifti)] + [Path(__file__)]
-    recipe = json.dumps(asdict(config)) + "".join(hashlib.md5(p.read_bytes()).hexdigest() for p in sources)
-    recipe = hashlib.sha256(recipe.encode()).hexdigest()
-    stamp = folder / "recipe"
-    if not stamp.is_file() or stamp.read_text() != recipe:
-        shutil.rmtree(folder, ignore_errors=True)
-    (folder / "records").mkdir(parents=True, exist_ok=True)
-    write_whole(stamp, recipe)
+SOURCES = {"phantom": embedded.EmbeddedConfig, "archive": archive.ArchiveConfig}
+INTEGERS = ("test", "HER2", "HR", "n_times", "pre", "post_early", "post_late")  # with gaps, so not plain int
 
 
 def acquire(config, folder):
-    """Make all patients that are not there yet, then the three tables."""
-    start_folder(config, folder)
-    records = each(partial(make_one, config=config, folder=folder), draw_cohort(config), config.jobs, "acquire")
-    files = [
-        {"patient": r["truth"]["patient"], "files": len(r["files"]), "bytes": sum(r["files"].values())}
-        | {"sha256": r["sha256"]}
-        for r in records
-    ]
-    metadata = pd.DataFrame([r["metadata"] for r in records]).astype(dict.fromkeys(INTEGERS, "Int64"))
+    """Get all patients that are not there yet, then write the three tables; ValueError lists who is missing."""
+    if isinstance(config, embedded.EmbeddedConfig):
+        records, missing = embedded.make(config, folder), []
+        truth = [{"patient": r["patient"]} | r["truth"] for r in records]
+    else:
+        records, missing = archive.get(config, folder)
+        truth = [{"patient": r["patient"]} | masks_row(r["metadata"]) for r in records]
+    metadata = pd.DataFrame([r["metadata"] for r in records] + missing)
+    kinds = {c: "Int64" for c in INTEGERS if c in metadata}
     tables = {
-        "files": pd.DataFrame(files),
-        "metadata": metadata,
-        "truth": pd.DataFrame([r["truth"] for r in records]),
+        "files": pd.DataFrame([files_row(r) for r in records]),
+        "metadata": metadata.astype(kinds),
+        "truth": pd.DataFrame(truth),
     }
     for name, table in tables.items():
         write_whole(folder / f"{name}.csv", table.to_csv(index=False))
+    failed = [f"{r['pid']}: {r['reason']}" for r in missing if r["reason"].startswith("not usable")]
+    if failed and not config.allow_missing:
+        raise ValueError(
+            f"{len(failed)} patients could not be had; the others are complete.  Run again, or set allow_missing "
+            "to go on without them:\n" + "\n".join(failed)
+        )
 
 
-def main():
+def masks_row(metadata):
+    """Tumour voxels in the archive's mask and in the table."""
+    return {"mask_voxels": metadata.get("mask_voxels"), "mask_count": metadata.get("mask_count")}
+
+
+def dry(name):
+    """What acquiring a cohort would mean, in words."""
+    config = params("acquire", SOURCES, name)
+    if isinstance(config, embedded.EmbeddedConfig):
+        return f"{name}: {len(embedded.draw_cohort(config))} synthetic patients, made here; no download"
+    return f"{name}:\n{archive.describe(config)}"
+
+
+def main(arguments):
     try:
-        with steady_dependencies("her2core/acquire.py"):
-            acquire(params("acquire", AcquireConfig), data_folder("acquire"))
+        if arguments[:1] == ["--dry"] and len(arguments) <= 2:
+            print(dry(arguments[1] if arguments[1:] else cohort()))
+        elif arguments:
+            sys.exit(__doc__)
+        else:
+            with steady_dependencies("her2core/acquire.py"):
+                acquire(params("acquire", SOURCES), data_folder("acquire"))
     except (ValueError, OSError) as error:
         sys.exit(f"\nacquire: {error}")
     except KeyboardInterrupt:
@@ -268,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,21 +1,30 @@
 """The networks THDA is compared with, behind the same call: `(N, P, H, W)` in [0, 1] → logits `(N,)`.
 
 Same data, window, augmentation, budget, seeds and selection; only the network differs.  The phases enter as
-the three colours of one image (early fusion), as these networks were built for.
+the three colours of one image (early fusion), as these networks were built for.  A variant is THDA with some of
+its open choices taken otherwise.
 """
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import nn
-from torchvision.models import VisionTransformer
+from torchvision.models import VisionTransformer, vit_b_16
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from her2core.model import IMAGENET_MEAN, IMAGENET_STD, AttentionResNet, ThdaConfig, ThdaResNet
+
+MODELS = ("thda", "resnet34_rgb", "vit", "cvt")
+VARIANT = re.compile(r"thda_[a-z0-9_]+")  # its changes stand under models.variants
 
 
 @dataclass(frozen=True)
 class VitConfig:
-    """Vision Transformer: patch_px, width and depth; ViT-B/16 is (16, 768, 12, 12, 3072)."""
+    """Vision Transformer: patch_px, width and depth; ViT-B/16 is (16, 768, 12, 12, 3072).
+
+    pretrained: start from torchvision's ImageNet weights of ViT-B/16.
+    """
 
     patch_px: int = 16
     dim: int = 768
@@ -23,6 +32,52 @@ class VitConfig:
     heads: int = 12
     mlp_dim: int = 3072
     dropout: float = 0.1
+    pretrained: bool = False
+
+    def __post_init__(self):
+        size = (self.patch_px, self.dim, self.depth, self.heads, self.mlp_dim)
+        if self.pretrained and size != (16, 768, 12, 12, 3072):
+            raise ValueError(f"ImageNet weights exist for ViT-B/16 (16, 768, 12, 12, 3072), not {size}")
+
+
+@dataclass(frozen=True)
+class CvtConfig:
+    """Convolutional vision transformer (Wu et al., ICCV 2021), three stages; CvT-13 is the default.
+
+    dims, heads, depths: of each stage.  pretrained: a name at the Hugging Face hub, such as
+    "microsoft/cvt-13", whose shape then counts; "" trains from scratch.
+    """
+
+    dims: tuple[int, int, int] = (64, 192, 384)
+    heads: tuple[int, int, int] = (1, 3, 6)
+    depths: tuple[int, int, int] = (1, 2, 10)
+    pretrained: str = ""
+
+    def __post_init__(self):
+        if any(depth <= stage for stage, depth in enumerate(self.depths)):  # transformers indexes rates by stage
+            raise ValueError(f"depths={self.depths}: expected at least (1, 2, 3)")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The networks of a study.  variants: {name: {field of ThdaConfig: other value}}, run as `thda_<name>`."""
+
+    thda: ThdaConfig
+    vit: VitConfig = field(default_factory=VitConfig)
+    cvt: CvtConfig = field(default_factory=CvtConfig)
+    variants: dict[str, dict] = field(default_factory=dict)
+
+    def thda_of(self, model):
+        """THDA's configuration for `thda` or one of its variants."""
+        if model == "thda":
+            return self.thda
+        name = model.removeprefix("thda_")
+        if name not in self.variants:
+            raise ValueError(f"model {model!r}: models.variants has {', '.join(self.variants) or 'none'}")
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in self.variants[name].items()}
+        if strangers := set(changes) - {f.name for f in fields(ThdaConfig)}:
+            raise ValueError(f"models.variants.{name}: THDA has no {', '.join(sorted(strangers))}")
+        return replace(self.thda, **changes)
 
 
 class RgbNetwork(nn.Module):
@@ -39,52 +94,75 @@ class RgbNetwork(nn.Module):
         return self.classifier(self.dropout(features)).squeeze(1)
 
 
-def resnet34_rgb(config):
-    """Plain ResNet-34 of THDA's width and start, without heads and without attention."""
-    plain = replace(config, attention="none", head_input="phase", share_weights=True)
-    backbone = AttentionResNet(plain)
-    return RgbNetwork(FeaturesOnly(backbone), backbone.channels, config.dropout)
+class Only(nn.Module):
+    """A backbone of which `take` picks the features."""
 
-
-class FeaturesOnly(nn.Module):
-    """A backbone without the gates it also returns."""
-
-    def __init__(self, backbone):
+    def __init__(self, backbone, take):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.take = backbone, take
 
     def forward(self, x):
-        return self.backbone(x)[0]
+        return self.take(self.backbone(x))
+
+
+def resnet34_rgb(config):
+    """Plain ResNet-34 of THDA's width and start, without heads and without attention."""
+    backbone = AttentionResNet(replace(config, attention="none", head_input="phase", share_weights=True))
+    return RgbNetwork(Only(backbone, lambda out: out[0]), backbone.channels, config.dropout)
+
+
+def unavailable(what, error):
+    return OSError(
+        f"{what} are neither in the cache nor downloadable here ({error}); set pretrained to false or "
+        '"" to train from scratch'
+    )
 
 
 def vit(config, image_px):
-    """torchvision's Vision Transformer from scratch."""
+    """torchvision's Vision Transformer; pretrained position embeddings are interpolated to the image."""
     if image_px % config.patch_px:
         raise ValueError(f"patches of {config.patch_px} px do not tile an image of {image_px} px")
     backbone = VisionTransformer(
         image_px, config.patch_px, config.depth, config.heads, config.dim, config.mlp_dim, dropout=config.dropout
     )
+    if config.pretrained:
+        try:
+            weights = vit_b_16(weights="IMAGENET1K_V1").state_dict()
+        except OSError as error:
+            raise unavailable("ImageNet weights of ViT-B/16", error) from error
+        backbone.load_state_dict(interpolate_embeddings(image_px, config.patch_px, weights))
     backbone.heads = nn.Identity()
     return RgbNetwork(backbone, config.dim)
 
 
-MODELS = ("thda", "resnet34_rgb", "vit")
+def cvt(config):
+    """transformers' CvT; the class token of the last stage goes to the classifier."""
+    import transformers  # seconds of import that only this network needs
+
+    if config.pretrained:
+        try:
+            backbone = transformers.CvtModel.from_pretrained(config.pretrained)
+        except OSError as error:
+            raise unavailable(f"weights {config.pretrained}", str(error).splitlines()[0]) from error
+    else:
+        shape = {"embed_dim": config.dims, "num_heads": config.heads, "depth": config.depths}
+        backbone = transformers.CvtModel(transformers.CvtConfig(**{k: list(v) for k, v in shape.items()}))
+    return RgbNetwork(Only(backbone, lambda out: out.cls_token_value[:, 0]), backbone.config.embed_dim[-1])
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """The networks of a study: THDA and what stands beside it."""
-
-    thda: ThdaConfig
-    vit: VitConfig
+def is_model(name):
+    """Whether a run may name it."""
+    return name in MODELS or bool(VARIANT.fullmatch(name))
 
 
 def build_model(name, config, image_px):
-    """One of MODELS, fresh weights; seed first."""
-    if name == "thda":
-        return ThdaResNet(config.thda)
+    """One of MODELS or a variant `thda_<name>`, fresh weights; seed first."""
     if name == "resnet34_rgb":
         return resnet34_rgb(config.thda)
     if name == "vit":
         return vit(config.vit, image_px)
-    raise ValueError(f"model {name!r}: expected one of {', '.join(MODELS)}")
+    if name == "cvt":
+        return cvt(config.cvt)
+    if not is_model(name):
+        raise ValueError(f"model {name!r}: expected one of {', '.join(MODELS)} or thda_<variant>")
+    return ThdaResNet(config.thda_of(name))

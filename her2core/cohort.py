@@ -1,41 +1,93 @@
-"""The patient table: who is in, who is out and why, which split.
+"""The patient table: who is in, who is out and why, which split, and what that many patients can show.
 
 The split is the published one, BreastDCEDL's column `test`: 0 train, 1 test, 2 validation (one public project
 swaps 1 and 2; the cross-table with HER2 shows that it is wrong).  Every patient keeps a row; one that cannot
 be used has a reason instead of a split.
 """
 
+import re
+from statistics import NormalDist
+from textwrap import fill
+
+import numpy as np
 import pandas as pd
 
+from her2core import manifest
+
 SPLITS = {0: "train", 1: "test", 2: "validation"}
-LAYOUTS = {"spy2": "dicom_analysis_mask", "spy1": "breastdcedl", "ambl": "dicom_roi"}
+SPLIT_ORDER = ("train", "validation", "test")
+COLLECTIONS = {"spy1": "I-SPY1", "spy2": "I-SPY2", "ambl": "AMBL"}  # dataset: its name; the last is external
 EXTERNAL = "ambl"
-NEEDED = ("pid", "dataset", "test", "HER2", "HR", "age", "menopause", "n_times", "pre", "post_early", "post_late")
+LAYOUTS = ("breastdcedl", "dicom_analysis_mask", "dicom_roi")
+# of the metadata; a further column, `reason`, says why a patient could not be had
+NEEDED = "pid dataset layout test HER2 HR age menopause n_times pre post_early post_late".split()
+ALLOWED = {"HER2": (0, 1), "HR": (0, 1), "test": tuple(SPLITS), "dataset": tuple(COLLECTIONS), "layout": LAYOUTS}
+IDENTIFIER = re.compile(manifest.COLUMNS["patient"][1])
+REAL = {"spy1": r"ISPY1_\d{4}", "spy2": r"(ISPY2-|ACRIN-6698-)\d{6}"}  # of synthetic cohorts none looks so
+PUBLISHED = {  # arXiv 2510.13897 and BreastDCEDL's tables
+    "patients": 1149, "HER2-positive": 296, "spy1": 167, "spy2": 982, "train": 885, "validation": 132, "test": 132,
+}  # fmt: skip
+UNKNOWN = "HER2 unknown"
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+def person(patient):
+    """What all spellings of one patient's identifier share: ACRIN-6698 is a part of I-SPY2, with its numbers."""
+    return re.sub("^acrin-6698-", "ispy2-", patient.casefold())
+
+
+def check_identifiers(patients):
+    """Raise ValueError unless each identifier can be a folder's name and stands for a patient of its own."""
+    for patient in patients:
+        if not (isinstance(patient, str) and IDENTIFIER.fullmatch(patient)):
+            raise ValueError(
+                f"patient identifier cannot be {patient!r}: expected 1 to 64 letters, digits, _ or -, "
+                "the first not a dash, because it becomes a folder's name"
+            )
+    double = patients[patients.map(person).duplicated(keep=False)].tolist()
+    if double:
+        raise ValueError(f"every patient needs one row and one identifier; repeated: {double}")
+
+
+def check_table(table):
+    """Raise ValueError on columns, identifiers, labels, sites or splits that cannot be true."""
+    if missing := set(NEEDED) - set(table.columns):
+        raise ValueError(f"patient table lacks {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
+    check_identifiers(table["pid"])
+    obtained = given_reasons(table) == ""
+    may_lack = {"dataset": False, "layout": ~obtained}
+    for column, allowed in ALLOWED.items():
+        bad = table[~table[column].isin(allowed) & ~(table[column].isna() & may_lack.get(column, True))]
+        if len(bad):
+            first = bad.iloc[0]
+            raise ValueError(f"{first['pid']}: {column} is {first[column]}, expected one of {allowed}")
+    split = table[(table["dataset"] == EXTERNAL) & table["test"].notna()]
+    if len(split):
+        first = split.iloc[0]
+        raise ValueError(
+            f"{first['pid']}: an external patient is in no published split, found test {first['test']}"
+        )
+
+
+def given_reasons(metadata):
+    """Why a patient could not be had, as the metadata tell it; "" elsewhere."""
+    given = metadata["reason"] if "reason" in metadata else pd.Series(index=metadata.index, dtype=object)
+    return given.astype(object).where(given.notna(), "")
 
 
 def reason_out(row):
-    """Why a patient cannot be used, or "" if it can."""
+    """Why a patient that could be had cannot be used, or "" if it can."""
     if pd.isna(row["HER2"]):
-        return "HER2 unknown"
+        return UNKNOWN
+    if pd.isna(row["n_times"]):
+        return "number of phases unknown"
     if row["n_times"] < 3:
         return "fewer than three phases"
     if row["dataset"] != EXTERNAL and pd.isna(row["test"]):
         return "no split published"
     return ""
-
-
-def check_table(table):
-    """Raise ValueError on columns, labels, sites or identifiers that cannot be true."""
-    if missing := set(NEEDED) - set(table.columns):
-        raise ValueError(f"patient table lacks {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    for column, allowed in {"HER2": (0, 1), "test": tuple(SPLITS), "dataset": tuple(LAYOUTS)}.items():
-        bad = table[~table[column].isin(allowed) & table[column].notna()]
-        if len(bad):
-            first = bad.iloc[0]
-            raise ValueError(f"{first['pid']}: {column} is {first[column]}, expected one of {allowed}")
-    if table["pid"].isna().any() or table["pid"].duplicated().any():
-        double = table.loc[table["pid"].duplicated(), "pid"].tolist()
-        raise ValueError(f"every patient needs one row and one identifier; repeated: {double}")
 
 
 def patient_table(metadata):
@@ -44,10 +96,11 @@ def patient_table(metadata):
     `split` is train, validation, test or external, and empty where `reason` says why the patient is out.
     """
     check_table(metadata)
-    reason = metadata.apply(reason_out, axis=1)
+    given = given_reasons(metadata)
+    reason = given.where(given != "", metadata.apply(reason_out, axis=1))
     split = metadata["test"].map(SPLITS).where(metadata["dataset"] != EXTERNAL, "external")
     renamed = metadata.rename(columns={"pid": "patient", "HER2": "her2", "HR": "hr"}).drop(columns="test")
-    table = renamed.assign(layout=renamed["dataset"].map(LAYOUTS), split=split.where(reason == ""), reason=reason)
+    table = renamed.assign(split=split.where(reason == ""), reason=reason)
     return table.sort_values("patient", ignore_index=True)
 
 
@@ -56,25 +109,160 @@ def included(table):
     return table[table["split"].notna()].astype({"her2": int}).reset_index(drop=True)
 
 
-def flow(table):
+# --- the published cohort -----------------------------------------------------------------------------------
+
+
+def internal(table):
+    return table[table["dataset"] != EXTERNAL]
+
+
+def is_real(table):
+    """Whether any internal patient has an identifier of I-SPY."""
+    return any(re.fullmatch(REAL[d], p) for d, p in internal(table)[["dataset", "patient"]].to_numpy())
+
+
+def is_complete(table):
+    """Whether this is the whole real cohort: both collections, and nobody out but for an unknown HER2 status."""
+    known = internal(table)[internal(table)["her2"].notna()]
+    return is_real(table) and set(known["dataset"]) == set(REAL) and bool(known["split"].notna().all())
+
+
+def check_published_counts(table):
+    """Raise ValueError unless patients, HER2-positives, collections and splits have the published numbers."""
+    use = internal(included(table))
+    found = {"patients": len(use), "HER2-positive": int(use["her2"].sum())}
+    for column in ("dataset", "split"):
+        found |= use[column].value_counts().to_dict()
+    wrong = [f"{k}: expected {n}, found {found.get(k, 0)}" for k, n in PUBLISHED.items() if found.get(k, 0) != n]
+    if wrong:
+        raise ValueError(f"not the published cohort; {'; '.join(wrong)}")
+
+
+def missing_of_published(table):
+    """How many of the published patients are not in use, and why; patients of unknown HER2 status were never."""
+    part = internal(table)
+    out = kinds(part.loc[part["her2"].notna() & part["split"].isna(), "reason"])
+    absent = PUBLISHED["patients"] - int(part["split"].notna().sum()) - sum(out.values())
+    if absent < 0:
+        raise ValueError(
+            f"expected at most {PUBLISHED['patients']} patients with HER2 status, found {-absent} more"
+        )
+    reasons = out | ({"not in the table": absent} if absent else {})
+    return {"published": PUBLISHED["patients"], "missing": sum(reasons.values()), "reasons": reasons}
+
+
+# --- flow and Table 1 ---------------------------------------------------------------------------------------
+
+
+def kinds(reasons):
+    """Reason → patients; what a reason says after a colon is about one patient only."""
+    return reasons.str.split(":").str[0].value_counts().sort_index().to_dict()
+
+
+def count(table):
     """Patients in, out with reasons, and per split, as nested counts that add up."""
     use = included(table)
-    out = table.loc[table["reason"] != "", "reason"].value_counts().sort_index()
     per_split = {
         split: {"patients": len(part), "her2_positive": int(part["her2"].sum())}
         for split, part in use.groupby("split", sort=True)
     }
-    return {"patients": len(table), "included": len(use), "excluded": out.to_dict(), "splits": per_split}
+    out = kinds(table.loc[table["reason"] != "", "reason"])
+    return {"patients": len(table), "included": len(use), "excluded": out, "splits": per_split}
+
+
+def flow(table):
+    """The flow of patients, overall and by collection; of a real cohort also what it lacks of the published one."""
+    by_collection = {dataset: count(part) for dataset, part in table.groupby("dataset", sort=True)}
+    whole = count(table) | {"collections": by_collection}
+    return whole | {"of_published": missing_of_published(table)} if is_real(table) else whole
+
+
+def flow_texts(here):
+    """Of one collection's counts what the boxes of the diagram say: out with reasons, splits."""
+    out = [f"out: {here['patients'] - here['included']}"]
+    out += [fill(f"{n} {why}", 18, subsequent_indent="   ") for why, n in here["excluded"].items()]
+    splits = [
+        f"{split}: {here['splits'][split]['patients']} ({here['splits'][split]['her2_positive']} HER2+)"
+        for split in (*SPLIT_ORDER, "external")
+        if split in here["splits"]
+    ]
+    return "\n".join(out), "\n".join(splits or ["nobody"])
+
+
+def draw_flow(axes, counts):
+    """Flow diagram into empty axes: a column per collection, those out to the right.  counts: from `flow`."""
+    axes.set(xlim=(0, len(counts["collections"])), ylim=(0, 1))
+    axes.set_axis_off()
+    box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": "0.3"}
+    style = {"ha": "center", "va": "center", "fontsize": 7, "multialignment": "left", "bbox": box}
+    down = {"arrowprops": {"arrowstyle": "<|-", "color": "0.3"}}  # head at the text, tail under the box drawn later
+    aside = {"ha": "left", "arrowprops": down["arrowprops"] | {"relpos": (0, 0.5)}}
+    for left, dataset in enumerate(d for d in COLLECTIONS if d in counts["collections"]):
+        here, x = counts["collections"][dataset], left + 0.28
+        out, splits = flow_texts(here)
+        axes.annotate(splits, (x, 0.37), (x, 0.10), **style | down)
+        axes.annotate(f"in use\nn = {here['included']}", (x, 0.92), (x, 0.37), **style | down)
+        axes.annotate(out, (x, 0.64), (left + 0.48, 0.64), **style | aside)
+        axes.text(x, 0.92, f"{COLLECTIONS[dataset]}\nn = {here['patients']}", **style)
+
+
+def values(column):
+    """How often each value occurs, in words."""
+    return "; ".join(f"{str(v).removesuffix('.0')} {n}" for v, n in column.value_counts().sort_index().items())
+
+
+def lacking(column):
+    return int(column.isna().sum())
 
 
 def table_one(table):
-    """Table 1: per split and site the patients, events and clinical margins, with what is missing."""
+    """Table 1: per split and collection the patients, events and clinical margins, each with what is missing.
+
+    HER2 status is missing for nobody here: without it a patient is out.  Age in years, median and quartiles.
+    """
     grouped = included(table).groupby(["split", "dataset"], sort=True)
     return grouped.agg(
         patients=("patient", "size"),
         her2_positive=("her2", "sum"),
-        hr_positive=("hr", "sum"),
-        hr_missing=("hr", lambda v: int(v.isna().sum())),
+        hr_positive=("hr", lambda v: int(v.sum())),
+        hr_missing=("hr", lacking),
         age_median=("age", "median"),
-        age_missing=("age", lambda v: int(v.isna().sum())),
+        age_q1=("age", lambda v: v.quantile(0.25)),
+        age_q3=("age", lambda v: v.quantile(0.75)),
+        age_missing=("age", lacking),
+        menopause=("menopause", values),
+        menopause_missing=("menopause", lacking),
     ).reset_index()
+
+
+# --- what the numbers can carry -----------------------------------------------------------------------------
+
+
+def standard_error(auc, positives, negatives):
+    """Standard error of an AUC (Hanley and McNeil, Radiology 1982;143:29); NaN where a class is empty."""
+    if not 0 < auc < 1:
+        raise ValueError(f"auc must lie between 0 and 1, found {auc}")
+    if min(positives, negatives) < 1:
+        return float("nan")
+    both_positives, both_negatives = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc)
+    variance += (positives - 1) * (both_positives - auc**2) + (negatives - 1) * (both_negatives - auc**2)
+    return float(np.sqrt(variance / (positives * negatives)))
+
+
+def expected_width(table, auc=0.74, confidence=0.95):
+    """Per split the interval to expect around an AUC of `auc`, from the numbers of patients alone.
+
+    Columns: split, patients, her2_positive, her2_negative, standard_error, half_width, low, high.  low and high
+    stay in [0, 1].  A split that lacks one class has NaN.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    rows = []
+    for split, part in included(table).groupby("split", sort=True):
+        positives = int(part["her2"].sum())
+        error = standard_error(auc, positives, len(part) - positives)
+        numbers = {"split": split, "patients": len(part), "her2_positive": positives}
+        numbers |= {"her2_negative": len(part) - positives, "standard_error": error, "half_width": z * error}
+        rows.append(numbers)
+    out = pd.DataFrame(rows)
+    return out.assign(low=(auc - out["half_width"]).clip(lower=0), high=(auc + out["half_width"]).clip(upper=1))

@@ -49,13 +49,32 @@ def setting(name):
     return values[name]
 
 
-def params(section, into):
-    """Section `section` of the running cohort as the frozen dataclass `into`."""
-    name = cohort()
-    sections = read_yaml(root() / "params.yaml")[name]
-    if section not in sections:
-        raise ValueError(f"params.yaml: {name} has no section {section!r}; it has {', '.join(sections)}")
-    return build(into, sections[section], f"params.yaml: {name}.{section}")
+def section(name):
+    """A section of the running cohort as it stands in `params.yaml`."""
+    return read_yaml(root() / "params.yaml")[cohort()][name]
+
+
+def params(section, into, name=None):
+    """Section `section` of the running cohort, or of cohort `name`, as the frozen dataclass `into`.
+
+    into: may be {source: dataclass}; then the section's own `source` chooses.
+    """
+    name = name or cohort()
+    sections = read_yaml(root() / "params.yaml").get(name)
+    if not isinstance(sections, dict) or section not in sections:
+        found = "no such cohort" if not isinstance(sections, dict) else f"it has {', '.join(sections)}"
+        raise ValueError(f"params.yaml: {name} has no section {section!r}; {found}")
+    values = sections[section]
+    if isinstance(into, dict):
+        into = of_source(into, values, f"params.yaml: {name}.{section}")
+    return build(into, values, f"params.yaml: {name}.{section}")
+
+
+def of_source(classes, values, where):
+    """The dataclass that a section's `source` names."""
+    if values.get("source") not in classes:
+        raise ValueError(f"{where}: source is {values.get('source')!r}, expected one of {', '.join(classes)}")
+    return classes[values["source"]]
 
 
 def build(into, values, where):

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from her2core.normalize import limits, to_8bit_torch
+from her2core.normalize import Window, knots, learn_standard, piecewise
 
 BIAS_FIELDS = ("raw", "n4")
+PREPARED = ("images", "quantiles", "moments")
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class Slices:
     split: np.ndarray
     her2: np.ndarray
 
-    def of_split(self, name):
-        """The slices of one split."""
-        rows = np.flatnonzero(self.split == name)
-        if rows.size == 0:
-            raise ValueError(f"no slices in split {name!r}; splits here: {', '.join(sorted(set(self.split)))}")
+    def of_split(self, *names):
+        """The slices of one or more splits."""
+        if missing := set(names) - set(self.split):
+            found = ", ".join(sorted(set(self.split)))
+            raise ValueError(f"no slices in split {', '.join(sorted(missing))}; splits here: {found}")
+        rows = np.flatnonzero(np.isin(self.split, names))
         return Slices(self.images[torch.from_numpy(rows)], self.patient[rows], self.split[rows], self.her2[rows])
 
     def patients(self):
@@ -45,28 +47,69 @@ class Slices:
         return first, np.diff(np.append(first, self.patient.size))
 
 
-def load_slices(folder, window, bias_field="raw", device="cpu"):
-    """Prepared arrays of a cohort, windowed to 8 bits.
-
-    folder: what the stage `prepare` wrote; bias_field: "raw" or "n4".
+def read_prepared(folder, bias_field):
+    """What the stage `prepare` wrote for every slice: images, quantiles and moments (memory-mapped), the
+    quantiles' levels, and the labels of `Slices`.
     """
-    folder = Path(folder)
     if bias_field not in BIAS_FIELDS:
         raise ValueError(f"bias_field={bias_field!r}: expected one of {', '.join(BIAS_FIELDS)}")
-    images = np.load(folder / f"images_{bias_field}.npy", mmap_mode="r")
-    quantiles, levels = np.load(folder / f"quantiles_{bias_field}.npy"), np.load(folder / "levels.npy")
+    arrays = {name: np.load(folder / f"{name}_{bias_field}.npy", mmap_mode="r") for name in PREPARED}
     with open(folder / "slices.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    if not len(rows) == len(images) == len(quantiles):
-        raise ValueError(f"{folder}: {len(rows)} rows, {len(images)} images, {len(quantiles)} quantiles")
-    lo, hi = (torch.from_numpy(v).to(device) for v in limits(window, quantiles, levels))
-    out = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for start in range(0, len(images), 512):  # in pieces: a whole I-SPY in float32 would be 5 GB
-        part = slice(start, start + 512)
-        raw = torch.from_numpy(images[part].astype(np.float32)).to(device)
-        out[part] = to_8bit_torch(raw, lo[part], hi[part])
+    if any(len(array) != len(rows) for array in arrays.values()):
+        found = ", ".join(f"{len(array)} {name}" for name, array in arrays.items())
+        raise ValueError(f"{folder}: {len(rows)} rows, {found}")
     patient, split = (np.array([row[c] for row in rows]) for c in ("patient", "split"))
-    return Slices(out, patient, split, np.array([int(row["her2"]) for row in rows]))
+    labels = patient, split, np.array([int(row["her2"]) for row in rows])
+    return *arrays.values(), np.load(folder / "levels.npy"), labels
+
+
+def load_standard(folder, window, bias_field="raw"):
+    """What a window has learnt on a cohort's training patients: Nyúl's standard, None for any other method.
+
+    A case outside the cohort needs it for its own `knots`.
+    """
+    if window.method != "nyul":
+        return None
+    _, quantiles, _, levels, (patient, split, _) = read_prepared(Path(folder), bias_field)
+    train = np.flatnonzero(split == "train")
+    names, first = np.unique(patient[train], return_index=True)  # a patient counts once, however many its slices
+    return learn_standard(window, quantiles[train[first]], levels, names)
+
+
+def load_slices(folder, window, bias_field="raw", device="cpu", neighbours=False):
+    """Prepared arrays of a cohort, brought to 8 bits.
+
+    folder: what the stage `prepare` wrote; window: a `Window` or its name; bias_field: "raw" or "n4".
+    neighbours: images are `(N, 3·P, H, W)` instead, of each phase the slice below, the slice, the slice above;
+    all three under the window of the slice.
+    """
+    window = Window.parse(window) if isinstance(window, str) else window
+    images, quantiles, moments, levels, labels = read_prepared(Path(folder), bias_field)
+    x, y = knots(window, quantiles, levels, moments, load_standard(folder, window, bias_field))
+    beside = load_neighbours(Path(folder), bias_field) if neighbours else None
+    n, phases, height, width = images.shape
+    shape = (n, phases * (3 if neighbours else 1), height, width)
+    out = torch.empty(shape, dtype=torch.uint8, device=device)
+    for start in range(0, n, 512):  # in pieces: beside the result, one of them is in memory
+        part = slice(start, start + 512)
+        block = images[part] if beside is None else with_neighbours(images[part], beside[part])
+        shown = piecewise(block, x[part], y[part]).reshape(len(block), *shape[1:])
+        out[part] = torch.from_numpy(shown)
+    return Slices(out, *labels)
+
+
+def load_neighbours(folder, bias_field):
+    path = folder / f"neighbours_{bias_field}.npy"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; adjacent slices need prepare.neighbours: true")
+    return np.load(path, mmap_mode="r")
+
+
+def with_neighbours(images, beside):
+    """Images `(n, P, H, W)` and those below and above `(n, 2, P, H, W)` → `(n, P, 3·H, W)`, stacked downwards."""
+    stacked = np.stack([beside[:, 0], images, beside[:, 1]], 2)  # (n, P, 3, H, W)
+    return stacked.reshape(*images.shape[:2], -1, images.shape[-1])
 
 
 def epoch_batches(data, batch_size, generator):

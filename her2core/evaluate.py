@@ -3,19 +3,32 @@
 A prediction table has one row per patient, run and seed:
 cohort, patient, split, her2, run, model, window, bias_field, seed, probability.
 
-Patients are resampled, never slices; positives and negatives apart, so that every resample has both.  A run's
-AUC is the mean over its seeds, each seed scored on the same patients.  Sources: DeLong, DeLong and
-Clarke-Pearson, Biometrics 1988;44:837; Sun and Xu, IEEE Signal Process Lett 2014;21:1389; Holm, Scand J Stat
-1979;6:65.
+A run's AUC is the mean over its seeds, each seed scored on the same patients.  Patients are resampled, never
+slices; positives and negatives apart, so that every resample has both.  The interval of one run is over patients,
+given its seeds; that of a difference is over patients and seeds.  Coverage was measured, and the alternatives
+with it: `benchmarks/coverage.json`.
+
+Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837; Hanley and McNeil, Radiology 1982;143:29;
+Hall, J R Stat Soc B 1988;50:35 (symmetric bootstrap-t); Qin and Hotilovac, Stat Methods Med Res 2008;17:207 (AUC
+on the logit scale); Newcombe, Stat Med 2006;25:559 (perfect separation); Obuchowski and Rockette, Commun Stat
+Simul Comput 1995;24:285 and Hillis, Stat Med 2007;26:596 (several readers, here seeds, on the same patients);
+Holm, Scand J Stat 1979;6:65; Van Calster et al., BMC Med 2019;17:230 (calibration); Vickers and Elkin, Med Decis
+Making 2006;26:565 (net benefit).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import binomtest, norm, rankdata, t
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, brier_score_loss
 
 COLUMNS = ("cohort", "patient", "split", "her2", "run", "model", "window", "bias_field", "seed", "probability")
+POWER = 0.8  # of the smallest detectable difference
+FEWEST = 5  # patients of either class, below which a subgroup gets no AUC
 
 
 @dataclass(frozen=True)
@@ -27,8 +40,8 @@ class EvaluateConfig:
     seed: int = 2025
 
     def __post_init__(self):
-        if self.bootstrap < 1 or not 0 < self.confidence < 1:
-            raise ValueError(f"evaluation needs bootstrap >= 1 and 0 < confidence < 1, found {self}")
+        if self.bootstrap < 2 or not 0 < self.confidence < 1:
+            raise ValueError(f"evaluation needs bootstrap >= 2 and 0 < confidence < 1, found {self}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,17 @@ class Estimate:
     high: float
     patients: int
     positives: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """AUC of a first run − AUC of a second: standard error, interval and p-value over patients and seeds."""
+
+    value: float
+    low: float
+    high: float
+    se: float
+    p: float
 
 
 def read_predictions(paths):
@@ -91,39 +115,54 @@ def auc(labels, scores):
     return (ranks - positives * (positives + 1) / 2) / (positives * negatives)
 
 
-def placements(labels, scores):
-    """DeLong's structural components: for each positive the share of negatives below it, and the reverse."""
-    labels = check_labels(labels)
-    scores = np.asarray(scores, float)
-    positive, negative = scores[labels], scores[~labels]
-    rank = rankdata(scores)
-    v10 = (rank[labels] - rankdata(positive)) / negative.size  # (positives,)
-    v01 = 1 - (rank[~labels] - rankdata(negative)) / positive.size  # (negatives,)
-    return v10, v01
+def comparison(labels, scores):
+    """Every positive beside every negative: 1 above, 0.5 tied, 0 below.  `(…, n)` → `(…, positives, negatives)`.
+
+    Its mean is the AUC, its row and column means are DeLong's structural components, and the AUC of a resample
+    is a product with the resample's weights: nothing is ranked twice.
+    """
+    labels, scores = check_labels(labels), np.asarray(scores, float)
+    if min(labels.sum(), (~labels).sum()) < 2:
+        raise ValueError(f"a variance needs two patients of each class, found {labels.sum()} of {labels.size}")
+    positive, negative = scores[..., labels][..., :, None], scores[..., ~labels][..., None, :]
+    return (positive > negative) + 0.5 * (positive == negative)
+
+
+def placement_variance(compared):
+    """DeLong's variance of the mean of `compared`, `(positives, negatives)`."""
+    return sum(v.var(ddof=1) / v.size for v in (compared.mean(1), compared.mean(0)))
+
+
+def mean_over_seeds(labels, scores):
+    return comparison(labels, np.atleast_2d(scores)).mean(0)
 
 
 def delong_variance(labels, scores):
-    """Variance of one AUC."""
-    v10, v01 = placements(labels, scores)
-    return v10.var(ddof=1) / v10.size + v01.var(ddof=1) / v01.size
-
-
-def delong_interval(labels, scores, confidence=0.95):
-    """AUC with its normal interval, clipped to [0, 1]."""
-    value, half = float(auc(labels, scores)), norm.ppf(0.5 + confidence / 2)
-    half *= np.sqrt(delong_variance(labels, scores))
-    labels = check_labels(labels)
-    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0), labels.size, int(labels.sum()))
+    """Variance over patients of the mean AUC over seeds; scores `(seeds, n)`, or `(n,)` for one."""
+    return placement_variance(mean_over_seeds(labels, scores))
 
 
 def delong_test(labels, first, second):
-    """AUC(first) − AUC(second) on the same patients, and its two-sided p-value."""
-    a, b = placements(labels, first), placements(labels, second)
-    variance = sum((u - v).var(ddof=1) / u.size for u, v in zip(a, b, strict=True))
-    difference = float(auc(labels, first) - auc(labels, second))
+    """Mean AUC of first − second on the same patients, given the seeds, and its two-sided p-value."""
+    compared = mean_over_seeds(labels, first) - mean_over_seeds(labels, second)
+    difference, variance = float(compared.mean()), placement_variance(compared)
     if variance == 0:
         return difference, 1.0 if difference == 0 else 0.0
     return difference, float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
+
+
+def hanley_mcneil_variance(n_positive, n_negative, auc):
+    """Variance of an AUC that is expected, before any patient is seen."""
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    spread = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
+    return spread / (n_positive * n_negative)
+
+
+def expected_width(n_positive, n_negative, auc, confidence=0.95):
+    """Width of the interval that so many patients give at this AUC (Hanley and McNeil)."""
+    if min(n_positive, n_negative) < 1 or not 0 < auc < 1:
+        raise ValueError(f"needs patients of both classes and 0 < AUC < 1: {n_positive}, {n_negative}, {auc}")
+    return float(2 * norm.ppf(0.5 + confidence / 2) * np.sqrt(hanley_mcneil_variance(n_positive, n_negative, auc)))
 
 
 def resample(labels, config):
@@ -134,39 +173,99 @@ def resample(labels, config):
     return np.concatenate([rng.choice(g, (config.bootstrap, g.size)) for g in groups], axis=1)
 
 
-def resampled_aucs(labels, probabilities, config):
-    """Mean AUC over seeds in every resample: probabilities `(seeds, n)` → `(bootstrap,)`."""
-    index = resample(labels, config)
-    ordered = np.sort(check_labels(labels))[::-1]  # each resample holds the positives first
-    return np.mean([auc(ordered, row[index]) for row in np.atleast_2d(probabilities)], axis=0)
+def resample_weights(labels, config):
+    """How often each resample holds each positive `(bootstrap, positives)` and each negative."""
+    labels, index = check_labels(labels), resample(labels, config)
+    rows = np.arange(config.bootstrap)[:, None] * labels.size
+    counts = np.bincount((rows + index).ravel(), minlength=index.size).reshape(index.shape).astype(float)
+    return counts[:, labels], counts[:, ~labels]
 
 
-def percentile_interval(samples, confidence):
-    tail = (1 - confidence) / 2
-    return tuple(float(v) for v in np.quantile(samples, (tail, 1 - tail)))
+def resampled_moments(compared, weights):
+    """Mean of `compared` in every resample and DeLong's variance of it there, each `(bootstrap,)`."""
+    (positive, negative), (k, m) = weights, compared.shape
+    v10, v01 = negative @ compared.T / m, positive @ compared / k  # (bootstrap, k), (bootstrap, m)
+    mean = (v01 * negative).sum(1) / m
+    squares = [
+        ((w * v**2).sum(1) - n * mean**2) / n / (n - 1) for w, v, n in ((positive, v10, k), (negative, v01, m))
+    ]
+    return mean, np.maximum(sum(squares), 0)
+
+
+def perfect_limit(n_positive, n_negative, confidence):
+    """The lowest AUC that still agrees with a perfect separation of so many patients (score interval)."""
+    z = norm.ppf(0.5 + confidence / 2)
+    return brentq(lambda a: 1 - a - z * np.sqrt(hanley_mcneil_variance(n_positive, n_negative, a)), 0, 1 - 1e-9)
+
+
+def studentised_interval(compared, weights, confidence):
+    """Symmetric bootstrap-t interval on the logit scale of the mean of `compared`, `(positives, negatives)`.
+
+    Each resample is studentised by its own DeLong error.  Half a pair is the least that can be short of 0 or 1:
+    a resample that separates perfectly is taken to miss by that, a sample that does gets `perfect_limit`.
+    """
+    edge, value = 0.5 / compared.size, compared.mean()
+    if not edge < value < 1 - edge:
+        limit = perfect_limit(*compared.shape, confidence)
+        return (limit, 1.0) if value > 0.5 else (0.0, 1 - limit)
+
+    def on_logit_scale(mean, variance):
+        mean = np.clip(mean, edge, 1 - edge)
+        return logit(mean), np.sqrt(np.maximum(variance, edge**2)) / (mean * (1 - mean))
+
+    centre, error = on_logit_scale(value, placement_variance(compared))
+    centres, errors = on_logit_scale(*resampled_moments(compared, weights))
+    half = error * np.quantile(np.abs(centres - centre) / errors, confidence)
+    return float(expit(centre - half)), float(expit(centre + half))
 
 
 def bootstrap_auc(labels, probabilities, config):
-    """Mean AUC over seeds with a patient-bootstrap interval."""
-    low, high = percentile_interval(resampled_aucs(labels, probabilities, config), config.confidence)
-    value = float(np.mean(auc(labels, np.atleast_2d(probabilities))))
-    labels = check_labels(labels)
-    return Estimate(value, low, high, labels.size, int(labels.sum()))
+    """Mean AUC over seeds with its interval over patients, given these seeds; probabilities `(seeds, n)`."""
+    compared = mean_over_seeds(labels, probabilities)
+    low, high = studentised_interval(compared, resample_weights(labels, config), config.confidence)
+    return Estimate(float(compared.mean()), low, high, sum(compared.shape), compared.shape[0])
+
+
+def difference_variance(compared, weights):
+    """Variance of a mean difference over patients, and what seeds add to it.  compared: `(seeds, positives, …)`.
+
+    Patients come from the bootstrap.  The variance between seeds on these patients also holds how patients differ
+    from seed to seed, which the bootstrap has counted already: it is taken off.  One seed says nothing of others.
+    """
+    samples = np.stack([resampled_moments(one, weights)[0] for one in compared])  # (seeds, bootstrap)
+    patients, seeds = samples.mean(0).var(ddof=1), len(compared)
+    if seeds == 1:
+        return patients, 0.0
+    interaction = (samples - samples.mean(0)).var(1, ddof=1).sum() / (seeds - 1)
+    between = compared.mean((1, 2)).var(ddof=1) - interaction
+    return patients, max(between, 0) / seeds
 
 
 def bootstrap_difference(labels, first, second, config):
-    """Mean AUC of first − second on the same resampled patients: Estimate and two-sided p-value.
+    """Mean AUC of first − second on the same resampled patients, over patients and seeds.
 
-    first, second: `(seeds, n)`.  The p-value is twice the smaller share of resamples on one side of zero,
-    with one added to both counts, so that it is never 0.
+    first, second: `(seeds, n)`; row s of both is the same seed, so a seed is paired as a patient is.  A seed is
+    what a reader is to Obuchowski and Rockette: t-distributed, with Satterthwaite's degrees of freedom.  Seeds
+    are not redrawn: four give too few distinct draws, and redrawing both counts their interaction three times.
+    The p-value is never below what so many resamples can show.
     """
-    samples = resampled_aucs(labels, first, config) - resampled_aucs(labels, second, config)
-    low, high = percentile_interval(samples, config.confidence)
-    value = float(np.mean(auc(labels, np.atleast_2d(first))) - np.mean(auc(labels, np.atleast_2d(second))))
-    below, above = (samples <= 0).sum() + 1, (samples >= 0).sum() + 1
-    p_value = min(1.0, 2 * min(below, above) / (samples.size + 1))
-    labels = check_labels(labels)
-    return Estimate(value, low, high, labels.size, int(labels.sum())), float(p_value)
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    if first.shape != second.shape:
+        raise ValueError(f"a paired difference needs the same seeds and patients: {first.shape}, {second.shape}")
+    compared = comparison(labels, first) - comparison(labels, second)
+    patients, seeds = difference_variance(compared, resample_weights(labels, config))
+    value, se = float(compared.mean()), float(np.sqrt(patients + seeds))
+    if se == 0:
+        return Difference(value, value, value, 0.0, 1.0 if value == 0 else 1 / (config.bootstrap + 1))
+    freedom = (patients + seeds) ** 2 / (patients**2 / (len(labels) - 2) + seeds**2 / max(len(first) - 1, 1))
+    half = float(t.ppf(0.5 + config.confidence / 2, freedom)) * se
+    p_value = max(2 * float(t.sf(abs(value) / se, freedom)), 1 / (config.bootstrap + 1))
+    return Difference(value, value - half, value + half, se, p_value)
+
+
+def detectable(se, alpha=0.05):
+    """The smallest true difference that a two-sided test at `alpha` finds with a power of 80 %."""
+    return (norm.ppf(1 - alpha / 2) + norm.ppf(POWER)) * se
 
 
 def holm(p_values):
@@ -180,40 +279,88 @@ def holm(p_values):
 
 
 def summary(table, config):
-    """One row per run: AUC with interval, and the spread of its seeds.  table: one split of one cohort."""
+    """One row per run: AUC with interval, and the spread of its seeds.  table: one split of one cohort.
+
+    `seed_sd` is the standard deviation of the seeds' AUCs, NaN for a single seed.
+    """
     rows = []
     for run, part in table.groupby("run", sort=True):
         labels, probabilities = matrix(part)
         estimate = bootstrap_auc(labels, probabilities, config)
-        per_seed = auc(labels, probabilities)
+        per_seed = pd.Series(auc(labels, probabilities))
         first = part.iloc[0]
         rows.append(
             {"run": run, "model": first["model"], "window": first["window"], "bias_field": first["bias_field"]}
-            | {"auc": estimate.value, "low": estimate.low, "high": estimate.high}
-            | {"lowest_seed": per_seed.min(), "highest_seed": per_seed.max(), "seeds": len(per_seed)}
+            | {"auc": estimate.value, "low": estimate.low, "high": estimate.high, "lowest_seed": per_seed.min()}
+            | {"highest_seed": per_seed.max(), "seed_sd": per_seed.std(), "seeds": len(per_seed)}
             | {"patients": estimate.patients, "positives": estimate.positives}
         )
     return pd.DataFrame(rows)
 
 
+def check_paired(part, anchor):
+    """Two runs can be compared only on the same patients, labels and seeds."""
+    keys = ["patient", "seed", "her2"]
+    found, expected = ({tuple(row) for row in p[keys].itertuples(index=False)} for p in (part, anchor))
+    if odd := found ^ expected:
+        runs = f"{part['run'].iloc[0]} and {anchor['run'].iloc[0]}"
+        raise ValueError(f"{runs} differ in {len(odd)} rows of patient, seed and label, such as {min(odd)}")
+
+
+def compare(part, anchor, config, alpha):
+    """One row of `comparisons`, before the correction."""
+    check_paired(part, anchor)
+    labels, second = matrix(anchor)
+    first = matrix(part)[1]
+    found = bootstrap_difference(labels, first, second, config)
+    return (
+        {"run": part["run"].iloc[0], "reference": anchor["run"].iloc[0], "difference": found.value}
+        | {"low": found.low, "high": found.high, "se": found.se, "detectable": detectable(found.se, alpha)}
+        | {"p_delong": delong_test(labels, first, second)[1], "p": found.p}
+        | {"patients": len(labels), "seeds": len(first)}
+    )
+
+
 def comparisons(table, reference, config, alpha=0.05):
-    """Every run against `reference` on the same patients, Holm-corrected, with a verdict in words."""
+    """Every run against `reference` on the same patients, Holm-corrected, with a verdict in words.
+
+    difference, low, high, se, p: `bootstrap_difference`, over patients and seeds.  p_delong: over patients alone.
+    p_holm: `p` corrected for all rows.  detectable: smallest difference found with 80 % power at `alpha`, and
+    detectable_holm at `alpha_holm`, Holm's strictest level.  Raises ValueError where runs are not paired.
+    """
     if reference not in set(table["run"]):
         raise ValueError(f"reference {reference!r} is not among the runs {sorted(table['run'].unique())}")
-    labels, anchor = matrix(table[table["run"] == reference])
-    rows = []
-    for run, part in table[table["run"] != reference].groupby("run", sort=True):
-        estimate, p_value = bootstrap_difference(labels, matrix(part)[1], anchor, config)
-        rows.append(
-            {"run": run, "reference": reference, "difference": estimate.value, "low": estimate.low}
-            | {"high": estimate.high, "p": p_value, "patients": estimate.patients}
-        )
-    out = pd.DataFrame(rows)
+    anchor, others = table[table["run"] == reference], table[table["run"] != reference]
+    out = pd.DataFrame([compare(part, anchor, config, alpha) for _, part in others.groupby("run", sort=True)])
     if len(out):
         out["p_holm"] = holm(out["p"])
+        out["alpha_holm"] = alpha / len(out)
+        out["detectable_holm"] = detectable(out["se"], alpha / len(out))
         words = np.where(out["difference"] > 0, "higher than the reference", "lower than the reference")
         out["verdict"] = np.where(out["p_holm"] < alpha, words, "no difference detected")
     return out
+
+
+def subgroups(table, groups, config):
+    """AUC in every group of one run's patients; groups: Series, patient → group, missing values being a group.
+
+    One row per group: patients, positives, auc, low, high, note.  A group with fewer than five patients of either
+    class has no AUC and says "too few".
+    """
+    if unknown := set(table["patient"]) - set(groups.index):
+        raise ValueError(f"{len(unknown)} patients stand in no group, such as {min(unknown)}")
+    of_row = table["patient"].map(groups.astype(object).where(groups.notna(), "unknown"))
+    rows = []
+    for group, part in table.groupby(of_row, sort=True):
+        labels, probabilities = matrix(part)
+        positives = int((labels == 1).sum())
+        row = {"group": group, "patients": labels.size, "positives": positives}
+        if min(positives, labels.size - positives) < FEWEST:
+            rows.append(row | {"auc": np.nan, "low": np.nan, "high": np.nan, "note": "too few"})
+            continue
+        found = bootstrap_auc(labels, probabilities, config)
+        rows.append(row | {"auc": found.value, "low": found.low, "high": found.high, "note": ""})
+    return pd.DataFrame(rows)
 
 
 def youden_threshold(labels, probabilities):
@@ -259,3 +406,101 @@ def roc_band(labels, probabilities, config, grid=None):
     tail = (1 - config.confidence) / 2
     low, high = np.quantile(curves, (tail, 1 - tail), axis=0)
     return grid, mean, low, high
+
+
+def to_logits(probabilities):
+    """Logits; a probability that was rounded to 0 or 1 is taken as a millionth from it."""
+    return logit(np.clip(np.asarray(probabilities, float), 1e-6, 1 - 1e-6))
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """New logit = intercept + slope · logit."""
+
+    intercept: float
+    slope: float
+
+
+def fit_recalibration(labels, probabilities):
+    """Logistic regression of the labels on the logits; fit on validation, apply elsewhere with `recalibrate`.
+
+    Raises ValueError where the probabilities separate the classes, or are all alike: no slope fits best.
+    """
+    labels, logits = check_labels(labels), to_logits(probabilities)
+    if logits[labels].min() >= logits[~labels].max() or logits[labels].max() <= logits[~labels].min():
+        raise ValueError(f"the probabilities of {labels.size} patients separate the classes or are all alike")
+    fit = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(logits[:, None], labels)
+    return Recalibration(float(fit.intercept_[0]), float(fit.coef_[0, 0]))
+
+
+def recalibrate(probabilities, recalibration):
+    """Probabilities after a `Recalibration`; the shape is kept."""
+    return expit(recalibration.intercept + recalibration.slope * to_logits(probabilities))
+
+
+def calibration(labels, probabilities):
+    """Calibration intercept, at slope 1, and slope: 0 and 1 where probabilities are what they say.
+
+    An intercept above 0 says that they are too low, a slope below 1 that they are too extreme.
+    """
+    logits, rate = to_logits(probabilities), check_labels(labels).mean()
+    intercept = brentq(lambda a: expit(a + logits).mean() - rate, -50, 50)
+    return {"intercept": float(intercept), "slope": fit_recalibration(labels, probabilities).slope}
+
+
+def fit_recalibration_or_none(labels, probabilities):
+    """`fit_recalibration`, or None where so few patients are separated that there is nothing to fit."""
+    try:
+        return fit_recalibration(labels, probabilities)
+    except ValueError:
+        return None
+
+
+def calibration_row(labels, probabilities):
+    """Intercept and slope (NaN where they cannot be fitted), AUPRC, prevalence, Brier score and patients."""
+    possible = fit_recalibration_or_none(labels, probabilities) is not None
+    line = calibration(labels, probabilities) if possible else {"intercept": np.nan, "slope": np.nan}
+    return line | precision_and_error(labels, probabilities) | {"patients": len(labels)}
+
+
+def precision_and_error(labels, probabilities):
+    """AUPRC (average precision, beside the prevalence that chance gives) and Brier score."""
+    labels = check_labels(labels)
+    return {
+        "auprc": float(average_precision_score(labels, probabilities)),
+        "prevalence": float(labels.mean()),
+        "brier": float(brier_score_loss(labels, probabilities)),
+    }
+
+
+def reliability(labels, probabilities, bins=5, confidence=0.95):
+    """Predicted mean and observed share of positives in bins of about as many patients; ties share a bin.
+
+    Rows of predicted, observed, low, high, patients; the interval is Wilson's.  Empty bins are left out.
+    """
+    labels, probabilities = check_labels(labels), np.asarray(probabilities, float)
+    number = ((rankdata(probabilities) - 0.5) / labels.size * bins).astype(int)
+    rows = []
+    for one in np.unique(number):
+        inside = number == one
+        interval = binomtest(int(labels[inside].sum()), int(inside.sum())).proportion_ci(confidence, "wilson")
+        rows.append(
+            {"predicted": probabilities[inside].mean(), "observed": labels[inside].mean()}
+            | {"low": interval.low, "high": interval.high, "patients": int(inside.sum())}
+        )
+    return pd.DataFrame(rows)
+
+
+def net_benefit(labels, probabilities, thresholds):
+    """Decision curve: true positives per patient less false ones, weighed by the odds of the threshold.
+
+    Rows of threshold, model, treat_all, treat_none; called positive is `probability >= threshold`.
+    """
+    labels, thresholds = check_labels(labels), np.asarray(thresholds, float)
+    if not ((thresholds > 0) & (thresholds < 1)).all():
+        raise ValueError(f"thresholds of a decision curve lie between 0 and 1, found {thresholds}")
+    called = np.asarray(probabilities)[None] >= thresholds[:, None]  # (thresholds, n)
+    odds = thresholds / (1 - thresholds)
+    model = (called & labels).mean(1) - (called & ~labels).mean(1) * odds
+    treat_all = labels.mean() - (~labels).mean() * odds
+    return pd.DataFrame({"threshold": thresholds, "model": model, "treat_all": treat_all, "treat_none": 0.0})

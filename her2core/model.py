@@ -18,7 +18,7 @@ PHASES = ("pre", "early", "late")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ATTENTION = ("both", "channel", "spatial", "none")
 FUSION = ("concat", "attention")
-HEAD_INPUT = ("phase", "rgb_fused")
+HEAD_INPUT = ("phase", "adjacent_slices", "rgb_fused")
 
 
 def require(name, value, allowed):
@@ -30,8 +30,9 @@ def require(name, value, allowed):
 class ThdaConfig:
     """Everything the paper does not publish about the network.
 
-    head_input: "phase": head k sees phase k, repeated to three channels; "rgb_fused": every head sees the
-        three phases as R, G, B (then only separate heads make sense).
+    head_input: "phase": head k sees phase k, repeated to three channels; "adjacent_slices": phase k in the slice
+        and its two neighbours (the images then have 3·P channels); "rgb_fused": every head sees the three phases
+        as R, G, B (then only separate heads make sense).
     share_weights: one backbone for the three heads, called once; or one backbone each.
     width: channels of the first stage.  64 is torchvision's ResNet-34, the only one with ImageNet weights.
     blocks: residual blocks per stage; (3, 4, 6, 3) is ResNet-34.
@@ -171,7 +172,8 @@ class AttentionResNet(nn.Module):
     def stem(self, x):
         """x `(N, 3, H, W)`, or `(N, 1, H, W)`: a grey image, which stands for three equal channels."""
         if x.shape[1] == 1:  # the kernels summed over their channels give the same result at a third of the cost
-            return nn.functional.conv2d(x, self.conv1.weight.sum(1, keepdim=True), stride=2, padding=3)
+            grey = nn.functional.conv2d(x, self.conv1.weight.sum(1, keepdim=True), stride=2, padding=3)
+            return grey.contiguous(memory_format=torch.channels_last)  # one channel does not tell the layout wanted
         return self.conv1(x)
 
     def forward(self, x):
@@ -216,9 +218,10 @@ class ThdaResNet(nn.Module):
 
     def heads(self, x):
         """x `(N, P, H, W)` → what each head receives, `(P·N, channels, H, W)`, head by head."""
-        if self.config.head_input == "phase":
-            return x.transpose(0, 1).reshape(-1, 1, *x.shape[2:])  # (P·N, 1, H, W)
-        return x.repeat(len(PHASES), 1, 1, 1)  # (P·N, 3, H, W)
+        if self.config.head_input == "rgb_fused":
+            return x.repeat(len(PHASES), 1, 1, 1)  # (P·N, 3, H, W)
+        each = x.unflatten(1, (len(PHASES), -1))  # (N, P, 1 or 3, H, W)
+        return each.transpose(0, 1).flatten(0, 1)  # (P·N, 1 or 3, H, W)
 
     def fuse(self, features):
         """features `(N, P, C)` → `(N, P·C)` or, weighted over the phases, `(N, C)`."""
@@ -230,10 +233,12 @@ class ThdaResNet(nn.Module):
     def forward(self, x, return_attention=False):
         """x `(N, P, H, W)`, 8-bit values as floats in [0, 1] → logits `(N,)`.
 
+        With adjacent slices x is `(N, 3·P, H, W)`: below, the slice, above, phase by phase.
         With `return_attention` also {"stage1": {"channel": (N, P, C), "spatial": (N, P, h, w)}, …}.
         """
-        if x.ndim != 4 or x.shape[1] != len(PHASES):
-            raise ValueError(f"expected slices of shape (N, {len(PHASES)}, H, W), found {tuple(x.shape)}")
+        channels = len(PHASES) * (3 if self.config.head_input == "adjacent_slices" else 1)
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"expected slices of shape (N, {channels}, H, W), found {tuple(x.shape)}")
         n = x.shape[0]
         heads = (self.heads(x) - self.mean) / self.std
         if self.config.share_weights:

@@ -85,7 +85,8 @@ def phase_files(folder, patient_id):
     return dict(sorted(found.items()))
 
 
-def _mask_file(folder, patient_id):
+def mask_file(folder, patient_id):
+    """The one mask of a patient below `folder`."""
     paths = [p for ext in (".nii", ".nii.gz") for p in Path(folder).glob(f"*mask/{patient_id}_*_vis1_mask{ext}")]
     if len(paths) != 1:
         raise ValueError(
@@ -150,8 +151,30 @@ def read_breastdcedl(folder, patient_id, row, *, phases=None) -> tuple[DceSeries
     files = phase_files(folder, patient_id)
     paths = [files[k] for k in _wanted_phases(files, patient_id, row, phases)]
     array = _stack_phases(paths)
-    mask = read_mask(_mask_file(folder, patient_id), array.shape[1:])
+    mask = read_mask(mask_file(folder, patient_id), array.shape[1:])
     return DceSeries(array, geometry, (float("nan"),) * len(array)), mask
+
+
+def min_crop(phases, mask, margin_slices=2, size_px=256):
+    """As the MinCrop release: `margin_slices` beyond the tumour, `size_px` square around it, nothing resampled.
+
+    phases `(P, Z, Y, X)`, mask `(Z, Y, X)` → both cropped, and the (z, y, x) of their first voxel in the original.
+    The square is centred on the tumour's box and shifted inside the image; an image smaller than it stays whole.
+    """
+    if not mask.any():
+        raise ValueError("empty mask, expected at least one tumour voxel")
+    start, stop = [], []
+    for axis, length in enumerate(mask.shape):
+        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        if axis == 0:
+            low, high = max(inside[0] - margin_slices, 0), min(inside[-1] + 1 + margin_slices, length)
+        else:
+            low = int(np.clip((inside[0] + inside[-1] + 1 - size_px) // 2, 0, max(length - size_px, 0)))
+            high = min(low + size_px, length)
+        start.append(int(low))
+        stop.append(int(high))
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    return phases[:, *box], mask[box], tuple(start)
 
 
 def _write_voxels(array, path):

@@ -1,12 +1,22 @@
-"""From scanner units to 8 bits: every normalisation of the study is a window.
+"""From scanner units to 8 bits: every normalisation of the study is a map made of straight lines.
 
-A window is two limits per phase, taken from exact quantiles of the patient's own intensities, and
-`round(255 · clip((x − lo) / (hi − lo), 0, 1))`.  Nothing is fitted on other patients, so nothing leaks.
-The quantiles are stored once (`preprocess.py`); a further window never reads a volume again.
+A map rises from black to white through knots (intensity, grey level); most have two, the limits of a window:
 
-Names: `scope_limits`, for instance `channel_q98` (minimum to 98 % quantile), `global_q02_q99`, `slice_minmax`.
+scope_minmax, scope_q98, scope_q02_q99    limits at exact quantiles of the patient's own intensities
+scope_zscore                              limits at multiples of the standard deviation around the mean
+channel_nyul, global_nyul                 inner knots too: quantiles are moved to standard grey levels, the mean
+                                          over the training patients (Nyúl & Udupa, Magn Reson Med 42:1072, 1999;
+                                          Nyúl, Udupa & Zhang, IEEE Trans Med Imaging 19:143, 2000)
+
+Only the standard of Nyúl's method is learnt, and from training patients alone; nothing else looks at another
+patient.  What a map needs of a volume is stored once (`preprocess.py`); a further one never reads a volume again.
+
+Intensities are unsigned 16-bit integers; `statistics` refuses others, negative ones included, and never wraps
+them.  Below black is black, above white is white.  Without contrast between black and white (an empty or constant
+image, or a bright spot too small to reach the upper quantile) all is black.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -14,7 +24,12 @@ import numpy as np
 import torch
 
 SCOPES = ("slice", "channel", "global")
-NAME = re.compile(r"(slice|channel|global)_(?:minmax|(?:q(\d{2,3})_)?q(\d{2,3}))")
+NAME = re.compile(r"(slice|channel|global)_(?:(zscore)|(nyul)|minmax|(?:q(\d{2,3})_)?q(\d{2,3}))")
+# Half of a breast volume is air: the darkest voxel lies 0.6 to 0.8 sd below the mean, the lesion up to 6 above.
+ZSCORE_LIMITS = (-1.0, 5.0)
+# Deciles as Nyúl 2000, ends as Shah et al., Med Image Anal 15:267, 2011; of the whole volume, air included.
+LANDMARKS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
+BLOCK = 1 << 18  # voxels that are worked on at once: what fits the cache of a core
 
 
 @dataclass(frozen=True)
@@ -23,18 +38,26 @@ class Window:
 
     scope: whose intensities count: "slice": the three phases of one slice together; "channel": each phase
         of the patient's volume by itself; "global": the three phases of the volume together.
-    lower, upper: quantiles in [0, 1]; 0 is the minimum, 1 the maximum.
+    lower, upper: quantiles in [0, 1], 0 is the minimum, 1 the maximum; for "zscore" standard deviations from the
+        mean.
+    method: "quantile", "zscore" or "nyul", whose black and white are the outermost landmarks.
     """
 
     scope: str
     lower: float
     upper: float
+    method: str = "quantile"
 
     def __post_init__(self):
         if self.scope not in SCOPES:
             raise ValueError(f"scope={self.scope!r}: expected one of {', '.join(SCOPES)}")
-        if not 0 <= self.lower < self.upper <= 1:
-            raise ValueError(f"window needs 0 <= lower < upper <= 1, found {self.lower}, {self.upper}")
+        if self.method not in ("quantile", "zscore", "nyul"):
+            raise ValueError(f"method={self.method!r}: expected quantile, zscore or nyul")
+        if self.method == "nyul" and self.scope == "slice":
+            raise ValueError("slice_nyul: landmarks are those of a volume; expected channel_nyul or global_nyul")
+        least, most = (-math.inf, math.inf) if self.method == "zscore" else (0, 1)
+        if not least <= self.lower < self.upper <= most:
+            raise ValueError(f"window needs {least} <= lower < upper <= {most}, found {self.lower}, {self.upper}")
 
     @classmethod
     def parse(cls, name):
@@ -42,10 +65,14 @@ class Window:
         match = NAME.fullmatch(name)
         if not match:
             raise ValueError(
-                f"window {name!r}: expected scope_limits such as channel_q98, global_q02_q99 or slice_minmax; "
-                f"scopes are {', '.join(SCOPES)}"
+                f"window {name!r}: expected scope_limits such as channel_q98, global_q02_q99, slice_minmax, "
+                f"channel_zscore or channel_nyul; scopes are {', '.join(SCOPES)}"
             )
-        scope, lower, upper = match.groups()
+        scope, zscore, nyul, lower, upper = match.groups()
+        if zscore:
+            return cls(scope, *ZSCORE_LIMITS, zscore)
+        if nyul:
+            return cls(scope, LANDMARKS[0], LANDMARKS[-1], nyul)
         return cls(scope, fraction(lower) if lower else 0.0, fraction(upper) if upper else 1.0)
 
 
@@ -54,48 +81,156 @@ def fraction(digits):
     return int(digits) / 10 ** len(digits)
 
 
-def exact_quantiles(values, levels):
-    """Quantiles of unsigned 16-bit values, any shape, without sorting or sampling: one pass of counting.
-
-    The smallest value whose share of values at or below it reaches the level, as
-    `numpy.quantile(method="inverted_cdf")`; level 0 is the minimum.  Returns `(len(levels),)` uint16.
-    """
+def count(values):
+    """How often each intensity occurs in unsigned 16-bit values: int64, from 0 to the largest that does."""
     if values.dtype != np.uint16 or values.size == 0:
         raise ValueError(f"expected a non-empty uint16 array, found {values.dtype} of shape {values.shape}")
-    cumulative = np.cumsum(np.bincount(values.ravel(), minlength=1))
+    flat = values.ravel()
+    # PyTorch counts signed integers of any size; NumPy would copy to 64 bits first
+    signed = flat.view(np.int16) if flat.max() < 1 << 15 else flat.astype(np.int32)
+    return torch.bincount(torch.from_numpy(np.require(signed, requirements="W"))).numpy()
+
+
+def quantiles_of(counts, levels):
+    """The smallest intensity whose share of values at or below it reaches the level: `(len(levels),)` uint16."""
+    cumulative = np.cumsum(counts)
     # the counts are integers below 2**53: a level times the size is rounded up without a half-count's slip
-    ranks = np.maximum(np.ceil(np.asarray(levels) * values.size - 1e-9), 1)
+    ranks = np.maximum(np.ceil(np.asarray(levels) * cumulative[-1] - 1e-9), 1)
     return np.searchsorted(cumulative, ranks).astype(np.uint16)
 
 
-def limits(window, quantiles, levels):
-    """The window's limits for every slice.
+def moments_of(counts):
+    """Mean and standard deviation (the population's): `(2,)` float64, from integer sums and so exact to the end."""
+    intensity = np.arange(counts.size)
+    size, total, squares = int(counts.sum()), int(counts @ intensity), int(counts @ intensity**2)
+    variance = (size * squares - total**2) / size**2  # Python's integers do not overflow
+    return np.array([total / size, math.sqrt(variance)])
 
-    quantiles: `(N, scopes, P, L)` as `preprocess.py` stores them; levels: the L quantiles they are.
-    Returns lo, hi: `(N, P)` float32 each.
+
+def statistics(values, levels):
+    """All that any map needs of unsigned 16-bit values of any shape, from one pass of counting, without sampling.
+
+    Returns quantiles `(len(levels),)` uint16, as `numpy.quantile(method="inverted_cdf")`, level 0 being the
+    minimum; and moments `(2,)` float64, mean and standard deviation.
+    """
+    counts = count(values)
+    return quantiles_of(counts, levels), moments_of(counts)
+
+
+def exact_quantiles(values, levels):
+    """The quantiles of `statistics` alone."""
+    return quantiles_of(count(values), levels)
+
+
+def columns(levels, wanted):
+    """Which of the stored levels are the wanted quantiles."""
+    apart = np.abs(np.asarray(levels)[None] - np.asarray(wanted)[:, None])
+    if missing := [q for q, row in zip(wanted, apart, strict=True) if not np.any(row < 1e-6)]:
+        raise ValueError(f"no stored quantile {missing}; stored are {list(levels)}: add it to prepare.quantiles")
+    return apart.argmin(1)
+
+
+def limits(window, quantiles, levels, moments=None):
+    """Black and white of every slice under any window.
+
+    quantiles: `(N, scopes, P, L)` as `preprocess.py` stores them; levels: the L quantiles they are; moments:
+    `(N, scopes, P, 2)`, mean and standard deviation, for "zscore" alone.  Returns lo, hi: `(N, P)` float32 each.
     """
     scope = SCOPES.index(window.scope)
-    missing = [q for q in (window.lower, window.upper) if not np.any(np.isclose(levels, q))]
-    if missing:
-        raise ValueError(f"no stored quantile {missing}; stored are {list(levels)}: add it to prepare.quantiles")
-    lo, hi = (np.argmin(np.abs(np.asarray(levels) - q)) for q in (window.lower, window.upper))
+    if window.method == "zscore":
+        if moments is None:
+            raise ValueError(f"{window.scope}_zscore needs the stored moments, found none")
+        mean, sd = np.moveaxis(np.asarray(moments, np.float32)[:, scope], -1, 0)
+        return mean + np.float32(window.lower) * sd, mean + np.float32(window.upper) * sd
+    lo, hi = columns(levels, (window.lower, window.upper))
     return quantiles[:, scope, :, lo].astype(np.float32), quantiles[:, scope, :, hi].astype(np.float32)
 
 
-def to_8bit(images, lo, hi):
-    """Images `(N, P, H, W)` of any dtype and limits `(N, P)` → uint8 of the same shape.
+def learn_standard(window, quantiles, levels, patients):
+    """Grey levels of Nyúl's landmarks: where they lie between black and white, averaged over training patients.
 
-    A constant window (hi = lo) gives 0 everywhere: there is no contrast to show.
+    quantiles: `(n, scopes, P, L)`, one row for each of the n training patients.  Returns `(P, landmarks)` float64
+    from 0 to 255.  A patient without contrast between the outermost landmarks is an error.
     """
-    lo, width = lo[:, :, None, None], (hi - lo)[:, :, None, None]
-    scale = np.where(width > 0, width, np.float32(np.inf))
-    unit = np.clip((images.astype(np.float32) - lo) / scale, 0, 1)
-    return np.rint(unit * np.float32(255)).astype(np.uint8)
+    own = quantiles[:, SCOPES.index(window.scope)][..., columns(levels, LANDMARKS)].astype(float)
+    if not len(own):
+        raise ValueError(f"{window.scope}_nyul: no training patient to learn the standard from")
+    black, white = own[..., :1], own[..., -1:]
+    if flat := [str(patients[k]) for k in np.flatnonzero((black == white).any((1, 2)))]:
+        raise ValueError(f"{', '.join(flat)}: no contrast between {LANDMARKS[0]} and {LANDMARKS[-1]} quantile")
+    return 255 * ((own - black) / (white - black)).mean(0)
+
+
+def line(lo, hi):
+    """Limits `(N, P)` as two knots."""
+    return np.stack([lo, hi], -1), np.broadcast_to(np.float32([0, 255]), (*lo.shape, 2))
+
+
+def knots(window, quantiles, levels, moments=None, standard=None):
+    """The map of every slice under any window, for `piecewise`.
+
+    quantiles, levels, moments: as for `limits`; standard: what `learn_standard` returned, for "nyul" alone.
+    Returns intensities and grey levels, `(N, P, K)` float32 each, both rising.
+
+    Landmarks that coincide in a patient share the middle of their grey levels, but the darkest intensity stays
+    black (background cut off at 0) and the brightest white (saturation).
+    """
+    if window.method != "nyul":
+        return line(*limits(window, quantiles, levels, moments))
+    if standard is None:
+        raise ValueError(f"{window.scope}_nyul needs the standard learnt on the training patients, found none")
+    x = quantiles[:, SCOPES.index(window.scope)][..., columns(levels, LANDMARKS)].astype(np.float32)
+    same = x[..., :, None] == x[..., None, :]  # (N, P, K, K): which landmarks coincide
+    first, last = same.argmax(-1), x.shape[-1] - 1 - same[..., ::-1].argmax(-1)
+    phase = np.arange(x.shape[1])[:, None]
+    y = (standard[phase, first] + standard[phase, last]) / 2
+    y = np.where(x == x[..., :1], 0, np.where(x == x[..., -1:], 255, y))
+    return x, y.astype(np.float32)
+
+
+def grey_levels(xp, images, x, y):
+    """Float32 images `(N, P, H, W)` through knots `(N, P, K)`: the sum of one clipped ramp from knot to knot.
+
+    xp: numpy or torch.  The operations and their order are the same in both, and so are the bytes.
+    """
+    x, y = x[..., None, None], y[..., None, None]
+    total = None
+    for k in range(x.shape[2] - 1):
+        low, width, rise = x[:, :, k], x[:, :, k + 1] - x[:, :, k], y[:, :, k + 1] - y[:, :, k]
+        unit = images - low
+        unit /= xp.where(width > 0, width, xp.inf)  # between knots that coincide nothing rises
+        xp.clip(unit, 0, 1, out=unit)
+        unit *= rise
+        total = unit if total is None else total + unit
+    return total
+
+
+def piecewise(images, x, y):
+    """Integer images `(N, P, H, W)` of any type through their knots `(N, P, K)` → uint8 of the same shape."""
+    out = np.empty(images.shape, np.uint8)
+    step = max(BLOCK // max(math.prod(images.shape[1:]), 1), 1)
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        grey = grey_levels(np, images[part].astype(np.float32), x[part], y[part])
+        out[part] = np.rint(grey, out=grey)
+    return out
+
+
+def piecewise_torch(images, x, y):
+    """As `piecewise`, byte for byte, on the tensors' device."""
+    return grey_levels(torch, images.float(), x, y).round().to(torch.uint8)
+
+
+def to_8bit(images, lo, hi):
+    """Integer images `(N, P, H, W)` of any type and limits `(N, P)` → uint8 of the same shape.
+
+    `round(255 · clip((x − lo) / (hi − lo), 0, 1))`; without contrast (hi = lo) 0 everywhere.  A volume
+    `(P, Z, Y, X)` is N = Z slices with the same limits, `swapaxes(0, 1)`.
+    """
+    return piecewise(images, *line(lo, hi))
 
 
 def to_8bit_torch(images, lo, hi):
     """As `to_8bit`, byte for byte, on the tensors' device."""
-    lo, width = lo[:, :, None, None], (hi - lo)[:, :, None, None]
-    scale = torch.where(width > 0, width, torch.inf)
-    unit = ((images.float() - lo) / scale).clamp(0, 1)
-    return (unit * 255).round().to(torch.uint8)
+    grey = torch.tensor([0.0, 255.0], device=lo.device).expand(*lo.shape, 2)
+    return piecewise_torch(images, torch.stack([lo, hi], -1), grey)

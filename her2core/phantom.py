@@ -690,8 +690,8 @@ def fat_residue(grid, site, fat, fields, rng):
     """What fat suppression leaves of the fat signal (Z, Y, X): little and uneven, nearly all where it fails.
 
     It fails off resonance, where the body's outline turns: at the fold under the breast, towards the axilla.
-    Such fat is brighter than an enhancing lesion, and it is why an upper quantile of a real image seldom lies
-    in the lesion.  The share of fat concerned differs between patients.
+    Such fat is brighter than an enhancing lesion, so that most upper quantiles of these images lie outside the
+    lesion.  The share of fat concerned differs between patients.
     """
     residue = site.fat_suppression * np.exp(0.22 * fields.coarse + 0.14 * fields.medium + 0.12 * fields.fine)
     fold, axilla = rng.uniform(0.3, 1.7, 2)

@@ -1,68 +1,97 @@
-"""Volumes → packed arrays: three phases, a lesion-centred crop, a few slices, exact quantiles.
+"""Volumes → packed arrays: three phases, a lesion-centred crop, a few slices, exact statistics.
 
-Nothing is normalised here.  What later stages need of a volume's intensities are quantiles, and they are
-stored; so every window of the study, and every further one, works from these few files:
+Nothing is normalised here.  What later stages need of a volume's intensities are quantiles and moments, and they
+are stored; so every window of the study, and every further one, works from these few files:
 
 data/<cohort>/prepare/
     images_raw.npy, images_n4.npy        (N, P, H, W) uint16, scanner units
     quantiles_raw.npy, quantiles_n4.npy  (N, scopes, P, L) uint16, scopes and meaning as in normalize.SCOPES
+    moments_raw.npy, moments_n4.npy      (N, scopes, P, 2) float32, mean and standard deviation
+    neighbours_raw.npy, neighbours_n4.npy  (N, 2, P, H, W) uint16, the slices below and above; if configured
+    masks.npy                            (N, H, W) bool, the tumour in the images
     levels.npy                           (L,) which quantiles they are
-    pixel_mm.npy                         () edge of a pixel of the images
-    slices.csv                           one row per slice: patient, split, her2, dataset, z, tumour_mm2
+    slices.csv                           one row per slice: patient, split, her2, dataset, z, tumour_mm2, pixel_mm
+    kinetics.csv                         one row per patient: size and kinetics of the lesion, voxels and times
+data/<cohort>/.prepare-parts/            <patient>.<key>.npz of finished patients, until the files above stand
 """
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from her2core.acquire import check_complete
-from her2core.bias_field import N4Config, correct, log_bias_field
+from her2core.audit import AuditConfig
+from her2core.bias_field import N4Config, correct_patient
 from her2core.dicom import read_dce, read_seg
+from her2core.kinetics import lesion_features
 from her2core.nifti import read_breastdcedl
-from her2core.normalize import SCOPES, exact_quantiles
-from her2core.parallel import each
+from her2core.normalize import SCOPES, statistics
+from her2core.parallel import SOURCES, each
+from her2core.records import check_complete, record_path
+from her2core.volume import nearest_phases
 
 MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
+# Interpolation on the scanner undershoots at sharp edges; a magnitude image has no other values below zero, so
+# more of them mean another scale (a difference of phases, a wrong rescale).
+MOST_UNDERSHOOT = 0.001  # of all voxels
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """crop_mm, crop_px: edge of the square crop around the lesion and the pixels it becomes.
+    """crop_mm, crop_px: edge of the square crop around the lesion and the pixels it becomes; crop_mm None takes
+    crop_px pixels as they are.
     slices: per patient, spread evenly over the lesion's volume.  quantiles: stored levels in [0, 1].
     early_s, late_s: wanted times after the first phase, where the table names no phases.
-    bias_fields: "raw" and, for the N4 arms, "n4".  jobs: processes, -1 for one per core.
+    bias_fields: "raw" and, for the N4 arms, "n4".  neighbours: store the slices below and above each slice too,
+    for networks whose heads see adjacent slices.  jobs: processes, -1 for one per core.
     """
 
-    crop_mm: float
+    crop_mm: float | None
     crop_px: int
     slices: int
     quantiles: tuple[float, ...]
     early_s: float
     late_s: float
     bias_fields: tuple[str, ...]
+    neighbours: bool
     jobs: int
+    audit: AuditConfig = field(default_factory=AuditConfig)
     n4: N4Config = field(default_factory=N4Config)
 
     def __post_init__(self):
-        if self.crop_mm <= 0 or self.crop_px < 1 or self.slices < 1:
+        if (self.crop_mm is not None and self.crop_mm <= 0) or self.crop_px < 1 or self.slices < 1:
             raise ValueError(f"crop and slices must be positive, found {self}")
         if strangers := set(self.bias_fields) - {"raw", "n4"}:
             raise ValueError(f"bias_fields: {', '.join(sorted(strangers))} unknown, expected raw or n4")
 
 
 def read_patient(row, folder, config):
-    """One row of the patient table → pre, early and late phase `(P, Z, Y, X)`, mask `(Z, Y, X)` and geometry."""
+    """One row of the patient table → pre, early and late phase `(P, Z, Y, X)`, mask `(Z, Y, X)`, geometry and the
+    phases' times in seconds from the first (NaN where the files do not say)."""
     if row["layout"] == "breastdcedl":  # MinCrop keeps only the files of the three phases the table names
-        series, mask = read_breastdcedl(folder / row["dataset"], row["patient"], row, phases=named_phases(row))
-        return series.array, mask, series.geometry
-    home = folder / row["dataset"] / row["patient"]
-    series = read_dce(home / "dce")
-    mask = read_seg(home / "seg.dcm", series.geometry, series.array.shape[1:], meaning=MEANINGS[row["layout"]])
-    return series.array[choose_phases(row, series.times_s, config)], mask, series.geometry
+        named = named_phases(row)
+        series, mask = read_breastdcedl(folder / row["dataset"], row["patient"], row, phases=named)
+        kept = sorted(set(named)) if named else range(len(series.array))
+        if named is None and len(kept) != 3:
+            found = f"{len(kept)} phases, of which the table names none"
+            raise ValueError(f"{row['patient']}: {found}; expected pre, post_early and post_late")
+        chosen = [list(kept).index(k) for k in named or kept]
+    else:
+        home = folder / row["dataset"] / row["patient"]
+        series = read_dce(home / "dce")
+        shape, meaning = series.array.shape[1:], MEANINGS[row["layout"]]
+        mask = read_seg(home / "seg.dcm", series.geometry, shape, meaning=meaning)
+        chosen = choose_phases(row, series.times_s, config)
+    return series.array[chosen], mask, series.geometry, [series.times_s[k] for k in chosen]
 
 
 def read_case(folder, config):
@@ -75,24 +104,30 @@ def read_case(folder, config):
 
 
 def named_phases(row):
-    """The acquisition indices that the table names as pre, early and late; None where it leaves one open."""
+    """The acquisition indices that the table names as pre, early and late; None where it leaves one open.
+
+    Early may be late: of one patient of I-SPY1 the published table has only two phases.
+    """
     named = [row[c] for c in ("pre", "post_early", "post_late")]
-    return None if any(pd.isna(k) for k in named) else [int(k) for k in named]
+    if any(pd.isna(k) for k in named):
+        return None
+    pre, early, late = named = [int(k) for k in named]
+    if not 0 <= pre < early <= late:
+        raise ValueError(f"{row['patient']}: phases {named} of the table are not pre < early ≤ late")
+    return named
 
 
 def choose_phases(row, times_s, config):
     """Indices of the pre, early and late phase: those the table names, else the nearest in time after the first."""
-    chosen = named_phases(row)
-    if chosen is None:
-        if np.isnan(times_s).any():
-            raise ValueError(
-                f"{row['patient']}: neither the table nor the files say which phases are early and late"
-            )
-        after = np.asarray(times_s[1:]) - times_s[0]
-        chosen = [0] + [1 + int(np.argmin(np.abs(after - t))) for t in (config.early_s, config.late_s)]
-    if not 0 <= chosen[0] < chosen[1] < chosen[2] < len(times_s):
-        raise ValueError(f"{row['patient']}: phases {chosen} of {len(times_s)} are not pre < early < late")
-    return chosen
+    named = named_phases(row)
+    if named is None:
+        try:
+            return nearest_phases(times_s, config.early_s, config.late_s)
+        except ValueError as error:
+            raise ValueError(f"{row['patient']}: the table names no phases, and {error}") from error
+    if named[2] >= len(times_s):
+        raise ValueError(f"{row['patient']}: the table names phases {named}, there are {len(times_s)}")
+    return named
 
 
 def choose_slices(mask, count):
@@ -103,10 +138,13 @@ def choose_slices(mask, count):
 
 
 def crop(volume, z, centre_px, spacing_mm, config):
-    """Slice `z` of `(P, Z, Y, X)`: a square of crop_mm around `centre_px` (y, x) on crop_px pixels, linear.
+    """Slice `z` of `(P, Z, Y, X)`: a square around `centre_px` (y, x) as `(P, crop_px, crop_px)` uint16.
 
-    Beyond the edge the outermost voxel is repeated.  Returns `(P, crop_px, crop_px)` uint16.
+    With crop_mm it is centred on the very point and interpolated linearly; without, it is whole pixels, shifted
+    inside the image.  Beyond the edge of the image the outermost voxel is repeated.
     """
+    if config.crop_mm is None:
+        return native_crop(volume[:, z], centre_px, config.crop_px)
     offset = ((np.arange(config.crop_px) + 0.5) / config.crop_px - 0.5) * config.crop_mm
     y, x = (centre_px[k] + offset / spacing_mm[k + 1] for k in (0, 1))
     grid = np.meshgrid(y, x, indexing="ij")
@@ -114,79 +152,207 @@ def crop(volume, z, centre_px, spacing_mm, config):
     return np.rint(planes).astype(np.uint16)
 
 
-def quantiles_of(phases, images, levels):
-    """Stored quantiles per slice: phases `(P, Z, Y, X)`, images `(n, P, H, W)` → `(n, scopes, P, L)` uint16."""
-    channel = np.stack([exact_quantiles(phase, levels) for phase in phases])  # (P, L)
-    everything = np.broadcast_to(exact_quantiles(phases, levels), channel.shape)
-    out = np.empty((len(images), len(SCOPES), *channel.shape), np.uint16)
+def native_crop(image, centre_px, size_px):
+    """`size_px` square of `(P, Y, X)` around `centre_px`, inside the image; a smaller image is padded evenly."""
+    for axis, centre in enumerate(centre_px, start=1):
+        last_start = max(image.shape[axis] - size_px, 0)
+        start = int(np.clip(np.ceil(centre - size_px / 2), 0, last_start))  # the rounding of nifti.min_crop
+        image = image.take(range(start, min(start + size_px, image.shape[axis])), axis)
+    lacking = [size_px - n for n in image.shape[1:]]
+    return np.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in lacking)], mode="edge")
+
+
+def pixel_mm(geometry, config):
+    """Edge of a pixel of the images."""
+    if config.crop_mm is not None:
+        return config.crop_mm / config.crop_px
+    _, row_mm, column_mm = geometry.spacing_mm
+    if not np.isclose(row_mm, column_mm, rtol=0.01):
+        raise ValueError(f"pixels of {row_mm} × {column_mm} mm, expected squares where crop_mm is null")
+    return row_mm
+
+
+def statistics_of(phases, images, levels):
+    """Stored statistics per slice: phases `(P, Z, Y, X)`, images `(n, P, H, W)`.
+
+    Returns quantiles `(n, scopes, P, L)` uint16 and moments `(n, scopes, P, 2)` float32.
+    """
+
+    def of_all_phases(values):
+        return [np.tile(s, (len(phases), 1)) for s in statistics(values, levels)]
+
+    channel = [np.stack(s) for s in zip(*(statistics(phase, levels) for phase in phases), strict=True)]
+    everything = of_all_phases(phases)
+    quantiles = np.empty((len(images), len(SCOPES), len(phases), len(levels)), np.uint16)
+    moments = np.empty((*quantiles.shape[:3], 2), np.float32)
     for number, image in enumerate(images):
-        own = np.broadcast_to(exact_quantiles(image, levels), channel.shape)
-        out[number] = np.stack([{"slice": own, "channel": channel, "global": everything}[s] for s in SCOPES])
-    return out
+        found = {"slice": of_all_phases(image), "channel": channel, "global": everything}
+        for k, scope in enumerate(SCOPES):
+            quantiles[number, k], moments[number, k] = found[scope]
+    return quantiles, moments
 
 
 def pack(phases, mask, geometry, config):
-    """Three phases of one patient → chosen z, and for each bias field the crops and quantiles."""
+    """Three phases of one patient → chosen z, masks `(n, H, W)`, and {bias field: {"images", "quantiles",
+    "moments"}}, with neighbours too where configured."""
     chosen = choose_slices(mask, config.slices)
     centre = np.argwhere(mask).mean(0)[1:]
+
+    def crops(volume, z):
+        return np.stack([crop(volume, k, centre, geometry.spacing_mm, config) for k in z])
+
+    masks = crops(mask[None].astype(np.float32) * 255, chosen)[:, 0] > 127
     packed = {}
     for name in config.bias_fields:
-        volume = phases if name == "raw" else correct(phases, log_bias_field(phases[0], geometry, config.n4))
-        images = np.stack([crop(volume, z, centre, geometry.spacing_mm, config) for z in chosen])
-        packed[name] = images, quantiles_of(volume, images, config.quantiles)
-    return chosen, packed
-
-
-def prepare_patient(row, folder, config):
-    """One patient → (rows of slices.csv, {bias field: (images, quantiles)}), or the reason why not, as text."""
-    try:
-        check_complete(row["patient"], folder)
-        phases, mask, geometry = read_patient(row, folder, config)
-        chosen, packed = pack(as_uint16(phases, row["patient"]), mask, geometry, config)
-    except (ValueError, OSError) as error:
-        return str(error)
-    keep = {k: row[k] for k in ("patient", "split", "her2", "dataset")}
-    area = mask.sum((1, 2)) * geometry.spacing_mm[1] * geometry.spacing_mm[2]
-    return [keep | {"z": int(z), "tumour_mm2": round(float(area[z]), 1)} for z in chosen], packed
+        volume = phases if name == "raw" else correct_patient(phases, geometry, config.n4)
+        images = crops(volume, chosen)
+        quantiles, moments = statistics_of(volume, images, config.quantiles)
+        packed[name] = {"images": images, "quantiles": quantiles, "moments": moments}
+        if config.neighbours:
+            beside = [np.clip(chosen + step, 0, len(mask) - 1) for step in (-1, 1)]
+            packed[name]["neighbours"] = np.stack([crops(volume, z) for z in beside], 1)  # (n, 2, P, H, W)
+    return chosen, masks, packed
 
 
 def as_uint16(phases, patient):
-    """Signed or real intensities as uint16; one that does not fit is an error, not a wrap-around."""
+    """Signed or real intensities as uint16, rounded; undershoot below zero becomes 0.
+
+    What does not fit is an error, not a wrap-around: not finite, above 65535, or more than one voxel in a thousand
+    below zero.
+    """
     if phases.dtype == np.uint16:
         return phases
     low, high = phases.min(), phases.max()
-    if not (np.isfinite([low, high]).all() and low >= 0 and high <= np.iinfo(np.uint16).max):
+    if not (np.isfinite([low, high]).all() and high <= np.iinfo(np.uint16).max):
         raise ValueError(f"{patient}: intensities from {low} to {high}, expected 0 to 65535")
-    return np.rint(phases).astype(np.uint16)
+    rounded = np.rint(phases)
+    negative = np.mean(rounded < 0)
+    if negative >= MOST_UNDERSHOOT:
+        raise ValueError(
+            f"{patient}: intensities from {low} to {high}, {100 * negative:.2g} % of them below zero; "
+            f"expected less than {100 * MOST_UNDERSHOOT:g} %, which interpolation may leave"
+        )
+    return np.maximum(rounded, 0).astype(np.uint16)
+
+
+def prepare_patient(row, raw, config):
+    """One patient → arrays by name: per slice z, tumour_mm2, pixel_mm, masks, images_raw, …; and kinetics."""
+    check_complete(row["patient"], raw)
+    phases, mask, geometry, times_s = read_patient(row, raw, config)
+    phases = as_uint16(phases, row["patient"])
+    chosen, masks, packed = pack(phases, mask, geometry, config)
+    area = mask.sum((1, 2)) * geometry.spacing_mm[1] * geometry.spacing_mm[2]
+    lines = {"z": chosen, "tumour_mm2": area[chosen], "pixel_mm": np.full(len(chosen), pixel_mm(geometry, config))}
+    worksheet = lesion_features(phases, mask, geometry.spacing_mm) | {
+        "slice_mm": geometry.spacing_mm[0],
+        "pixel_native_mm": geometry.spacing_mm[1],
+        "early_s": times_s[1] - times_s[0],
+        "late_s": times_s[2] - times_s[0],
+    }
+    lines |= {f"kinetics_{name}": value for name, value in worksheet.items()} | {"masks": masks}
+    return lines | {f"{kind}_{name}": values for name, kinds in packed.items() for kind, values in kinds.items()}
+
+
+def make_part(job, raw, config):
+    """Prepare one patient (row, part) into its part unless that is there; returns None, or the reason why not."""
+    row, part = job
+    if zipfile.is_zipfile(part):
+        return None
+    try:
+        arrays = prepare_patient(row, raw, config)
+        unfinished = part.with_name(f".{uuid4().hex}.partial")  # a cluster may run one task twice
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
+        unfinished.replace(part)
+    except (ValueError, OSError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
+        return str(error)
+    return None
+
+
+def part_key(row, raw, config):
+    """Digest of all that a part depends on: sources, parameters, the patient's row and the record of its files."""
+    record = record_path(raw, row["patient"])
+    parameters = {k: v for k, v in asdict(config).items() if k not in ("jobs", "audit")}
+    text = json.dumps([SOURCES, parameters, row, record.read_text() if record.is_file() else None], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def start_parts(folder, parts):
+    """Make the folder; delete what other parameters or an interrupted writer left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in set(folder.iterdir()) - set(parts):
+        path.unlink()
 
 
 def prepare(patients, raw, out, config):
     """Prepare all patients and write the packed arrays.  patients: `cohort.included` rows.
 
-    A patient that fails does not stop the others; in the end all failures are raised together, and no file
-    of `out` has its final name.
+    A patient that fails does not stop the others; in the end all failures are raised together, and `out` is as it
+    was.  Finished patients are kept beside `out`, so that the next run goes on where this one stopped.
     """
+    raw, out = Path(raw).absolute(), Path(out).absolute()  # workers have a working directory of their own
     rows = patients.to_dict("records")
-    results = each(partial(prepare_patient, folder=Path(raw), config=config), rows, config.jobs, "prepare")
-    failures = [f"{row['patient']}: {r}" for row, r in zip(rows, results, strict=True) if isinstance(r, str)]
+    if not rows:
+        raise ValueError("no patients to prepare")
+    scratch = out.with_name(f".{out.name}-parts")
+    parts = [scratch / f"{row['patient']}.{part_key(row, raw, config)}.npz" for row in rows]
+    start_parts(scratch, parts)
+    make = partial(make_part, raw=raw, config=config)
+    reasons = each(make, zip(rows, parts, strict=True), config.jobs, "prepare")
+    failures = [f"{row['patient']}: {reason}" for row, reason in zip(rows, reasons, strict=True) if reason]
     if failures:
         raise ValueError(f"{len(failures)} of {len(rows)} patients cannot be prepared:\n" + "\n".join(failures))
-    table = pd.DataFrame([line for lines, _ in results for line in lines])
-    arrays = {"levels": np.asarray(config.quantiles), "pixel_mm": np.asarray(config.crop_mm / config.crop_px)}
-    for name in config.bias_fields:
-        arrays[f"images_{name}"] = np.concatenate([packed[name][0] for _, packed in results])
-        arrays[f"quantiles_{name}"] = np.concatenate([packed[name][1] for _, packed in results])
-    save(out, arrays, table)
+    if lost := [part for part in parts if not part.is_file()]:
+        raise ValueError(
+            f"{len(lost)} of {len(rows)} patients were prepared, but {lost[0]} is not here: "
+            "the workers of a cluster need this file system under the same path"
+        )
+    table = assemble(rows, parts, out, config)
+    shutil.rmtree(scratch)
     return table
 
 
-def save(out, arrays, table):
-    """All files or none: they are written beside and renamed at the end."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        with open(out / f".{name}.partial", "wb") as file:
-            np.save(file, array)
-    table.to_csv(out / ".slices.partial", index=False)
-    for name in arrays:
-        (out / f".{name}.partial").replace(out / f"{name}.npy")
-    (out / ".slices.partial").replace(out / "slices.csv")
+def assemble(rows, parts, out, config):
+    """Parts → the files of `out`, which replace it when all are written; returns the table of slices."""
+    fresh = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    table = pd.DataFrame([line for row, part in zip(rows, parts, strict=True) for line in lines_of(row, part)])
+    table.to_csv(fresh / "slices.csv", index=False)
+    np.save(fresh / "levels.npy", np.asarray(config.quantiles))
+    worksheet = pd.DataFrame([kinetics_of(row, part) for row, part in zip(rows, parts, strict=True)])
+    worksheet.round(6).to_csv(fresh / "kinetics.csv", index=False)
+    concatenate("masks", parts, len(table), fresh)
+    kinds = ("images", "quantiles", "moments", "neighbours")[: 4 if config.neighbours else 3]
+    for kind, name in product(kinds, config.bias_fields):
+        concatenate(f"{kind}_{name}", parts, len(table), fresh)
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+    return table
+
+
+def lines_of(row, part):
+    """A patient's rows of slices.csv."""
+    keep = {k: row[k] for k in ("patient", "split", "her2", "dataset")}
+    with np.load(part) as stored:
+        columns = [stored[k].tolist() for k in ("z", "tumour_mm2", "pixel_mm")]
+    return [keep | {"z": z, "tumour_mm2": round(a, 1), "pixel_mm": p} for z, a, p in zip(*columns, strict=True)]
+
+
+def kinetics_of(row, part):
+    """A patient's row of kinetics.csv."""
+    with np.load(part) as stored:
+        found = {k.removeprefix("kinetics_"): float(stored[k]) for k in stored.files if k.startswith("kinetics_")}
+    return {k: row[k] for k in ("patient", "split", "her2", "dataset")} | found
+
+
+def concatenate(name, parts, count, folder):
+    """Array `name` of all parts, `count` rows, as folder/<name>.npy; one part in memory at a time."""
+    with open(folder / f"{name}.npy", "wb") as file:
+        for part in parts:
+            with np.load(part) as stored:
+                values = stored[name]
+            if file.tell() == 0:
+                header = np.lib.format.header_data_from_array_1_0(values)
+                np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *values.shape[1:])})
+            file.write(values.tobytes())

@@ -3,6 +3,8 @@
 Its name says all of it, so that a further run is one more line under `runs` in `params.yaml`.
 """
 
+import hashlib
+import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -11,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from her2core.baselines import MODELS, build_model
-from her2core.dataset import BIAS_FIELDS
+from her2core.baselines import MODELS, build_model, is_model
+from her2core.dataset import BIAS_FIELDS, load_slices
 from her2core.normalize import Window
-from her2core.parallel import each
+from her2core.parallel import SOURCES, each
 from her2core.train import fit, predict, seed_everything
 
 
@@ -29,10 +31,10 @@ class Run:
     @classmethod
     def parse(cls, name):
         parts = name.split("-")
-        if len(parts) != 3 or parts[0] not in MODELS or parts[2] not in BIAS_FIELDS:
+        if len(parts) != 3 or not is_model(parts[0]) or parts[2] not in BIAS_FIELDS:
             raise ValueError(
                 f"run {name!r}: expected model-window-bias_field such as thda-channel_q98-raw, "
-                f"models {', '.join(MODELS)}, bias fields {', '.join(BIAS_FIELDS)}"
+                f"models {', '.join(MODELS)} or thda_<variant>, bias fields {', '.join(BIAS_FIELDS)}"
             )
         Window.parse(parts[1])
         return cls(*parts)
@@ -42,20 +44,40 @@ class Run:
         return "-".join((self.model, self.window, self.bias_field))
 
 
-def train_seed(seed, run, slices, models, config):
+def sees_neighbours(model, models):
+    """Whether a model's heads see adjacent slices."""
+    return model.startswith("thda") and models.thda_of(model).head_input == "adjacent_slices"
+
+
+def slices_of(run, models, folder, device="cpu"):
+    """What a run's network is fed, from what the stage `prepare` wrote."""
+    return load_slices(folder, run.window, run.bias_field, device, sees_neighbours(run.model, models))
+
+
+def train_seed(seed, run, slices, models, config, checkpoints):
     """One training, start to end → its weights (on the CPU) and history."""
     config = replace(config, lr=config.lr_of.get(run.model, config.lr))
     build = partial(build_model, run.model, models, slices.images.shape[-1])
     bar = partial(tqdm, desc=f"{run.name} seed {seed}", unit="epoch", position=config.seeds.index(seed))
-    model, history = fit(build, slices.of_split("train"), slices.of_split("validation"), config, seed, bar)
+    checkpoint = checkpoints / run.name / f"seed{seed}.safetensors" if checkpoints else None
+    parts = slices.of_split("train"), slices.of_split("validation")
+    model, history = fit(build, *parts, config, seed, bar, checkpoint, SOURCES)
     return {k: v.cpu().contiguous() for k, v in model.state_dict().items()}, history
 
 
-def train_run(run, slices, models, config):
-    """All seeds of a run: on the CPU side by side.  Returns {seed: weights} and the histories as one table."""
-    jobs = config.jobs if slices.images.device.type == "cpu" else 1
-    train = partial(train_seed, run=run, slices=slices, models=models, config=config)
-    results = each(train, config.seeds, jobs, "seeds", unit="training")
+def train_run(run, slices, models, config, checkpoints=None):
+    """All seeds of a run: on the CPU side by side.  Returns {seed: weights} and the histories as one table.
+
+    checkpoints: a folder that survives a kill; called again, the run goes on where each of its seeds was.  It
+    must not lie in a stage's output, which DVC deletes first.  A run that ends removes its checkpoints.
+    """
+    train = partial(train_seed, run=run, slices=slices, models=models, config=config, checkpoints=checkpoints)
+    if slices.images.device.type == "cpu":
+        results = each(train, config.seeds, config.jobs, "seeds", unit="training")
+    else:
+        results = [train(seed) for seed in config.seeds]
+    if checkpoints:
+        shutil.rmtree(checkpoints / run.name)
     weights = {seed: w for seed, (w, _) in zip(config.seeds, results, strict=True)}
     return weights, pd.DataFrame([row for _, history in results for row in history])
 
@@ -69,6 +91,22 @@ def save_weights(weights, folder):
         partial_path.replace(folder / f"seed{seed}.safetensors")
 
 
+def digests(folder):
+    """SHA-256 of each seed's weights: a table of file and sha256."""
+    paths = sorted(folder.glob("seed*.safetensors"))
+    rows = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+    return pd.DataFrame(rows, columns=["file", "sha256"])
+
+
+def check_weights(folder, path):
+    """Raise ValueError unless the weights in `folder` are those that training recorded in the table at `path`."""
+    recorded, found = pd.read_csv(path), digests(folder)
+    if not recorded.equals(found):
+        other = recorded.merge(found, on="file", how="outer", suffixes=("", "_now"))
+        name = other.loc[other["sha256"] != other["sha256_now"], "file"].iloc[0]
+        raise ValueError(f"{folder.name}/{name}: not the weights that training froze ({path.name}); run it again")
+
+
 def load_model(path, run, models, image_px):
     """Weights of one seed in their network, ready to predict."""
     model = build_model(run.model, models, image_px)
@@ -78,7 +116,7 @@ def load_model(path, run, models, image_px):
 
 def predictions(run, cohort, slices, splits, models, config, folder):
     """The frozen seeds of a run on some splits: the prediction table, sorted; see `evaluate.COLUMNS`."""
-    seed_everything(0, config.threads)
+    seed_everything(0, config)
     parts = []
     for seed in config.seeds:
         path = folder / f"seed{seed}.safetensors"
@@ -87,6 +125,16 @@ def predictions(run, cohort, slices, splits, models, config, folder):
             patient, her2, probability = predict(model, slices.of_split(split), config.aggregate)
             rows = {"cohort": cohort, "patient": patient, "split": split, "her2": her2, "run": run.name}
             parts.append(pd.DataFrame(rows | asdict(run) | {"seed": seed, "probability": probability.round(6)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def aggregated(run, cohort, slices, splits, models, config, folder, ways=("mean", "max")):
+    """Prediction tables of a run's frozen seeds with slices aggregated otherwise, as models `aggregate_<way>`."""
+    parts = []
+    for way in ways:
+        table = predictions(run, cohort, slices, splits, models, replace(config, aggregate=way), folder)
+        name = replace(run, model=f"aggregate_{way}").name
+        parts.append(table.assign(model=f"aggregate_{way}", run=name))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,15 +1,20 @@
-"""The training loop, plain and visible.  It knows tensors and models, no file format.
+"""The training loop, plain and visible.  It knows tensors and models, and no file but its own checkpoint.
 
-Every choice here is unpublished in the paper and therefore a field of `TrainConfig`.  The checkpoint that
-counts is chosen on validation patients; the test split is not seen.
+Every choice here is unpublished in the paper and therefore a field of `TrainConfig`.  The weights that count
+are chosen on validation patients; the test split is not seen.
 """
 
 import copy
+import hashlib
+import json
 import math
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
@@ -25,9 +30,14 @@ class TrainConfig:
         peak for models that need another.
     class_weight: "balanced" weighs HER2+ by negatives / positives in the loss, "none" leaves it.
     validate_every: epochs between looks at the validation patients; the best look is kept.
+    patience: looks without a better AUC after which a training ends; None: it never ends early.
     aggregate: slice probabilities → patient: median, mean or max.
     device: "auto", "cpu", "cuda" or "mps".  threads: CPU threads per training (1 and 2 give other bits).
     jobs: trainings side by side on a CPU, -1 for one per core; a GPU trains one after the other.
+    precision: "auto": on CUDA, training steps in bfloat16 over float32 weights and predictions with TF32
+        convolutions, where the card has them; "float32": neither.  A CPU always computes in float32.
+    compile: hand the network to `torch.compile`; needs a compiler, and minutes before the first step.
+    deterministic: the same bytes twice; without it a GPU may choose faster algorithms.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -40,10 +50,14 @@ class TrainConfig:
     gradient_clip: float = 1.0
     class_weight: str = "balanced"
     validate_every: int = 4
+    patience: int | None = None
     aggregate: str = "median"
     device: str = "auto"
     threads: int = 1
     jobs: int = -1
+    precision: str = "auto"
+    compile: bool = False
+    deterministic: bool = True
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self):
@@ -51,8 +65,12 @@ class TrainConfig:
             raise ValueError(f"class_weight={self.class_weight!r}: expected balanced or none")
         if self.aggregate not in AGGREGATE:
             raise ValueError(f"aggregate={self.aggregate!r}: expected one of {', '.join(AGGREGATE)}")
+        if self.precision not in ("auto", "float32"):
+            raise ValueError(f"precision={self.precision!r}: expected auto or float32")
         if not self.seeds or self.epochs < 1 or self.validate_every < 1:
             raise ValueError(f"training needs a seed, an epoch and a validation, found {self}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience={self.patience}: expected one validation or more, or null")
 
 
 def choose_device(name):
@@ -64,11 +82,16 @@ def choose_device(name):
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def seed_everything(seed, threads):
+def seed_everything(seed, config):
     """Same seed, same thread count, same machine kind: same bytes."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cudnn.allow_tf32 = config.precision == "auto"
+    torch.backends.cudnn.benchmark = not config.deterministic  # its choice of algorithms differs between runs
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums in order only with it
+    on_cpu = choose_device(config.device).type == "cpu"
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=not on_cpu)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid: a write for each new tensor
     return torch.Generator().manual_seed(seed)
 
 
@@ -78,6 +101,12 @@ def learning_rate(step, steps, config):
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def learning_rates(done, batches, config):
+    """Learning rate of each of an epoch's batches, after `done` epochs of as many."""
+    steps = range(done * batches, (done + 1) * batches)
+    return [config.lr * learning_rate(step, config.epochs * batches, config) for step in steps]
 
 
 def positive_weight(data, config):
@@ -91,34 +120,168 @@ def positive_weight(data, config):
     return torch.tensor((labels.size - positives) / positives)
 
 
-def train_one_epoch(model, data, batches, optimizer, schedule, weight, config, generator):
-    """One pass over `batches` (tensors of row numbers).  Returns the mean loss; stops on one that is not finite."""
-    model.train()
-    device, losses = data.images.device, []
+@dataclass
+class Training:
+    """All that changes while a network trains; saved and resumed whole, to the byte.
+
+    network: the model, or its compiled twin with the same parameters.
+    generator: that of the batches and the augmentation; dropout draws from torch's own.
+    epoch: the last one done.  best: the weights of the best validation so far.
+    history: one dict per validation with seed, epoch, loss, validation_auc.
+    """
+
+    model: torch.nn.Module
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    device: torch.device
+    epoch: int = 0
+    best: dict = field(default_factory=dict)
+    history: list = field(default_factory=list)
+
+    def exhausted(self, patience):
+        """Whether the last `patience` validations were none better than those before."""
+        aucs = [row["validation_auc"] for row in self.history]
+        return bool(patience and aucs) and len(aucs) - 1 - aucs.index(max(aucs)) >= patience
+
+    def random_states(self):
+        """Getter and setter of every random generator in use."""
+        states = {
+            "generator": (self.generator.get_state, self.generator.set_state),
+            "torch": (torch.get_rng_state, torch.set_rng_state),
+        }
+        if self.device.type != "cpu":  # dropout draws on the device
+            module = getattr(torch, self.device.type)
+            states["device"] = (module.get_rng_state, module.set_rng_state)
+        return states
+
+    def save(self, path, key):
+        """Write all of it to one safetensors file, whole or not at all; key: what it belongs to."""
+        state = self.optimizer.state
+        groups = {
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": {f"{n}/{k}": t for n, p in self.model.named_parameters() for k, t in state[p].items()},
+            "random": {name: get() for name, (get, _) in self.random_states().items()},
+        }
+        tensors = {f"{group}/{n}": t.contiguous() for group, named in groups.items() for n, t in named.items()}
+        header = {"key": key, "epoch": self.epoch, "history": self.history}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        save_file(tensors, partial, {"training": json.dumps(header)})
+        partial.replace(path)
+
+    def resume(self, path, key):
+        """Continue from the file if there is one and it has this key; else nothing happens."""
+        header, tensors = read_checkpoint(path) if path.is_file() else ({"key": None}, {})
+        if header["key"] != key:
+            return
+        self.epoch, self.history, self.best = header["epoch"], header["history"], under("best", tensors)
+        self.model.load_state_dict(under("model", tensors))
+        self.resume_optimizer(under("optimizer", tensors))
+        for name, (_, put) in self.random_states().items():
+            put(tensors[f"random/{name}"])
+
+    def resume_optimizer(self, tensors):
+        """AdamW's moments, in the memory format of their parameters: the fused kernel walks them side by side."""
+        states = {}
+        for number, (name, parameter) in enumerate(self.model.named_parameters()):
+            states[number] = under(name, tensors)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                like = torch.empty_like(parameter, requires_grad=False)
+                states[number][moment] = like.copy_(states[number][moment])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
+
+
+def under(group, tensors):
+    """The tensors whose names begin with `group/`, without it."""
+    return {name.removeprefix(f"{group}/"): t for name, t in tensors.items() if name.startswith(f"{group}/")}
+
+
+def read_checkpoint(path):
+    """What `Training.save` wrote: header and tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["training"]), {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged checkpoint ({error}); delete it to start anew") from error
+
+
+def training_key(model, parts, config, seed, version):
+    """SHA-256 of all that a training depends on: data, untrained network, configuration, versions."""
+    device = parts[0].images.device.type
+    sha = hashlib.sha256(repr((config, seed, version, torch.__version__, device, str(model))).encode())
+    for data in parts:
+        sha.update("\0".join(data.patient).encode())
+        sha.update(np.ascontiguousarray(data.her2))
+        sha.update(np.ascontiguousarray(data.images.cpu()))
+    for tensor in (*model.parameters(), *model.buffers()):
+        sha.update(np.ascontiguousarray(tensor.detach().cpu()))
+    return sha.hexdigest()
+
+
+def begin(build, device, config, seed):
+    """A training before its first step; build: () → model, called after seeding."""
+    generator = seed_everything(seed, config)
+    model = build().to(device, memory_format=torch.channels_last)  # faster convolutions, on the CPU too
+    network = model
+    if config.compile:  # from scratch: past a few trainings the compiler would give up and leave them uncompiled
+        torch.compiler.reset()
+        network = torch.compile(model, dynamic=False)
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    return Training(model, network, optimizer, generator, device)
+
+
+def mixed_precision(device, config):
+    """The context of a training step's forward pass: bfloat16 where the card computes in it."""
+    half = device.type == "cuda" and config.precision == "auto" and torch.cuda.is_bf16_supported(False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+def train_one_epoch(training, data, config):
+    """One pass over the patients of `data`.  Returns the mean loss.
+
+    A loss that is not finite is an error after the pass: a look at every step would make a GPU wait.
+    """
+    batches = epoch_batches(data, config.batch_size, training.generator)
+    sizes, device = [len(rows) for rows in batches], training.device
+    # drawn for all batches and copied to the device at once
+    maps = torch.cat([draw_augmentation(n, config.augment, training.generator) for n in sizes]).to(device)
+    rates = learning_rates(training.epoch, len(batches), config)
     target = torch.as_tensor(data.her2, dtype=torch.float32, device=device)
-    for number, rows in enumerate(batches):
-        maps = draw_augmentation(len(rows), config.augment, generator).to(device)
-        rows = rows.to(device)
-        logits = model(augment(data.images[rows], maps))
-        loss = functional.binary_cross_entropy_with_logits(logits, target[rows], pos_weight=weight)
-        if not torch.isfinite(loss):
-            culprits = data.patient[rows.tolist()].tolist()
-            raise ValueError(f"loss is {loss.item()} in batch {number} of patients {culprits}")
-        optimizer.zero_grad(set_to_none=True)
+    weight, losses = positive_weight(data, config).to(device), []
+    training.network.train()
+    for rows, moved, rate in zip(torch.cat(batches).to(device).split(sizes), maps.split(sizes), rates, strict=True):
+        training.optimizer.param_groups[0]["lr"] = rate
+        images = augment(data.images[rows], moved)
+        with mixed_precision(device, config):
+            logits = training.network(images)
+        loss = functional.binary_cross_entropy_with_logits(logits.float(), target[rows], pos_weight=weight)
+        training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-        optimizer.step()
-        schedule.step()
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.gradient_clip)
+        training.optimizer.step()
         losses.append(loss.detach())
-    return torch.stack(losses).mean().item()
+    training.epoch += 1
+    return finite_mean(torch.stack(losses).cpu(), data, batches)
+
+
+def finite_mean(losses, data, batches):
+    """Mean of the batches' losses; ValueError with the patients of the first batch whose loss is not finite."""
+    if not losses.isfinite().all():
+        number = int((~losses.isfinite()).nonzero()[0])
+        culprits = data.patient[batches[number].tolist()].tolist()
+        raise ValueError(f"loss is {losses[number].item()} in batch {number} of patients {culprits}")
+    return losses.mean().item()
 
 
 @torch.inference_mode()
 def predict_slices(model, images, batch_size=128):
     """HER2 probability of each slice, `(N,)` float64; images `(N, P, H, W)` uint8."""
     model.eval()
-    parts = [model(part.float() / 255).sigmoid().cpu() for part in images.split(batch_size)]
-    return torch.cat(parts).double().numpy()
+    parts = [model(part.float() / 255).sigmoid() for part in images.split(batch_size)]
+    return torch.cat(parts).cpu().double().numpy()
 
 
 def predict(model, data, aggregate="median"):
@@ -128,35 +291,43 @@ def predict(model, data, aggregate="median"):
     return data.patient[first], data.her2[first], np.array([AGGREGATE[aggregate](p) for p in parts])
 
 
-def fit(build, train, validation, config, seed, progress=iter):
+def validate(training, validation, config, seed, loss):
+    """Look at the validation patients, keep the weights if they are the best so far, and note it."""
+    _, labels, probabilities = predict(training.model, validation, config.aggregate)
+    auc = float(roc_auc_score(labels, probabilities))
+    # a later epoch of equal AUC has seen a smaller learning rate
+    if auc >= max((row["validation_auc"] for row in training.history), default=0.0):
+        training.best = copy.deepcopy(training.model.state_dict())
+    training.history.append({"seed": seed, "epoch": training.epoch, "loss": loss, "validation_auc": auc})
+
+
+def fit(build, train, validation, config, seed, progress=iter, checkpoint=None, version=""):
     """Train one seed.
 
     build: () → model, called after seeding.  train, validation: `Slices`.  progress: wraps the epochs (tqdm).
-    Returns the model with the weights of its best validation, and the history: one dict per validation with
-    epoch, loss, validation_auc.
+    checkpoint: a file, written at each validation.  A training that was killed continues from it, to the byte;
+    one that had ended returns at once, so the file is the caller's to delete when the result is safe.
+    version: what else the result depends on, such as a digest of the code.  A checkpoint of other data, another
+    network, configuration or version is overwritten by a training that starts anew.
+    Returns the model with the weights of its best validation, and `Training.history`.
     """
-    generator = seed_everything(seed, config.threads)
-    device = train.images.device
-    model = build().to(device, memory_format=torch.channels_last)  # faster convolutions, on the CPU too
-    weight = positive_weight(train, config).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
-    )
-    steps = config.epochs * max(len(train.patients()[0]) // config.batch_size, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: learning_rate(s, steps, config))
-    history, best = [], (-1.0, None)
-    bar = progress(range(1, config.epochs + 1))
+    if len(set(validation.her2)) < 2:
+        raise ValueError(f"all {len(validation.patients()[0])} validation patients are of one class: no AUC")
+    training = begin(build, train.images.device, config, seed)
+    if checkpoint:
+        key = training_key(training.model, (train, validation), config, seed, version)
+        training.resume(checkpoint, key)
+    bar = progress(range(training.epoch + 1, config.epochs + 1))
     for epoch in bar:
-        batches = epoch_batches(train, config.batch_size, generator)
-        loss = train_one_epoch(model, train, batches, optimizer, schedule, weight, config, generator)
+        if training.exhausted(config.patience):
+            break
+        loss = train_one_epoch(training, train, config)
         if epoch % config.validate_every and epoch != config.epochs:
             continue
-        _, labels, probabilities = predict(model, validation, config.aggregate)
-        auc = float(roc_auc_score(labels, probabilities))
-        history.append({"seed": seed, "epoch": epoch, "loss": loss, "validation_auc": auc})
+        validate(training, validation, config, seed, loss)
         if hasattr(bar, "set_postfix"):
-            bar.set_postfix(loss=f"{loss:.3f}", validation_auc=f"{auc:.3f}")
-        if auc >= best[0]:  # a later epoch of equal AUC has seen a smaller learning rate
-            best = auc, copy.deepcopy(model.state_dict())
-    model.load_state_dict(best[1])
-    return model, history
+            bar.set_postfix(loss=f"{loss:.3f}", validation_auc=f"{training.history[-1]['validation_auc']:.3f}")
+        if checkpoint:
+            training.save(checkpoint, key)
+    training.model.load_state_dict(training.best)
+    return training.model, training.history

@@ -65,6 +65,23 @@ class DceSeries:
             raise ValueError(f"phase times must ascend, found {self.times_s} s")
 
 
+def nearest_phases(times_s, early_s, late_s):
+    """Indices of pre, early and late phase: the first, and those nearest to the wanted times after it.
+
+    ValueError where the times are unknown or too few to tell three phases apart.
+    """
+    if np.isnan(times_s).any():
+        raise ValueError("the files do not say when each phase was acquired")
+    after = np.asarray(times_s[1:]) - times_s[0]
+    chosen = [0] + [1 + int(np.argmin(np.abs(after - t))) for t in (early_s, late_s)] if len(after) else [0]
+    if len(set(chosen)) < 3:
+        found = ", ".join(f"{t:g}" for t in times_s)
+        raise ValueError(
+            f"phases at {found} s: expected an early one near {early_s:g} s and a later near {late_s:g} s"
+        )
+    return chosen
+
+
 def to_sitk(array, geometry):
     """`(Z, Y, X)` array and its geometry → SimpleITK image; bool, which SimpleITK lacks, becomes uint8."""
     image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)

@@ -1,22 +1,25 @@
-"""The embedded cohort on disk: real formats, complete or named, resumable."""
+"""From the word in params.yaml to the three tables; the dry run."""
 
-import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from her2core import acquire as a
-from her2core.cohort import patient_table
-from her2core.dicom import read_dce, read_seg
-from her2core.evaluate import auc
-from her2core.nifti import read_breastdcedl
-from her2core.phantom import SITES, draw_protocol, make_patient
+from her2core.config import params
+from her2core.embedded import EmbeddedConfig
+from her2core.records import read_record
 
-CONFIG = a.AcquireConfig(
-    source="phantom", seed=3, bayes_auc=0.95, prevalence=0.5, spy2=(2, 0, 2), spy1=(2, 2, 0), ambl=2,
-    unknown_her2=1, coarse=2, jobs=1,
+TOP = Path(__file__).resolve().parents[1]
+CONFIG = EmbeddedConfig(
+    source="phantom", seed=3, bayes_auc=0.95, prevalence=0.5, spy2=(1, 0, 0), spy1=(1, 0, 0), ambl=1,
+    unknown_her2=0, coarse=2, jobs=1,
 )  # fmt: skip
 
 
@@ -27,130 +30,73 @@ def raw(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def truth(raw):
-    rows = {row["patient"]: row for row in a.draw_cohort(CONFIG)}
-
-    def of(dataset):
-        row = next(r for r in rows.values() if r["dataset"] == dataset)
-        site = a.site_of(row, CONFIG.coarse)
-        return row, site, make_patient(row["seed"], row["her2"], site, bayes_auc=CONFIG.bayes_auc)
-
-    return of
-
-
-def test_every_split_has_its_patients_and_its_share_of_positives():
-    table = pd.DataFrame(a.draw_cohort(replace(CONFIG, spy2=(10, 4, 6), prevalence=0.4)))
-    part = table[table["dataset"] == "spy2"]
-    assert part.groupby("test")["her2"].agg(["size", "sum"]).to_numpy().tolist() == [[10, 4], [6, 2], [4, 2]]
-    assert table["patient"].is_unique and table["seed"].is_unique
-    assert (~table["her2_known"]).sum() == 1
-
-
-def test_neither_site_nor_protocol_nor_order_nor_age_tells_the_label():
-    config = replace(CONFIG, spy2=(1000, 0, 0), spy1=(600, 0, 0), ambl=400, prevalence=0.4)
-    rows = a.draw_cohort(config)
-    her2 = np.array([row["her2"] for row in rows])
-    sites = [draw_protocol(row["dataset"], row["seed"]) for row in rows]
-    features = {
-        "order": np.arange(len(rows)),
-        "dataset": [row["dataset"] == "spy2" for row in rows],
-        "age": [row["age"] for row in rows],
-        "gain": [s.gain / SITES[s.name].gain for s in sites],
-        "field strength": [s.field_T for s in sites],
-        "slices": [s.shape[0] for s in sites],
-        "pixel": [s.spacing_mm[1] for s in sites],
-        "bits": [s.bits for s in sites],
-    }
-    n1, n0 = her2.sum(), (1 - her2).sum()
-    standard_error = np.sqrt((n1 + n0 + 1) / (12 * n1 * n0))  # of an AUC of 0.5
-    for name, values in features.items():
-        assert abs(auc(her2, np.asarray(values, float)) - 0.5) < 2 * standard_error, name
-
-
-def test_the_metadata_pass_as_a_patient_table(raw):
-    table = patient_table(pd.read_csv(raw / "metadata.csv"))
-    assert len(table) == 11
-    assert table["reason"].value_counts().to_dict() == {"": 10, "HER2 unknown": 1}
-
-
-def test_spy2_reads_back_voxel_for_voxel_with_its_inverse_mask(raw, truth):
-    row, _, patient = truth("spy2")
-    home = raw / "spy2" / row["patient"]
-    series = read_dce(home / "dce")
-    np.testing.assert_array_equal(series.array, patient.series.array)
-    assert series.geometry.agrees_with(patient.series.geometry)
-    mask = read_seg(home / "seg.dcm", series.geometry, series.array.shape[1:], meaning="tumour_is_zero")
-    np.testing.assert_array_equal(mask, patient.annotator_mask)
-
-
-def test_ambl_reads_back_voxel_for_voxel_with_its_segments(raw, truth):
-    row, site, patient = truth("ambl")
-    home = raw / "ambl" / row["patient"]
-    series = read_dce(home / "dce")
-    np.testing.assert_array_equal(series.array, patient.series.array)
-    assert series.times_s == pytest.approx(site.phase_times_s)
-    mask = read_seg(home / "seg.dcm", series.geometry, series.array.shape[1:], meaning="segments")
-    np.testing.assert_array_equal(mask, patient.lesion_mask)
-
-
-def test_spy1_reads_back_voxel_for_voxel_with_geometry_from_the_table(raw, truth):
-    row, site, patient = truth("spy1")
-    line = pd.read_csv(raw / "metadata.csv").set_index("pid").loc[row["patient"]]
-    series, mask = read_breastdcedl(raw / "spy1", row["patient"], line)
-    np.testing.assert_array_equal(series.array, patient.series.array)
-    np.testing.assert_array_equal(mask, patient.annotator_mask)
-    assert series.geometry.spacing_mm == pytest.approx(site.spacing_mm)
-
-
-def snapshot(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def test_the_same_parameters_write_the_same_bytes(raw, tmp_path):
-    a.acquire(replace(CONFIG, jobs=2), tmp_path)
-    first, second = snapshot(raw), snapshot(tmp_path)
-    first.pop("recipe"), second.pop("recipe")  # jobs are part of it
-    assert first == second
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "half a patient"])
-def test_a_damaged_patient_is_named_and_made_again_and_the_others_are_left(raw, tmp_path, damage):
-    a.acquire(CONFIG, tmp_path)
-    whole = snapshot(tmp_path)
-    name = a.draw_cohort(CONFIG)[0]["patient"]
-    victim = sorted((tmp_path / "spy2" / name / "dce").iterdir())[3]
-    victim.write_bytes(victim.read_bytes()[:-7]) if damage == "truncated" else victim.unlink()
-    if damage == "half a patient":
-        (tmp_path / "records" / f"{name}.json").unlink()
-    with pytest.raises(ValueError, match=f"{name}: .*(expected|not acquired).*python -m her2core.acquire"):
-        a.check_complete(name, tmp_path)
-    other = next((tmp_path / "ambl").rglob("*.dcm"))
-    before = other.stat().st_mtime_ns
-    a.acquire(CONFIG, tmp_path)
-    assert snapshot(tmp_path) == whole
-    assert other.stat().st_mtime_ns == before
-
-
-def test_other_parameters_leave_nothing_of_the_old_cohort(tmp_path):
-    a.acquire(CONFIG, tmp_path)
-    a.acquire(replace(CONFIG, seed=4, ambl=0), tmp_path)
-    assert not (tmp_path / "ambl").exists()
-    assert len(list((tmp_path / "records").glob("*.json"))) == 9
-
-
-def test_files_are_listed_with_sizes_and_digests(raw):
+def test_files_are_listed_with_sizes_series_and_digests(raw):
     files = pd.read_csv(raw / "files.csv").set_index("patient")
-    record = json.loads((raw / "records" / f"{files.index[0]}.json").read_text())
-    assert files["bytes"].iloc[0] == sum((raw / n).stat().st_size for n in record["files"])
-    assert files["sha256"].is_unique and (files["sha256"].str.len() == 64).all()
+    for patient, row in files.iterrows():
+        record = read_record(raw, patient)
+        assert row["bytes"] == sum((raw / n).stat().st_size for n in record["files"])
+        assert row["files"] == len(record["files"]) and row["sha256"] == record["sha256"]
+    assert files["series_uid"].isna().to_dict() == {p: "SPY1" in p for p in files.index}  # NIfTI has none
+
+
+def test_the_truth_is_beside_the_table_and_not_in_it(raw):
+    truth, metadata = pd.read_csv(raw / "truth.csv"), pd.read_csv(raw / "metadata.csv")
+    assert truth["patient"].tolist() == metadata["pid"].tolist()
+    assert not set(truth) & set(metadata) - {"patient"}
+
+
+def command(*arguments, cwd=TOP):
+    env = os.environ | {"PYTHONPATH": str(TOP)}
+    return subprocess.run(
+        [sys.executable, "-m", "her2core.acquire", *arguments], cwd=cwd, env=env, capture_output=True, text=True
+    )
+
+
+def test_a_dry_run_of_the_real_cohort_says_what_it_would_take():
+    done = command("--dry", "ispy")
+    assert done.returncode == 0, done.stderr
+    for words in ("1,149", "CC BY 4.0", "CC BY-NC 4.0", "982", "at 1 Gbit/s", r"Disk: up to \d+ GB"):
+        assert re.search(words, done.stdout), words
+
+
+def test_a_dry_run_of_the_embedded_cohort_says_that_nothing_is_downloaded(monkeypatch):
+    monkeypatch.chdir(TOP)
+    assert a.dry("tiny") == f"tiny: {6 + 4 + 4 + 6 + 4 + 4 + 6 + 1} synthetic patients, made here; no download"
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"source": "idc"}, "source='idc'.*not built yet"), ({"prevalence": 1.0}, "prevalence")],
+    ("arguments", "message"),
+    [
+        (("--dry", "ipsy"), "acquire: params.yaml: ipsy has no section 'acquire'; no such cohort"),
+        (("--dyr",), "Get or make the raw files"),
+    ],
     ids=str,
 )
-def test_a_cohort_that_cannot_be_made_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(CONFIG, **changes)
+def test_what_cannot_be_run_is_refused(arguments, message):
+    done = command(*arguments)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_real_run_without_its_clinical_sheet_or_network_is_one_clear_line(tmp_path):
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(TOP / name, tmp_path)
+    for name in ("her2core", "manifests"):
+        (tmp_path / name).symlink_to(TOP / name)
+    text = (tmp_path / "params.yaml").read_text().replace("cohort: embedded", "cohort: ispy", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    done = command(cwd=tmp_path)
+    assert done.returncode != 0 and "no such file; download the clinical spreadsheet" in done.stderr
+    text = text.replace(", ambl: idc}", "}").replace("https://zenodo.org", "http://127.0.0.1:9")
+    (tmp_path / "params.yaml").write_text(text)
+    done = command(cwd=tmp_path)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "what is complete is kept, run again" in done.stderr
+
+
+@pytest.mark.parametrize("cohort", ["embedded", "tiny", "ispy"])
+def test_every_cohort_has_a_source(monkeypatch, cohort):
+    monkeypatch.chdir(TOP)
+    config = params("acquire", a.SOURCES, cohort)
+    assert isinstance(config, a.SOURCES[config.source])
+    with pytest.raises(ValueError, match="source='nowhere': expected"):
+        replace(config, source="nowhere")

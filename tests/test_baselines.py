@@ -1,12 +1,19 @@
 """Every network answers the same call."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from her2core.baselines import MODELS, ModelConfig, VitConfig, build_model
+from her2core.baselines import MODELS, CvtConfig, ModelConfig, VitConfig, build_model, is_model
 from her2core.model import ThdaConfig
 
-CONFIG = ModelConfig(ThdaConfig(width=8, dropout=0.0), VitConfig(8, 32, 2, 2, 64, dropout=0.0))
+CONFIG = ModelConfig(
+    ThdaConfig(width=8, dropout=0.0),
+    VitConfig(8, 32, 2, 2, 64, dropout=0.0),
+    CvtConfig((8, 12, 24), (1, 3, 6), (1, 2, 3)),
+    {"spatial": {"attention": "spatial"}, "separate": {"share_weights": False}, "wrong": {"widht": 8}},
+)
 
 
 @pytest.fixture
@@ -14,13 +21,13 @@ def slices(generator):
     return torch.rand(3, 3, 32, 32, generator=generator)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "thda_spatial", "thda_separate"])
 def test_every_model_gives_one_finite_logit_per_slice_and_trains(name, slices):
     model = build_model(name, CONFIG, 32)
     logits = model(slices)
     assert logits.shape == (3,) and torch.isfinite(logits).all()
     logits.sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -36,11 +43,56 @@ def test_the_plain_network_has_no_attention_and_one_head():
     assert not any("attention" in n for n in names)
 
 
+def test_a_variant_is_thda_with_its_changes_and_nothing_else():
+    assert CONFIG.thda_of("thda_spatial") == replace(CONFIG.thda, attention="spatial")
+    assert len(build_model("thda_separate", CONFIG, 32).backbones) == 3
+
+
+def test_the_default_shapes_are_those_of_the_published_networks():
+    vit = build_model("vit", ModelConfig(ThdaConfig(), VitConfig()), 224)
+    cvt = build_model("cvt", ModelConfig(ThdaConfig()), 224)
+    count = {n: sum(p.numel() for p in m.backbone.parameters()) for n, m in (("vit", vit), ("cvt", cvt))}
+    assert count == {"vit": 86_567_656 - 1000 * 769, "cvt": 19_997_480 - 1000 * 385 - 2 * 384}
+
+
 def test_patches_have_to_tile_the_image():
     with pytest.raises(ValueError, match="patches of 8 px do not tile an image of 30 px"):
         build_model("vit", CONFIG, 30)
 
 
-def test_an_unknown_model_is_refused_by_name():
-    with pytest.raises(ValueError, match="model 'cnn': expected one of thda, resnet34_rgb, vit"):
-        build_model("cnn", CONFIG, 32)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cnn", "model 'cnn': expected one of thda, resnet34_rgb, vit, cvt or thda_<variant>"),
+        ("thda_none", "model 'thda_none': models.variants has spatial, separate, wrong"),
+        ("thda_wrong", "models.variants.wrong: THDA has no widht"),
+    ],
+)
+def test_an_unknown_model_is_refused_by_name(name, message):
+    assert is_model(name) == name.startswith("thda")
+    with pytest.raises(ValueError, match=message):
+        build_model(name, CONFIG, 32)
+
+
+def test_imagenet_weights_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"ImageNet weights exist for ViT-B/16 .*, not \(8, 768"):
+        VitConfig(patch_px=8, pretrained=True)
+
+
+def test_a_cvt_that_the_library_cannot_build_is_refused():
+    with pytest.raises(ValueError, match=r"depths=\(1, 1, 2\): expected at least \(1, 2, 3\)"):
+        CvtConfig(depths=(1, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["vit", "cvt"])
+def test_weights_that_cannot_be_had_are_one_clear_error(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setattr("transformers.CvtModel.from_pretrained", offline)
+    config = ModelConfig(ThdaConfig(), VitConfig(pretrained=True), CvtConfig(pretrained="microsoft/cvt-13"))
+    with pytest.raises(OSError, match="neither in the cache nor downloadable here .no route"):
+        build_model(name, config, 224)
+
+
+def offline(*_, **__):
+    raise OSError("no route to host")

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from her2core.dataset import AugmentConfig, Slices, augment, draw_augmentation, epoch_batches, load_slices
-from her2core.normalize import Window
+from her2core.dataset import (
+    AugmentConfig,
+    Slices,
+    augment,
+    draw_augmentation,
+    epoch_batches,
+    load_slices,
+    load_standard,
+)
+from her2core.normalize import Window, knots, learn_standard, piecewise, statistics
 
 
 def make_slices(patients=7, each=3):
@@ -22,8 +30,14 @@ def test_a_split_holds_its_patients_and_no_other():
 
 
 def test_an_empty_split_is_an_error_that_lists_the_splits():
-    with pytest.raises(ValueError, match="no slices in split 'external'; splits here: test, train"):
+    with pytest.raises(ValueError, match="no slices in split external; splits here: test, train"):
         make_slices().of_split("external")
+
+
+def test_several_splits_keep_the_slices_in_their_order():
+    data = make_slices()
+    both = data.of_split("test", "train")
+    assert both.patient.tolist() == data.patient.tolist()
 
 
 def test_scattered_slices_of_a_patient_are_refused():
@@ -82,27 +96,106 @@ def test_the_same_generator_state_draws_the_same_augmentation():
     assert torch.equal(*draws)
 
 
-def write_prepared(folder, rows=2):
-    np.save(folder / "images_raw.npy", np.full((2, 3, 4, 4), 50, np.uint16))
-    np.save(folder / "quantiles_raw.npy", np.tile(np.array([0, 100], np.uint16), (2, 3, 3, 1)))
-    np.save(folder / "levels.npy", np.array([0.0, 1.0]))
-    lines = ["patient,split,her2", "007,train,1", "a,test,0"][: rows + 1]
+LEVELS = (0.0, 0.01, *(k / 10 for k in range(1, 10)), 0.95, 0.98, 0.99, 1.0)
+PATIENTS = [("007", "train", 1, 2), ("a", "test", 0, 2), ("b", "train", 0, 1), ("c", "validation", 1, 600)]
+
+
+def write_prepared(folder, rng, gains=None):
+    """Patients of the given name, split, HER2 and number of slices; gains: intensity of each, by name."""
+    lines, images, quantiles, moments = ["patient,split,her2"], [], [], []
+    for name, split, her2, count in PATIENTS:
+        slices = (rng.gamma(2, 100 * (gains or {}).get(name, 1), (count, 3, 4, 4)) + 5).astype(np.uint16)
+        stored = [statistics(slices[:, p], LEVELS) for p in range(3)]
+        lines += [f"{name},{split},{her2}"] * count
+        images += list(slices)
+        quantiles += [[[q for q, _ in stored]] * 3] * count
+        moments += [[[m for _, m in stored]] * 3] * count
+    np.save(folder / "images_raw.npy", np.array(images))
+    np.save(folder / "quantiles_raw.npy", np.array(quantiles))
+    np.save(folder / "moments_raw.npy", np.array(moments, np.float32))
+    np.save(folder / "levels.npy", np.array(LEVELS))
     (folder / "slices.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_prepared_arrays_arrive_windowed_with_their_labels(tmp_path):
-    write_prepared(tmp_path)
+def test_prepared_arrays_arrive_with_their_labels_under_a_window_or_its_name(tmp_path, rng):
+    write_prepared(tmp_path, rng)
     data = load_slices(tmp_path, Window.parse("channel_minmax"))
-    assert data.patient.tolist() == ["007", "a"] and data.her2.tolist() == [1, 0]
-    assert (data.images == 128).all()  # 127.5 to the even neighbour
+    assert data.patient[:5].tolist() == ["007", "007", "a", "a", "b"] and data.her2[:5].tolist() == [1, 1, 0, 0, 0]
+    assert data.split[:5].tolist() == ["train", "train", "test", "test", "train"]
+    assert data.images.shape == (605, 3, 4, 4)
+    assert torch.equal(data.images, load_slices(tmp_path, "channel_minmax").images)
 
 
-def test_arrays_that_disagree_are_refused(tmp_path):
-    write_prepared(tmp_path, rows=1)
-    with pytest.raises(ValueError, match="1 rows, 2 images, 2 quantiles"):
-        load_slices(tmp_path, Window.parse("channel_minmax"))
+@pytest.mark.parametrize("name", ["channel_q98", "global_zscore", "channel_nyul"])
+def test_slices_are_those_of_the_map_in_every_piece(tmp_path, rng, name):
+    write_prepared(tmp_path, rng)
+    shown, raw = load_slices(tmp_path, name).images, np.load(tmp_path / "images_raw.npy")
+    quantiles, moments = (np.load(tmp_path / f"{n}_raw.npy") for n in ("quantiles", "moments"))
+    window = Window.parse(name)
+    standard = load_standard(tmp_path, window)
+    assert (standard is None) == (name != "channel_nyul")
+    for row in (0, 2, 511, 512, 604):  # each as a case of its own
+        one = slice(row, row + 1)
+        alone = piecewise(raw[one], *knots(window, quantiles[one], LEVELS, moments[one], standard))
+        np.testing.assert_array_equal(shown[one].numpy(), alone)
+
+
+def test_the_standard_is_learnt_on_training_patients_each_counting_once(tmp_path, rng):
+    write_prepared(tmp_path, rng)
+    window, quantiles = Window.parse("channel_nyul"), np.load(tmp_path / "quantiles_raw.npy")
+    learnt = load_standard(tmp_path, window)
+    np.testing.assert_array_equal(learnt, learn_standard(window, quantiles[[0, 4]], LEVELS, ["007", "b"]))
+    before = load_slices(tmp_path, window).of_split("train").images
+    strangers = np.r_[2, 3, 5:605]
+    quantiles[strangers] = quantiles[strangers][:, ::-1, ::-1] // 3 + np.arange(len(LEVELS), dtype=np.uint16) ** 2
+    np.save(tmp_path / "quantiles_raw.npy", quantiles)
+    np.testing.assert_array_equal(load_standard(tmp_path, window), learnt)
+    assert torch.equal(load_slices(tmp_path, window).of_split("train").images, before)
+
+
+def test_a_cohort_without_training_patients_has_no_standard(tmp_path, rng):
+    write_prepared(tmp_path, rng)
+    table = tmp_path / "slices.csv"
+    table.write_text(table.read_text().replace("train", "external"))
+    with pytest.raises(ValueError, match="channel_nyul: no training patient"):
+        load_slices(tmp_path, "channel_nyul")
+    assert len(load_slices(tmp_path, "channel_q98").images) == 605
+
+
+def test_a_training_patient_without_contrast_is_named(tmp_path, rng):
+    write_prepared(tmp_path, rng, gains={"b": 0})
+    with pytest.raises(ValueError, match="^b: no contrast"):
+        load_slices(tmp_path, "channel_nyul")
+
+
+def test_arrays_that_disagree_are_refused(tmp_path, rng):
+    write_prepared(tmp_path, rng)
+    np.save(tmp_path / "moments_raw.npy", np.load(tmp_path / "moments_raw.npy")[1:])
+    with pytest.raises(ValueError, match="605 rows, 605 images, 605 quantiles, 604 moments"):
+        load_slices(tmp_path, "channel_minmax")
 
 
 def test_an_unknown_bias_field_is_refused(tmp_path):
     with pytest.raises(ValueError, match="bias_field='n5': expected one of raw, n4"):
         load_slices(tmp_path, Window.parse("channel_minmax"), "n5")
+
+
+def test_neighbours_stand_beside_their_slice_phase_by_phase_under_its_window(tmp_path, rng):
+    images = rng.integers(0, 900, (2, 3, 4, 4)).astype(np.uint16)
+    beside = rng.integers(0, 900, (2, 2, 3, 4, 4)).astype(np.uint16)
+    quantiles = np.zeros((2, 3, 3, 2), np.uint16)
+    quantiles[..., 1] = 1000
+    np.save(tmp_path / "images_raw.npy", images)
+    np.save(tmp_path / "quantiles_raw.npy", quantiles)
+    np.save(tmp_path / "moments_raw.npy", np.ones((2, 3, 3, 2), np.float32))
+    np.save(tmp_path / "levels.npy", [0.0, 1.0])
+    (tmp_path / "slices.csv").write_text("patient,split,her2\na,train,0\nb,train,1\n")
+    with pytest.raises(ValueError, match="neighbours_raw.npy: no such file; adjacent slices need"):
+        load_slices(tmp_path, "channel_minmax", neighbours=True)
+    np.save(tmp_path / "neighbours_raw.npy", beside)
+    found = load_slices(tmp_path, "channel_minmax", neighbours=True).images.numpy()
+    plain = load_slices(tmp_path, "channel_minmax").images.numpy()
+    assert found.shape == (2, 9, 4, 4)
+    np.testing.assert_array_equal(found[:, 1::3], plain)
+    np.testing.assert_array_equal(found[:, ::3], np.rint(beside[:, 0] / np.float32(1000) * 255).astype(np.uint8))
+    np.testing.assert_array_equal(found[:, 2::3], np.rint(beside[:, 1] / np.float32(1000) * 255).astype(np.uint8))

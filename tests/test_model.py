@@ -92,6 +92,16 @@ def test_each_head_sees_its_own_phase(slices):
     assert not torch.allclose(seen[0][2], seen[1][2])
 
 
+def test_with_adjacent_slices_each_head_sees_its_phase_in_three_slices(generator):
+    model = make(head_input="adjacent_slices").eval()
+    x = torch.rand(2, 9, 32, 32, generator=generator)  # below, slice, above of pre, of early, of late
+    torch.testing.assert_close(model.heads(x)[2:4], x[:, 3:6])
+    logits = model(x)
+    assert logits.shape == (2,) and not torch.equal(logits, model(x.flip(1)))
+    with pytest.raises(ValueError, match=r"slices of shape \(N, 9, H, W\), found \(2, 3, 32, 32\)"):
+        model(x[:, :3])
+
+
 def test_permuting_patients_permutes_logits(slices):
     model, order = make().eval(), [2, 0, 3, 1]
     torch.testing.assert_close(model(slices)[order], model(slices[order]))

@@ -1,23 +1,33 @@
 """From volumes to packed arrays."""
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from her2core import preprocess as p
-from her2core.acquire import AcquireConfig, acquire
+from her2core.acquire import acquire
 from her2core.bias_field import N4Config
 from her2core.cohort import included, patient_table
+from her2core.config import build
+from her2core.embedded import EmbeddedConfig
+from her2core.kinetics import lesion_features
+from her2core.nifti import write_breastdcedl
 from her2core.normalize import SCOPES
-from her2core.volume import Geometry
+from her2core.volume import DceSeries, Geometry
 
+TOP = Path(__file__).resolve().parents[1]
 CONFIG = p.PrepareConfig(
     crop_mm=64.0, crop_px=32, slices=3, quantiles=(0.0, 0.98, 1.0), early_s=150.0, late_s=450.0,
-    bias_fields=("raw", "n4"), jobs=1, n4=N4Config(iterations=(5, 5)),
+    bias_fields=("raw", "n4"), neighbours=True, jobs=1, n4=N4Config(iterations=(5, 5)),
 )  # fmt: skip
-COHORT = AcquireConfig(
+COHORT = EmbeddedConfig(
     source="phantom", seed=5, bayes_auc=0.95, prevalence=0.5, spy2=(1, 1, 0), spy1=(1, 1, 0), ambl=2,
     unknown_her2=0, coarse=2, jobs=1,
 )  # fmt: skip
@@ -37,7 +47,7 @@ def patients(raw):
 
 @pytest.fixture(scope="module")
 def prepared(raw, patients, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
+    out = tmp_path_factory.mktemp("prepared") / "prepare"
     return out, p.prepare(patients, raw, out, CONFIG)
 
 
@@ -48,16 +58,23 @@ def test_the_packed_arrays_have_the_shapes_that_are_written_down(prepared, patie
     for name in ("raw", "n4"):
         assert np.load(out / f"images_{name}.npy").shape == (n, 3, 32, 32)
         assert np.load(out / f"quantiles_{name}.npy").shape == (n, len(SCOPES), 3, 3)
-        assert np.load(out / f"images_{name}.npy").dtype == np.uint16
+        assert np.load(out / f"moments_{name}.npy").shape == (n, len(SCOPES), 3, 2)
+        kinds = [np.load(out / f"{kind}_{name}.npy").dtype for kind in ("images", "quantiles", "moments")]
+        assert kinds == [np.uint16, np.uint16, np.float32]
+        assert np.load(out / f"neighbours_{name}.npy").shape == (n, 2, 3, 32, 32)
+    assert np.load(out / "masks.npy").dtype == bool
     assert np.load(out / "levels.npy").tolist() == [0.0, 0.98, 1.0]
-    assert (table["tumour_mm2"] > 0).all()
+    assert (table["tumour_mm2"] > 0).all() and (table["pixel_mm"] == 2.0).all()
+    pd.testing.assert_frame_equal(pd.read_csv(out / "slices.csv"), table)
+    assert [f.name for f in out.parent.iterdir()] == ["prepare"]
 
 
-def test_stored_quantiles_are_those_of_the_volume_and_of_the_slice(prepared, raw, patients):
+def test_stored_statistics_are_those_of_the_volume_and_of_the_slice(prepared, raw, patients):
     out, table = prepared
+    moments = np.load(out / "moments_raw.npy")
     quantiles, images = np.load(out / "quantiles_raw.npy"), np.load(out / "images_raw.npy")
     row = patients[patients["dataset"] == "spy1"].iloc[0]
-    phases, _, _ = p.read_patient(row, raw, CONFIG)
+    phases, _, _, _ = p.read_patient(row, raw, CONFIG)
     first = int(np.flatnonzero(table["patient"] == row["patient"])[0])
     by = {"axis": None, "method": "inverted_cdf"}
     for phase in range(3):
@@ -67,18 +84,91 @@ def test_stored_quantiles_are_those_of_the_volume_and_of_the_slice(prepared, raw
     np.testing.assert_array_equal(quantiles[first, SCOPES.index("global"), 2], everything)
     own = np.quantile(images[first], CONFIG.quantiles, **by)
     np.testing.assert_array_equal(quantiles[first, SCOPES.index("slice"), 1], own)
+    for scope, phase, values in (("slice", 1, images[first]), ("channel", 2, phases[2]), ("global", 0, phases)):
+        expected = [values.mean(), values.std()]
+        np.testing.assert_allclose(moments[first, SCOPES.index(scope), phase], expected, rtol=1e-6)
+
+
+def same_bytes(folder, other):
+    names = sorted(f.name for f in folder.iterdir())
+    assert names == sorted(f.name for f in other.iterdir())
+    for name in names:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_the_worksheet_has_each_patients_lesion_and_the_files_times(prepared, raw, patients):
+    out, _ = prepared
+    sheet = pd.read_csv(out / "kinetics.csv").set_index("patient")
+    assert sheet.index.tolist() == patients["patient"].tolist()
+    row = patients[patients["dataset"] == "ambl"].iloc[0]
+    phases, mask, geometry, times_s = p.read_patient(row, raw, CONFIG)
+    expected = lesion_features(phases, mask, geometry.spacing_mm)
+    assert sheet.loc[row["patient"], list(expected)].astype(float).to_dict() == pytest.approx(expected, abs=1e-6)
+    assert sheet.loc[row["patient"], "early_s"] == pytest.approx(times_s[1])
+    of_nifti = patients.loc[patients["dataset"] == "spy1", "patient"]
+    assert sheet.loc[of_nifti, ["early_s", "late_s"]].isna().all(axis=None)
+
+
+def test_masks_lie_where_the_lesion_is_in_the_images(prepared, raw, patients):
+    out, table = prepared
+    masks, images = np.load(out / "masks.npy"), np.load(out / "images_raw.npy")
+    assert masks.any((1, 2)).all()
+    area = masks.sum((1, 2)) * table["pixel_mm"] ** 2
+    fits = table["tumour_mm2"] < 0.5 * CONFIG.crop_mm**2
+    assert np.median(np.abs(area / table["tumour_mm2"] - 1)[fits]) < 0.2
+    uptake = images[:, 1].astype(float) - images[:, 0]
+    assert all(u[m].mean() > u[~m].mean() for u, m in zip(uptake, masks, strict=True))
+
+
+def test_neighbours_are_the_slices_below_and_above(prepared):
+    out, table = prepared
+    images, neighbours = np.load(out / "images_raw.npy"), np.load(out / "neighbours_raw.npy")
+    adjacent = np.flatnonzero((table["z"].diff() == 1) & (table["patient"] == table["patient"].shift()))
+    assert len(adjacent)
+    for row in adjacent:
+        np.testing.assert_array_equal(neighbours[row, 0], images[row - 1])
+        np.testing.assert_array_equal(neighbours[row - 1, 1], images[row])
+
+
+def test_an_early_phase_that_is_also_the_late_one_is_read_twice(tmp_path, rng):
+    array = rng.integers(0, 900, (2, 6, 20, 20)).astype(np.uint16)
+    mask = np.zeros((6, 20, 20), bool)
+    mask[2:4, 8:12, 8:12] = True
+    series = DceSeries(array, Geometry((2.0, 1.0, 1.0)), (float("nan"),) * 2)
+    write_breastdcedl(series, mask, tmp_path / "spy1", patient_id="ISPY1_1139", cohort="spy1", phases=[0, 2])
+    row = {
+        "patient": "ISPY1_1139",
+        "layout": "breastdcedl",
+        "dataset": "spy1",
+        "slice_thick": 2.0,
+        "xy_spacing": 1.0,
+    }
+    phases, *_ = p.read_patient(row | {"pre": 0, "post_early": 2, "post_late": 2}, tmp_path, CONFIG)
+    np.testing.assert_array_equal(phases, array[[0, 1, 1]])
 
 
 def test_preparing_twice_gives_the_same_bytes_on_one_process_and_on_two(prepared, raw, patients, tmp_path):
-    p.prepare(patients, raw, tmp_path, replace(CONFIG, jobs=2))
-    names = sorted(f.name for f in tmp_path.iterdir())
-    assert names == sorted(f.name for f in prepared[0].iterdir())
-    for name in names:
-        assert (tmp_path / name).read_bytes() == (prepared[0] / name).read_bytes()
+    p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, jobs=2))
+    same_bytes(prepared[0], tmp_path / "out")
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The patients that are really prepared, in this process."""
+    names, prepare_patient = [], p.prepare_patient
+
+    def noted(row, *arguments):
+        names.append(row["patient"])
+        return prepare_patient(row, *arguments)
+
+    monkeypatch.setattr(p, "prepare_patient", noted)
+    return names
 
 
 @pytest.mark.parametrize("dataset", ["spy2", "spy1", "ambl"])
-def test_a_damaged_file_ends_in_an_error_that_names_patient_and_file(raw, patients, dataset, tmp_path):
+def test_a_damaged_file_ends_in_an_error_that_names_it_and_the_finished_patients_are_kept(
+    raw, patients, dataset, tmp_path, computed, prepared
+):
     name = patients.loc[patients["dataset"] == dataset, "patient"].iloc[0]
     victim = sorted(f for f in (raw / dataset).rglob("*") if f.is_file() and name in str(f))[0]
     whole = victim.read_bytes()
@@ -92,6 +182,85 @@ def test_a_damaged_file_ends_in_an_error_that_names_patient_and_file(raw, patien
     finally:
         victim.write_bytes(whole)
     assert not (tmp_path / "out").exists()
+    p.prepare(patients, raw, tmp_path / "out", CONFIG)
+    assert sorted(computed) == sorted([*patients["patient"], name, name])  # the damaged one three times
+    same_bytes(prepared[0], tmp_path / "out")
+
+
+SCRIPT = """
+import sys
+import pandas as pd
+from pathlib import Path
+from her2core import preprocess
+sys.path.insert(0, {tests!r})
+from test_preprocess import CONFIG
+preprocess.prepare(pd.read_csv({table!r}), {raw!r}, {out!r}, CONFIG)
+"""
+
+
+def test_a_run_killed_in_the_middle_goes_on_where_it_stopped(raw, patients, prepared, tmp_path, computed):
+    table, out = tmp_path / "patients.csv", tmp_path / "out"
+    patients.to_csv(table, index=False)
+    patients = pd.read_csv(table)  # as the stage reads it
+    names = {"tests": str(TOP / "tests"), "table": str(table), "raw": str(raw), "out": str(out)}
+    script = SCRIPT.format(**names)
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(TOP)}, cwd=TOP)
+    deadline = time.monotonic() + 60
+    try:
+        while len(list(tmp_path.glob(".out-parts/*.npz"))) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    finished = {f.name.split(".")[0] for f in tmp_path.glob(".out-parts/*.npz")}
+    assert 2 <= len(finished) < 6 and not out.exists()
+    (tmp_path / ".out-parts" / ".0123.partial").write_bytes(b"half a par")
+    p.prepare(patients, raw, out, CONFIG)
+    assert set(computed) == set(patients["patient"]) - finished
+    same_bytes(prepared[0], out)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["out", "patients.csv"]
+
+
+def test_a_part_counts_only_for_the_same_parameters_row_record_and_sources(raw, patients, monkeypatch):
+    row = patients.iloc[0].to_dict()
+    key = p.part_key(row, raw, CONFIG)
+    assert p.part_key(dict(row), raw, replace(CONFIG, jobs=2)) == key
+    others = [p.part_key(row, raw, replace(CONFIG, crop_px=33)), p.part_key(row | {"split": "test"}, raw, CONFIG)]
+    others += [p.part_key(row, raw / "elsewhere", CONFIG)]
+    monkeypatch.setattr(p, "SOURCES", "edited")
+    assert len({key, *others, p.part_key(row, raw, CONFIG)}) == 5
+
+
+def test_a_damaged_part_is_made_again(raw, patients, tmp_path):
+    job = patients.iloc[0].to_dict(), tmp_path / "part.npz"
+    assert p.make_part(job, raw, CONFIG) is None
+    whole = job[1].read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2]):
+        job[1].write_bytes(damaged)
+        assert p.make_part(job, raw, CONFIG) is None
+        assert job[1].read_bytes() == whole
+
+
+def test_nothing_of_an_earlier_preparation_stays(raw, patients, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "images_n4.npy").write_bytes(b"of other parameters")
+    p.prepare(patients[:1], raw, out, replace(CONFIG, bias_fields=("raw",)))
+    arrays = ["images_raw", "levels", "masks", "moments_raw", "neighbours_raw", "quantiles_raw"]
+    names = sorted([*(f"{name}.npy" for name in arrays), "kinetics.csv", "slices.csv"])
+    assert sorted(f.name for f in out.iterdir()) == names
+
+
+def test_parts_that_do_not_arrive_here_are_an_error(raw, patients, tmp_path, monkeypatch):
+    monkeypatch.setattr(p, "each", lambda function, items, jobs, label: [None for _ in items])
+    with pytest.raises(ValueError, match=r"6 of 6 patients were prepared, but .*\.npz is not here"):
+        p.prepare(patients, raw, tmp_path / "out", CONFIG)
+
+
+def test_no_patients_are_refused(raw, patients, tmp_path):
+    with pytest.raises(ValueError, match="no patients to prepare"):
+        p.prepare(patients[:0], raw, tmp_path / "out", CONFIG)
 
 
 def test_phases_named_by_the_table_win_over_times():
@@ -107,20 +276,25 @@ def test_without_names_the_phases_nearest_in_time_are_taken():
 @pytest.mark.parametrize(
     ("named", "times", "message"),
     [
-        ((None,) * 3, [np.nan] * 4, "neither the table nor the files say"),
-        ((None,) * 3, [0.0, 150.0, 160.0], None),
-        ((None,) * 3, [0.0, 300.0], r"phases \[0, 1, 1\] of 2 are not pre < early < late"),
-        ((0, 2, 6), [0.0, 1.0, 2.0], r"phases \[0, 2, 6\] of 3"),
-        ((0, 2, 1), [0.0, 1.0, 2.0], "not pre < early < late"),
+        ((None,) * 3, [np.nan] * 4, "x: the table names no phases, and the files do not say"),
+        ((None,) * 3, [0.0, 300.0], "x: the table names no phases, and phases at 0, 300 s"),
+        ((0, 2, 6), [0.0, 1.0, 2.0], r"x: the table names phases \[0, 2, 6\], there are 3"),
+        ((0, 2, 1), [0.0, 1.0, 2.0], r"x: phases \[0, 2, 1\] of the table are not pre < early ≤ late"),
     ],
 )
-def test_phases_out_of_order_are_refused(named, times, message):
+def test_phases_that_cannot_be_are_refused(named, times, message):
     row = dict(zip(("pre", "post_early", "post_late"), named, strict=True)) | {"patient": "x"}
-    if message is None:
-        assert p.choose_phases(row, np.array(times), CONFIG) == [0, 1, 2]
-        return
     with pytest.raises(ValueError, match=message):
         p.choose_phases(row, np.array(times), CONFIG)
+
+
+def test_files_of_more_phases_than_the_table_names_are_refused(tmp_path):
+    series = DceSeries(np.ones((4, 2, 8, 8), np.uint16), Geometry((2.0, 1.0, 1.0)), (0.0, 1.0, 2.0, 3.0))
+    write_breastdcedl(series, np.ones((2, 8, 8), bool), tmp_path / "spy1", patient_id="x", cohort="spy1")
+    row = {"patient": "x", "dataset": "spy1", "layout": "breastdcedl", "slice_thick": 2.0, "xy_spacing": 1.0}
+    row |= {"pre": np.nan, "post_early": 2, "post_late": 3}
+    with pytest.raises(ValueError, match="x: 4 phases, of which the table names none; expected pre"):
+        p.read_patient(row, tmp_path, CONFIG)
 
 
 def test_slices_split_the_lesions_volume_evenly():
@@ -143,10 +317,54 @@ def test_a_crop_beyond_the_edge_repeats_the_edge():
     assert (p.crop(volume, 0, (0.0, 0.0), (1.0, 1.0, 1.0), CONFIG) == 7).all()
 
 
+NATIVE = replace(CONFIG, crop_mm=None, crop_px=4)
+
+
+def test_without_crop_mm_the_crop_is_whole_pixels_inside_the_image():
+    volume = np.arange(3 * 2 * 10 * 12).reshape(3, 2, 10, 12).astype(np.uint16)
+    for centre, rows, columns in (((4.5, 5.5), 3, 4), ((5.0, 6.0), 3, 4), ((0.0, 11.0), 0, 8)):
+        expected = volume[:, 1, rows : rows + 4, columns : columns + 4]
+        np.testing.assert_array_equal(p.crop(volume, 1, centre, (2.0, 1.0, 1.0), NATIVE), expected)
+
+
+def test_without_crop_mm_a_smaller_image_is_padded_by_its_edge():
+    volume = np.arange(1, 7, dtype=np.uint16).reshape(1, 1, 1, 6).repeat(2, axis=2)
+    image = p.crop(volume, 0, (0.5, 3.0), (2.0, 1.0, 1.0), replace(NATIVE, crop_px=9))
+    assert image.shape == (1, 9, 9) and image.dtype == np.uint16
+    np.testing.assert_array_equal(image[0], [[1, 1, 2, 3, 4, 5, 6, 6, 6]] * 9)
+
+
+def test_a_pixel_is_that_of_the_crop_or_without_crop_mm_that_of_the_image():
+    geometry = Geometry((2.0, 0.7, 0.7))
+    assert p.pixel_mm(geometry, CONFIG) == 2.0
+    assert p.pixel_mm(geometry, NATIVE) == 0.7
+    with pytest.raises(ValueError, match=r"pixels of 0.7 × 0.9 mm, expected squares"):
+        p.pixel_mm(Geometry((2.0, 0.7, 0.9)), NATIVE)
+
+
+def test_parameters_may_leave_crop_mm_open():
+    values = {"crop_mm": None, "crop_px": 256, "slices": 5, "quantiles": [0.0, 1.0], "early_s": 150}
+    values |= {"late_s": 450, "bias_fields": ["raw"], "neighbours": False, "jobs": -1}
+    assert build(p.PrepareConfig, values, "here").crop_mm is None
+    assert build(p.PrepareConfig, values | {"crop_mm": 64}, "here").crop_mm == 64.0
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])
+def test_undershoot_below_zero_becomes_zero_and_more_is_refused(dtype):
+    phases = np.full((3, 10, 10, 10), 1200, dtype)
+    phases[0, 0, 0, :2] = -3
+    found = p.as_uint16(phases, "x")
+    assert found.dtype == np.uint16
+    assert found[0, 0, 0, :3].tolist() == [0, 0, 1200] and found.sum() == 1200 * 2998
+    phases[0, 0, 0, :3] = -3  # 0.1 %
+    with pytest.raises(ValueError, match=r"x: intensities from -3(.0)? to 1200(.0)?, 0.1 % of them below zero"):
+        p.as_uint16(phases, "x")
+
+
 def test_intensities_that_fit_are_kept_and_others_refused():
-    np.testing.assert_array_equal(p.as_uint16(np.array([0.4, 1200.0]), "x"), [0, 1200])
-    for bad in ([-1, 5], [0, 70_000], [np.nan, 1]):
-        with pytest.raises(ValueError, match="x: intensities from"):
+    np.testing.assert_array_equal(p.as_uint16(np.array([-0.4, 0.4, 1200.0, 65535.0]), "x"), [0, 0, 1200, 65535])
+    for bad in ([0, 65536], [np.nan, 1], [np.inf, 1], [-np.inf, 1]):
+        with pytest.raises(ValueError, match="x: intensities from .* expected 0 to 65535"):
             p.as_uint16(np.array(bad, float), "x")
 
 
@@ -155,13 +373,16 @@ def test_a_pack_has_raw_and_corrected_crops_of_the_same_slices(rng):
     phases[..., :8] = rng.integers(0, 20, phases[..., :8].shape)
     mask = np.zeros((8, 32, 32), bool)
     mask[2:6, 10:20, 12:22] = True
-    chosen, packed = p.pack(phases, mask, Geometry((4.0, 2.0, 2.0)), CONFIG)
+    chosen, _, packed = p.pack(phases, mask, Geometry((4.0, 2.0, 2.0)), CONFIG)
     assert len(chosen) == 3 and set(packed) == {"raw", "n4"}
-    assert packed["raw"][0].shape == packed["n4"][0].shape == (3, 3, 32, 32)
+    assert packed["raw"]["images"].shape == packed["n4"]["images"].shape == (3, 3, 32, 32)
+    assert (packed["raw"]["images"] != packed["n4"]["images"]).any()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"crop_mm": 0.0}, "positive"), ({"bias_fields": ("n5",)}, "n5 unknown")], ids=str
+    ("changes", "message"),
+    [({"crop_mm": 0.0}, "positive"), ({"crop_px": 0}, "positive"), ({"bias_fields": ("n5",)}, "n5 unknown")],
+    ids=str,
 )
 def test_a_preparation_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -1,12 +1,14 @@
 """Runs: names, weights, predictions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from her2core.baselines import ModelConfig, VitConfig
 from her2core.dataset import Slices
-from her2core.evaluate import COLUMNS, read_predictions
+from her2core.evaluate import COLUMNS, auc, read_predictions
 from her2core.model import ThdaConfig
 from her2core.runs import Run, load_seeds, predictions, save_weights, spatial_attention, train_run
 from her2core.train import TrainConfig
@@ -50,10 +52,61 @@ def test_each_seed_is_trained_and_has_its_history(trained):
 
 
 def test_seeds_side_by_side_give_the_bytes_of_seeds_one_by_one(slices, trained):
-    from dataclasses import replace
-
     alone, _ = train_run(RUN, slices, MODELS, replace(CONFIG, jobs=1))
     assert all(torch.equal(trained[0][s][k], alone[s][k]) for s in alone for k in alone[s])
+
+
+def test_a_run_goes_on_from_its_checkpoints_and_removes_them_at_its_end(slices, trained, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    one = replace(CONFIG, jobs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("her2core.runs.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(RUN, slices, MODELS, one, tmp_path)
+    assert sorted(p.name for p in (tmp_path / RUN.name).iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr("her2core.train.train_one_epoch", killed)  # both seeds had ended: no step is left
+        weights, history = train_run(RUN, slices, MODELS, one, tmp_path)
+    assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
+    assert history.equals(trained[1]) and list(tmp_path.iterdir()) == []
+
+
+def test_seeds_side_by_side_each_keep_a_checkpoint(slices, trained, tmp_path):
+    weights, _ = train_run(RUN, slices, MODELS, CONFIG, tmp_path)
+    assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
+    assert list(tmp_path.iterdir()) == []
+
+
+def study(shuffled, folder):
+    """Test AUC, after training and prediction, of a bright early phase that marks HER2 or not."""
+    rng = np.random.default_rng(0)
+    split = np.repeat(["train", "validation", "test"], (64, 32, 200))
+    her2 = np.arange(split.size) % 2
+    images = rng.integers(0, 120, (split.size, 3, 16, 16))
+    images[her2 == 1, 1, 4:12, 4:12] += 100
+    within = [
+        rng.permutation(part) for part in np.split(her2, (64, 96))
+    ]  # across, one split's gain is another's loss
+    labels = np.concatenate(within) if shuffled else her2
+    names = np.array([f"p{k:03d}" for k in range(split.size)])
+    slices = Slices(torch.from_numpy(images.astype(np.uint8)), names, split, labels)
+    config = replace(CONFIG, seeds=(0,), epochs=10, batch_size=8, lr=3e-3, validate_every=2)
+    models = replace(MODELS, thda=ThdaConfig(width=8, blocks=(1, 1, 1, 1), dropout=0.0))
+    save_weights(train_run(RUN, slices, models, config)[0], folder)
+    table = predictions(RUN, "c", slices, ("test",), models, config, folder)
+    return auc(table["her2"], table["probability"])
+
+
+def test_a_planted_signal_is_found_in_patients_never_seen(tmp_path):
+    assert study(shuffled=False, folder=tmp_path) > 0.95
+
+
+def test_shuffled_labels_give_an_auc_of_one_half_in_patients_never_seen(tmp_path):
+    n = 200
+    standard_error = np.sqrt((n + 1) / (3 * n * n))  # of the AUC under no difference, n/2 against n/2
+    assert abs(study(shuffled=True, folder=tmp_path) - 0.5) < 2 * standard_error
 
 
 def test_weights_survive_the_disk_and_are_the_same_file_twice(trained, tmp_path):

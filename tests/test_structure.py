@@ -16,9 +16,9 @@ from typing import get_type_hints
 import pytest
 from ruamel.yaml import YAML
 
-from her2core.acquire import AcquireConfig
+from her2core.acquire import SOURCES
 from her2core.baselines import ModelConfig
-from her2core.config import build
+from her2core.config import build, of_source
 from her2core.evaluate import EvaluateConfig
 from her2core.preprocess import PrepareConfig
 from her2core.runs import Run
@@ -26,14 +26,15 @@ from her2core.train import TrainConfig
 
 TOP = Path(__file__).resolve().parents[1]
 ORDER = (
-    "config manifest volume dicom nifti physics phantom parallel acquire cohort bias_field normalize preprocess "
-    "dataset model baselines train runs evaluate figures run"
+    "config manifest labels records volume dicom_file dicom dicom_write nifti physics phantom parallel transfer "
+    "embedded archive acquire cohort kinetics bias_field normalize audit preprocess dataset model baselines train "
+    "runs probe case evaluate assumptions documents figures diagrams html_report run"
 ).split()
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
 STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
 SECTIONS = {
-    "acquire": AcquireConfig,
+    "acquire": SOURCES,
     "prepare": PrepareConfig,
     "models": ModelConfig,
     "train": TrainConfig,
@@ -146,11 +147,14 @@ def test_notebooks_open_with_the_question_and_close_with_the_answer(notebook):
     assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
 
 
-def test_every_stage_but_acquire_runs_the_notebook_it_depends_on():
+MODULE_STAGES = {"acquire": "acquire", "page": "html_report"}  # all others run a notebook
+
+
+def test_every_other_stage_runs_the_notebook_it_depends_on():
     for name, stage in STAGES.items():
         notebooks = [d for d in stage["deps"] if d.startswith("notebooks/")]
-        if name == "acquire":
-            assert stage["cmd"] == "python -m her2core.acquire" and not notebooks
+        if name in MODULE_STAGES:
+            assert stage["cmd"] == f"python -m her2core.{MODULE_STAGES[name]}" and not notebooks
         else:
             assert stage["cmd"].split()[:4] == ["python", "-m", "her2core.run", Path(notebooks[0]).stem]
 
@@ -164,12 +168,25 @@ def test_a_stage_depends_on_exactly_the_modules_its_notebook_imports(notebook):
     assert declared_modules(stage_of(notebook)) == closure(modules_in(code_of(notebook)))
 
 
-def test_acquire_depends_on_exactly_the_modules_it_imports():
-    assert declared_modules(STAGES["acquire"]) == closure({"acquire"})
+@pytest.mark.parametrize("stage", MODULE_STAGES)
+def test_a_stage_without_a_notebook_depends_on_exactly_the_modules_it_imports(stage):
+    assert declared_modules(STAGES[stage]) == closure({MODULE_STAGES[stage]})
+
+
+def test_no_path_leads_from_external_results_to_anything_fitted():
+    outs = {next(iter(o)) if isinstance(o, dict) else o for o in STAGES["external"]["outs"]}
+    later = {n for n, s in STAGES.items() if any(d.startswith(tuple(outs)) for d in s["deps"])}
+    assert later == {"report"}
+    assert not any(
+        o.startswith("models/") for n in ("external", "report", "page") for o in map(str, STAGES[n]["outs"])
+    )
+    for name in ("02_training", "03_normalization_study", "04_model_comparison"):
+        assert "external" not in code_of(TOP / "notebooks" / f"{name}.ipynb")
 
 
 def read_by(code):
-    sections = {f"${{cohort}}.{s}" for s in re.findall(r'params\(\s*"(\w+)"', code)}
+    sections = {f"${{cohort}}.{s}" for s in re.findall(r'(?:params|section)\(\s*"(\w+)"', code)}
+    sections |= {"${cohort}"} if "sections_of(" in code else set()
     return sections | set(re.findall(r'setting\("(\w+)"', code)) | {"cohort"}
 
 
@@ -203,9 +220,10 @@ def missing_keys(cls, values, where):
 @pytest.mark.parametrize("cohort", COHORTS)
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_cohort_has_every_section_complete(cohort, section):
-    values = PARAMS[cohort][section]
-    build(SECTIONS[section], values, f"{cohort}.{section}")
-    assert list(missing_keys(SECTIONS[section], values, f"{cohort}.{section}")) == []
+    values, cls = PARAMS[cohort][section], SECTIONS[section]
+    cls = of_source(cls, values, section) if isinstance(cls, dict) else cls
+    build(cls, values, f"{cohort}.{section}")
+    assert list(missing_keys(cls, values, f"{cohort}.{section}")) == []
     assert set(PARAMS[cohort]) == set(SECTIONS)
     assert MISSING not in values.values()
 

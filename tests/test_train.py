@@ -1,25 +1,36 @@
 """Training learns what is there, nothing else, and the same each time."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import her2core.train
 from her2core.dataset import Slices
 from her2core.model import ThdaConfig, ThdaResNet
 from her2core.train import (
     TrainConfig,
+    Training,
+    begin,
     choose_device,
     fit,
     learning_rate,
+    learning_rates,
     positive_weight,
     predict,
+    predict_slices,
     train_one_epoch,
 )
 
 BUILD = partial(ThdaResNet, ThdaConfig(width=8, dropout=0.0))
+DROPOUT = partial(ThdaResNet, ThdaConfig(width=8, blocks=(1, 1, 1, 1), dropout=0.5))
 CONFIG = TrainConfig(seeds=(0,), epochs=6, batch_size=8, lr=3e-3, validate_every=2, device="cpu", threads=1)
 
 
@@ -67,16 +78,182 @@ def test_the_kept_weights_are_those_of_the_best_validation():
     assert auc(model, validation) == pytest.approx(max(h["validation_auc"] for h in history))
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_patients(generator):
-    data = planted(4, 0)
-    model = BUILD()
-    torch.nn.init.constant_(model.classifier.bias, float("nan"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    with pytest.raises(ValueError, match=r"loss is nan in batch 0 of patients \['p0', 'p1'\]"):
-        train_one_epoch(
-            model, data, [torch.tensor([0, 2])], optimizer, schedule, torch.tensor(1.0), CONFIG, generator
-        )
+class Brightness(nn.Module):
+    """One weight on the mean of the early phase; a white image gives no number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        early = x[:, 1].mean((1, 2))
+        return self.weight * torch.where(early == 1, torch.nan, early)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_batch_and_its_patients():
+    data = planted(40, 0)
+    data.images[data.patient == "p7"] = 255
+    batches = her2core.train.epoch_batches(data, CONFIG.batch_size, torch.Generator().manual_seed(0))
+    patients = data.patient[batches[3]].tolist()
+    assert "p7" in patients
+    with pytest.raises(ValueError, match=re.escape(f"loss is nan in batch 3 of patients {patients}")):
+        train_one_epoch(begin(Brightness, torch.device("cpu"), CONFIG, seed=0), data, CONFIG)
+
+
+def test_every_training_patient_is_seen_once_in_each_epoch(monkeypatch):
+    data, seen = planted(21, 0), []
+
+    def spy(images, maps):
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return images.float() / 255
+
+    data.images[:, 0, 0, 0] = torch.arange(21, dtype=torch.uint8).repeat_interleave(2)
+    monkeypatch.setattr(her2core.train, "augment", spy)
+    fit(Brightness, data, planted(8, 1), CONFIG, seed=0)
+    assert [sorted(seen[k : k + 21]) for k in range(0, len(seen), 21)] == [list(range(21))] * CONFIG.epochs
+
+
+def test_augmentation_for_a_whole_epoch_draws_what_it_would_batch_by_batch(monkeypatch):
+    data, maps = planted(20, 0), []
+    monkeypatch.setattr(her2core.train, "augment", lambda images, m: maps.append(m) or images.float() / 255)
+    train_one_epoch(begin(Brightness, torch.device("cpu"), CONFIG, seed=3), data, CONFIG)
+    generator = torch.Generator().manual_seed(3)
+    for rows, drawn in zip(her2core.train.epoch_batches(data, 8, generator), maps, strict=True):
+        assert torch.equal(her2core.train.draw_augmentation(len(rows), CONFIG.augment, generator), drawn)
+
+
+def test_training_stops_after_as_many_validations_without_a_better_auc_as_its_patience():
+    config = replace(CONFIG, validate_every=1, patience=2)  # the order of brightness is the same at every epoch
+    _, history = fit(Brightness, planted(16, 0), planted(8, 1), config, seed=0)
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    _, history = fit(Brightness, planted(16, 0), planted(8, 1), replace(config, patience=None), seed=0)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("aucs", "stops"), [([], False), ([0.6, 0.5], False), ([0.6, 0.6, 0.5], True), ([0.6, 0.5, 0.7], False)]
+)
+def test_an_equal_auc_is_no_better_one(aucs, stops):
+    training = Training(*[None] * 5, history=[{"validation_auc": auc} for auc in aucs])
+    assert training.exhausted(2) is stops and training.exhausted(None) is False
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from her2core.train import fit, read_checkpoint
+from test_train import CONFIG, DROPOUT, planted
+
+checkpoint = Path(sys.argv[2])
+
+def killed_at(step):
+    left = [step]
+    def count(module, images):
+        left[0] -= module.training
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def build():
+        model = DROPOUT()
+        model.register_forward_pre_hook(count)
+        return model
+    return build
+
+for step in map(int, sys.argv[3:]):
+    child = os.fork()
+    if child == 0:
+        fit(killed_at(step), planted(24, 0), planted(10, 1), CONFIG, 0, checkpoint=checkpoint)
+    _, status = os.waitpid(child, 0)
+    print(os.WTERMSIG(status), read_checkpoint(checkpoint)[0]["epoch"])
+"""
+
+
+def bytes_of(model):
+    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def test_a_training_that_was_killed_twice_ends_with_the_bytes_of_one_that_was_not(tmp_path):
+    train, validation, checkpoint = planted(24, 0), planted(10, 1), tmp_path / "seed0.safetensors"
+    command = [sys.executable, "-c", KILLED, Path(__file__).parent, checkpoint, "9", "7"]  # steps of 3 an epoch
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert killed.stdout == "9 2\n9 4\n", killed.stderr  # SIGKILL, and the epoch of the last checkpoint
+    resumed, history = fit(DROPOUT, train, validation, CONFIG, 0, checkpoint=checkpoint)
+    straight, expected = fit(DROPOUT, train, validation, CONFIG, 0)
+    assert bytes_of(resumed) == bytes_of(straight) and history == expected
+    assert (predict_slices(resumed, validation.images) == predict_slices(straight, validation.images)).all()
+
+
+def test_a_training_that_had_ended_returns_its_result_without_another_step(tmp_path, monkeypatch):
+    arguments = Brightness, planted(16, 0), planted(8, 1), CONFIG, 0, iter, tmp_path / "c"
+    model, history = fit(*arguments)
+    monkeypatch.setattr(her2core.train, "train_one_epoch", None)
+    again, same = fit(*arguments)
+    assert bytes_of(again) == bytes_of(model) and same == history
+
+
+@pytest.mark.parametrize("other", ["config", "seed", "data", "network", "version"])
+def test_a_checkpoint_of_another_training_is_not_continued(other, tmp_path):
+    train, validation = planted(16, 0), planted(8, 1)
+    fit(DROPOUT, train, validation, replace(CONFIG, epochs=2), 0, checkpoint=tmp_path / "c", version="a")
+    config = replace(CONFIG, epochs=2, lr=1e-3 if other == "config" else CONFIG.lr)
+    if other == "data":
+        train.images[0, 0, 0, 0] += 1
+    build = Brightness if other == "network" else DROPOUT
+    seed, version = int(other == "seed"), "b" if other == "version" else "a"
+    started = []
+    model, _ = fit(
+        build, train, validation, config, seed, lambda e: started.append(e) or e, tmp_path / "c", version
+    )
+    assert started == [range(1, 3)]
+    assert bytes_of(model) == bytes_of(fit(build, train, validation, config, seed)[0])
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    training = begin(Brightness, torch.device("cpu"), CONFIG, seed=0)
+    train_one_epoch(training, planted(16, 0), CONFIG)
+    training.save(tmp_path / "c", "key")
+    whole = (tmp_path / "c").read_bytes()
+
+    def power_cut(tensors, path, header):
+        path.write_bytes(whole[: len(whole) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(her2core.train, "save_file", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        training.save(tmp_path / "c", "key")
+    assert (tmp_path / "c").read_bytes() == whole
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "c").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"c: damaged checkpoint \(.*\); delete it to start anew"):
+        fit(Brightness, planted(16, 0), planted(8, 1), CONFIG, 0, checkpoint=tmp_path / "c")
+
+
+def test_a_compiled_network_trains_and_its_model_predicts(monkeypatch):
+    calls = []
+
+    class Compiled(nn.Module):
+        def __init__(self, model, dynamic):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            calls.append(self.training)
+            return self.model(x)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    monkeypatch.setattr(torch.compiler, "reset", list)
+    train, validation = planted(16, 0), planted(8, 1)
+    model, _ = fit(BUILD, train, validation, replace(CONFIG, epochs=2, compile=True), seed=0)
+    assert calls == [True] * 4 and isinstance(model, ThdaResNet)
+    assert bytes_of(model) == bytes_of(fit(BUILD, train, validation, replace(CONFIG, epochs=2), seed=0)[0])
+
+
+def test_validation_patients_of_one_class_are_refused():
+    data = planted(8, 1)
+    with pytest.raises(ValueError, match="all 8 validation patients are of one class"):
+        fit(BUILD, planted(16, 0), Slices(data.images, data.patient, data.split, 0 * data.her2), CONFIG, seed=0)
 
 
 def test_a_patient_gets_the_median_of_its_slices():
@@ -108,12 +285,19 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
     assert rates[-1] < 0.001 and rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def test_each_epoch_has_its_part_of_the_learning_rates():
+    parts = [rate for done in range(CONFIG.epochs) for rate in learning_rates(done, 5, CONFIG)]
+    assert parts == [CONFIG.lr * learning_rate(step, 30, CONFIG) for step in range(30)]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"class_weight": "focal"}, "class_weight='focal'"),
         ({"aggregate": "sum"}, "aggregate='sum'"),
         ({"seeds": ()}, "needs a seed"),
+        ({"precision": "float16"}, "precision='float16': expected auto or float32"),
+        ({"patience": 0}, "patience=0: expected one validation or more, or null"),
     ],
     ids=str,
 )

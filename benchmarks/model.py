@@ -1,0 +1,55 @@
+"""Cost of one THDA forward pass beside plain ResNet-34 on as many images, and folded beside three calls.
+
+    python benchmarks/model.py
+
+THDA passes the three phases of N slices through one backbone call of 3·N grey images.  Compared with torchvision's
+ResNet-34 on the same 3·N images, repeated to three channels as it needs them, and with three calls of N images of
+THDA's own backbone.  One thread, no gradients; rounds follow each other, the best counts.
+"""
+
+import time
+
+import torch
+from torchvision.models import resnet34
+
+from her2core.model import ThdaConfig, ThdaResNet
+
+ROUNDS, SIZES = 7, ((4, 224), (32, 64))  # slices, pixels
+
+
+def cases(n, px):
+    """{name: call} on the same slices."""
+    torch.manual_seed(0)
+    x = torch.rand(n, 3, px, px).contiguous(memory_format=torch.channels_last)
+    thda, plain = ThdaResNet(ThdaConfig(width=64)).eval(), resnet34().eval()
+    thda, plain = (net.to(memory_format=torch.channels_last) for net in (thda, plain))
+    folded = x.transpose(0, 1).reshape(-1, 1, px, px)  # (3·N, 1, H, W)
+    colour = folded.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    grey = (folded - thda.mean) / thda.std
+    return {
+        "THDA": lambda: thda(x),
+        "torchvision ResNet-34, 3N images": lambda: plain(colour),
+        "THDA's backbone, one call of 3N": lambda: thda.backbones[0](grey),
+        "THDA's backbone, three calls of N": lambda: [thda.backbones[0](part) for part in grey.split(n)],
+    }
+
+
+@torch.inference_mode()
+def main():
+    torch.set_num_threads(1)
+    for n, px in SIZES:
+        calls = cases(n, px)
+        best = dict.fromkeys(calls, float("inf"))
+        for _ in range(ROUNDS):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                best[name] = min(best[name], time.perf_counter() - start)
+        plain = best["torchvision ResNet-34, 3N images"]
+        print(f"N = {n} slices of {px} × {px} pixels")
+        for name, seconds in best.items():
+            print(f"  {name:36s} {1000 * seconds:8.1f} ms   {seconds / plain:5.2f} × ResNet-34")
+
+
+if __name__ == "__main__":
+    main()

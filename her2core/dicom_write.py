@@ -1,0 +1,297 @@
+"""DICOM out: a `DceSeries` → a folder of single-frame MR images; a mask → one SEG.
+
+For the phantom and for the tests.  What is written is conformant and the same bytes every time.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom import DataElement, Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element, write_file_meta_info
+from pydicom.pixels import pack_bits
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from her2core.dicom import MEANINGS
+
+FIXED_DATE, NOON = "20000101", 12 * 3600  # a fixed clock, so that equal input gives equal bytes
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How a series was made, as far as its headers shall say; the same for all its files."""
+
+    series_description: str
+    manufacturer: str
+    field_strength_T: float
+    tr_ms: float
+    te_ms: float
+    flip_deg: float
+    bits_stored: int = 16
+    study_description: str = "ISPY2_MRI_T0"
+    body_part: str = "BREAST"
+    patient_position: str = "HFP"  # head first, prone, as for any breast coil
+    contrast_agent: str = "gadolinium"
+    first_temporal_position: int = 0  # I-SPY2 counts phases from 0, the standard from 1
+    time_keyword: str = "AcquisitionTime"  # or TriggerTime, common though the standard keeps it for gated scans
+
+    def __post_init__(self):
+        if self.time_keyword not in ("AcquisitionTime", "TriggerTime"):
+            raise ValueError(f"time_keyword is {self.time_keyword!r}, expected AcquisitionTime or TriggerTime")
+
+
+def _uid(*parts):
+    """The same UID for the same parts."""
+    return generate_uid(entropy_srcs=["\n".join(map(str, ("her2core", *parts)))])
+
+
+def _ds(numbers):
+    """Numbers as DICOM decimal strings, at most 16 characters each."""
+    return [format_number_as_ds(float(n)) for n in numbers]
+
+
+def _tm(seconds):
+    """Seconds since midnight as a DICOM time."""
+    minutes, seconds = divmod(round(float(seconds), 6), 60)
+    return f"{int(minutes // 60):02d}{int(minutes % 60):02d}{seconds:09.6f}"
+
+
+def _encoded(element):
+    """One element as bytes, Explicit VR Little Endian."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_data_element(buffer, element, ["utf8"])
+    return buffer.getvalue()
+
+
+def _file_bytes(sop_class_uid, sop_instance_uid, elements):
+    """A DICOM file from its encoded elements, a dict tag → bytes."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class_uid, sop_instance_uid
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = DicomBytesIO()
+    buffer.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(buffer, meta)
+    return buffer.getvalue() + b"".join(elements[tag] for tag in sorted(elements))
+
+
+def _common(patient_id, modality, series_description, study_description, manufacturer, study_uid, series_uid):
+    """Patient, study, series, frame of reference and equipment: what a DCE series and its SEG share."""
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.PatientName, dataset.PatientID = f"{patient_id}^", patient_id  # the caret: a family name only
+    dataset.PatientBirthDate, dataset.PatientSex = "", "F"
+    dataset.StudyInstanceUID = study_uid or _uid(patient_id, "study")
+    dataset.SeriesInstanceUID = series_uid or _uid(patient_id, "series", modality, series_description)
+    dataset.FrameOfReferenceUID = _uid(patient_id, "frame of reference")
+    dataset.PositionReferenceIndicator = ""
+    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = FIXED_DATE
+    dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = _tm(NOON)
+    dataset.StudyID, dataset.AccessionNumber, dataset.ReferringPhysicianName = "1", "", ""
+    dataset.StudyDescription, dataset.SeriesDescription = study_description, series_description
+    dataset.Modality, dataset.Manufacturer = modality, manufacturer
+    return dataset
+
+
+def _describe_image(dataset, array, bits_allocated, bits_stored):
+    """Matrix and pixel type."""
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows, dataset.Columns = array.shape[-2:]
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits_allocated, bits_stored, bits_stored - 1
+    dataset.PixelRepresentation = int(array.dtype.kind == "i")
+    dataset.LossyImageCompression = "00"
+
+
+def _template(series, patient_id, acquisition, study_uid, series_uid):
+    """The elements that all files of a DCE series share."""
+    a, geometry, axes = acquisition, series.geometry, np.array(series.geometry.direction)
+    dataset = _common(
+        patient_id, "MR", a.series_description, a.study_description, a.manufacturer, study_uid, series_uid
+    )
+    dataset.SOPClassUID = MRImageStorage
+    dataset.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
+    dataset.SeriesNumber, dataset.AcquisitionNumber = 1, 1
+    dataset.BodyPartExamined, dataset.Laterality = a.body_part, ""
+    dataset.PatientPosition, dataset.ContrastBolusAgent = a.patient_position, a.contrast_agent
+    dataset.AcquisitionDate, dataset.AcquisitionTime = FIXED_DATE, _tm(NOON)
+    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "SP", ""
+    dataset.MRAcquisitionType, dataset.EchoTrainLength = "3D", 1
+    dataset.MagneticFieldStrength, dataset.FlipAngle = _ds([a.field_strength_T, a.flip_deg])
+    dataset.RepetitionTime, dataset.EchoTime = _ds([a.tr_ms, a.te_ms])
+    dataset.SliceThickness = dataset.SpacingBetweenSlices = _ds(geometry.spacing_mm)[0]
+    dataset.PixelSpacing = _ds(geometry.spacing_mm[1:])
+    dataset.ImageOrientationPatient = _ds([*axes[:, 2], *axes[:, 1]])
+    dataset.NumberOfTemporalPositions = len(series.times_s)
+    _describe_image(dataset, series.array, 16, a.bits_stored)
+    return dataset
+
+
+def _own_elements(series, t, z, acquisition, series_uid):
+    """The elements in which the files of a series differ."""
+    dataset = Dataset()
+    dataset.SOPInstanceUID = _uid(series_uid, t, z)
+    dataset.InstanceNumber = t * series.array.shape[1] + z + 1
+    dataset.TemporalPositionIdentifier = acquisition.first_temporal_position + t
+    if acquisition.time_keyword == "TriggerTime" and not np.isnan(series.times_s[t]):
+        dataset.TriggerTime = _ds([1000 * series.times_s[t]])[0]
+    elif not np.isnan(series.times_s[t]):
+        dataset.AcquisitionTime = _tm(NOON + series.times_s[t])
+    dataset.ImagePositionPatient = _ds(series.geometry.position_mm((z, 0, 0)))
+    pixels = series.array[t, z].astype(series.array.dtype.newbyteorder("<")).tobytes()
+    dataset.add(DataElement("PixelData", "OW", pixels))
+    return dataset
+
+
+def _refuse_unstorable(array, bits_stored, patient_id):
+    """Stored values must be 16-bit integers that fit in `bits_stored` bits."""
+    if array.dtype not in (np.uint16, np.int16):
+        raise ValueError(f"{patient_id}: values are {array.dtype}, expected uint16 or int16")
+    half = 1 << (bits_stored - 1)
+    low, high = (-half, half - 1) if array.dtype == np.int16 else (0, 2 * half - 1)
+    if array.min() < low or array.max() > high:
+        raise ValueError(
+            f"{patient_id}: values from {array.min()} to {array.max()}, expected {low} to {high} "
+            f"in {bits_stored} bits"
+        )
+
+
+def write_dce(series, folder, *, patient_id, acquisition, study_uid=None, series_uid=None):
+    """Write all phases as one series of single-frame MR images; the folder appears only when complete.
+
+    File names follow from UIDs, so their order is not that of slices or phases, as in real collections.  UIDs
+    follow from the patient id and the series description unless given.  Times that are NaN are left out.  Read
+    back, slices ascend along the plane's normal, whichever way they did before.
+    """
+    _refuse_unstorable(series.array, acquisition.bits_stored, patient_id)
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: not empty, expected a new folder for {patient_id}")
+    template = _template(series, patient_id, acquisition, study_uid, series_uid)
+    shared = {element.tag: _encoded(element) for element in template}
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for t, z in np.ndindex(series.array.shape[:2]):
+        own = _own_elements(series, t, z, acquisition, template.SeriesInstanceUID)
+        elements = shared | {element.tag: _encoded(element) for element in own}
+        name = own.SOPInstanceUID.rsplit(".", 1)[1][-16:]
+        (partial / f"{name}.dcm").write_bytes(_file_bytes(MRImageStorage, own.SOPInstanceUID, elements))
+    os.replace(partial, folder)
+
+
+def _item(**elements):
+    dataset = Dataset()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def _code(value, scheme, meaning):
+    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _segment(number):
+    return _item(
+        SegmentNumber=number,
+        SegmentLabel=f"Lesion {number}",
+        SegmentAlgorithmType="MANUAL",
+        SegmentedPropertyCategoryCodeSequence=[_code("49755003", "SCT", "Morphologically Altered Structure")],
+        SegmentedPropertyTypeCodeSequence=[_code("108369006", "SCT", "Neoplasm")],
+    )
+
+
+def _shared_group(geometry):
+    """Functional groups that hold for all frames: spacing and orientation."""
+    axes, spacing = np.array(geometry.direction), _ds(geometry.spacing_mm)
+    measures = _item(SliceThickness=spacing[0], SpacingBetweenSlices=spacing[0], PixelSpacing=spacing[1:])
+    orientation = _item(ImageOrientationPatient=_ds([*axes[:, 2], *axes[:, 1]]))
+    return _item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[orientation])
+
+
+def _frame_group(segment, z, geometry):
+    """Functional groups of one frame: its place and its segment."""
+    return _item(
+        FrameContentSequence=[_item(DimensionIndexValues=[segment, z + 1])],
+        PlanePositionSequence=[_item(ImagePositionPatient=_ds(geometry.position_mm((z, 0, 0))))],
+        SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=segment)],
+    )
+
+
+def _add_frames(dataset, frames, geometry):
+    """Describe the frames, a list of (segment number, z); they are indexed by segment and position."""
+    uid = _uid(dataset.SeriesInstanceUID, "dimensions")
+    dataset.NumberOfFrames = len(frames)
+    dataset.SegmentSequence = [_segment(number) for number in sorted({number for number, _ in frames})]
+    dataset.SharedFunctionalGroupsSequence = [_shared_group(geometry)]
+    dataset.PerFrameFunctionalGroupsSequence = [_frame_group(number, z, geometry) for number, z in frames]
+    dataset.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=uid)]
+    dataset.DimensionIndexSequence = [
+        _item(DimensionOrganizationUID=uid, DimensionIndexPointer=pointer, FunctionalGroupPointer=group)
+        for pointer, group in ((0x0062000B, 0x0062000A), (0x00200032, 0x00209113))
+    ]
+
+
+def _add_segments(dataset, labels):
+    """One BINARY segment per label, with its non-empty slices → frames, a list of (segment number, z)."""
+    numbers = [int(n) for n in np.unique(labels) if n]
+    frames = [(n, int(z)) for n in numbers for z in np.flatnonzero((labels == n).any(axis=(1, 2)))]
+    if numbers != list(range(1, len(numbers) + 1)) or not numbers:
+        raise ValueError(f"{dataset.PatientID}: labels {numbers}, expected 1 to n without gap, at least 1")
+    _describe_image(dataset, labels, 1, 1)
+    dataset.SegmentationType = "BINARY"
+    bits = np.concatenate([(labels[z] == n).ravel() for n, z in frames])
+    dataset.add(DataElement("PixelData", "OB", pack_bits(bits.astype(np.uint8))))
+    return frames
+
+
+def _add_analysis_mask(dataset, codes):
+    """The inverse bit mask as it stands → frames, a list of (segment number, z)."""
+    _describe_image(dataset, codes, 8, 8)
+    dataset.SegmentationType, dataset.SegmentationFractionalType = "FRACTIONAL", "OCCUPANCY"
+    dataset.MaximumFractionalValue = 255
+    dataset.add(DataElement("PixelData", "OB", codes.tobytes() + b"\0" * (codes.size % 2)))
+    return [(1, z) for z in range(len(codes))]
+
+
+def write_seg(
+    array,
+    geometry,
+    path,
+    *,
+    meaning,
+    patient_id,
+    series_description,
+    study_description="ISPY2_MRI_T0",
+    manufacturer="her2core",
+    study_uid=None,
+    series_uid=None,
+):
+    """Write a uint8 `(Z, Y, X)` array as a DICOM SEG; `meaning` as in `read_seg`.
+
+    "segments": 0 is background, 1 … n are lesions: as many BINARY segments with their non-empty slices.
+    "tumour_is_zero": the inverse bit mask of I-SPY2, stored as it stands in one FRACTIONAL segment.
+    """
+    if array.ndim != 3 or array.dtype != np.uint8:
+        raise ValueError(f"{patient_id}: {array.dtype} of shape {array.shape}, expected uint8 (Z, Y, X)")
+    if meaning not in MEANINGS:
+        raise ValueError(f"meaning is {meaning!r}, expected one of {MEANINGS}")
+    dataset = _common(patient_id, "SEG", series_description, study_description, manufacturer, study_uid, series_uid)
+    frames = (_add_segments if meaning == "segments" else _add_analysis_mask)(dataset, array)
+    _add_frames(dataset, frames, geometry)
+    dataset.SOPClassUID = SegmentationStorage
+    dataset.SOPInstanceUID = _uid(dataset.SeriesInstanceUID, "SEG")
+    dataset.ImageType = ["DERIVED", "PRIMARY"]
+    dataset.SeriesNumber, dataset.InstanceNumber = 500, 1
+    dataset.ContentLabel, dataset.ContentDescription, dataset.ContentCreatorName = "TUMOUR", "Tumour mask", ""
+    dataset.ManufacturerModelName = dataset.SoftwareVersions = "her2core"
+    dataset.DeviceSerialNumber = "0"
+    elements = {element.tag: _encoded(element) for element in dataset}
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(_file_bytes(SegmentationStorage, dataset.SOPInstanceUID, elements))
+    os.replace(partial, path)

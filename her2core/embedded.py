@@ -1,0 +1,202 @@
+"""The embedded cohort: phantom patients written in the formats of the real collections.
+
+Whatever reads them later cannot tell them from real ones.  Patient by patient, so that an interrupted run goes
+on where it stopped; a patient is complete when its record is written.
+
+<folder>/
+    spy2/<patient>/dce/*.dcm, seg.dcm      one series with all phases, inverse Analysis Mask    (as I-SPY2)
+    spy1/dce/*.nii.gz, spy1/mask/*.nii.gz  BreastDCEDL's layout, geometry only in the table     (as I-SPY1)
+    ambl/<patient>/dce/*.dcm, seg.dcm      five phases, SEG "ROI" with a segment per lesion     (as AMBL)
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from her2core import dicom, dicom_write, nifti, phantom, physics, volume
+from her2core.parallel import each
+from her2core.records import read_record, write_record, write_whole
+
+SPLIT_CODES = {"train": 0, "test": 1, "validation": 2}  # the column `test` of BreastDCEDL
+LAYOUTS = {"spy2": "dicom_analysis_mask", "spy1": "breastdcedl", "ambl": "dicom_roi"}
+UNI_LATERAL = "ISPY2: VOLSER: uni-lateral cropped: "
+REGISTERED = "Registered AX Sen Vibrant MultiPhase"
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    """How the embedded cohort is made.
+
+    source: "phantom".  seed: of the whole cohort.  bayes_auc: the best AUC any classifier can expect; 0.80
+    follows the literature's effect sizes.  prevalence: share of HER2-positives in every split.
+    spy2, spy1: patients in train, validation, test.  ambl: external patients.  unknown_her2: further patients
+    of spy1 without a HER2 result, as in the real table.  coarse: voxels this much larger in all directions
+    (1: 24 × 128 × 128).  jobs: processes, -1 for one per core.
+    """
+
+    source: str
+    seed: int
+    bayes_auc: float
+    prevalence: float
+    spy2: tuple[int, int, int]
+    spy1: tuple[int, int, int]
+    ambl: int
+    unknown_her2: int
+    coarse: int
+    jobs: int
+
+    def __post_init__(self):
+        if self.source != "phantom":
+            raise ValueError(f"source={self.source!r}: expected phantom")
+        if not 0 < self.prevalence < 1:
+            raise ValueError(f"prevalence must lie between 0 and 1, found {self.prevalence}")
+
+
+def draw_cohort(config):
+    """The patients to make, one row each: patient, dataset, test, her2, her2_known, seed, age, hr, menopause."""
+    groups = [
+        (d, s, n) for d in ("spy2", "spy1") for s, n in zip(SPLIT_CODES, reorder(getattr(config, d)), strict=True)
+    ]
+    groups += [("ambl", "external", config.ambl), ("spy1", "train", config.unknown_her2)]
+    rng = np.random.default_rng(config.seed)
+    rows = []
+    for number, (dataset, split, count) in enumerate(groups):
+        labels = np.arange(count) < round(config.prevalence * count)
+        for her2 in rng.permutation(labels).astype(int):
+            known = number < len(groups) - 1
+            rows.append(
+                {"dataset": dataset, "test": SPLIT_CODES.get(split), "her2": int(her2), "her2_known": known}
+            )
+    for number, row in enumerate(rows):
+        row["patient"] = f"PHANTOM-{row['dataset'].upper()}-{number + 1:04d}"
+        row["seed"] = config.seed * 100_000 + number
+        row |= phantom.draw_clinical(rng, her2=row["her2"])
+    return rows
+
+
+def reorder(train_validation_test):
+    train, validation, test = train_validation_test
+    return {"train": train, "test": test, "validation": validation}.values()
+
+
+def site_of(row, coarse):
+    """The patient's scanner and protocol, with voxels `coarse` times larger over the same field of view."""
+    site = phantom.draw_protocol(row["dataset"], row["seed"])
+    shape = tuple(n // coarse for n in site.shape)
+    return replace(site, shape=shape, spacing_mm=tuple(s * coarse for s in site.spacing_mm))
+
+
+def acquisition_of(site):
+    """DICOM header values of a phantom site."""
+    ispy = site.name == "spy2"
+    return dicom_write.Acquisition(
+        series_description=UNI_LATERAL + "original DCE" if ispy else REGISTERED,
+        study_description="ISPY2_MRI_T0" if ispy else "MRI BREAST",
+        manufacturer=site.manufacturer,
+        field_strength_T=site.field_T,
+        bits_stored=site.bits,
+        tr_ms=site.tr_s * 1000,
+        te_ms=site.te_s * 1000,
+        flip_deg=site.flip_deg,
+        first_temporal_position=0 if ispy else 1,
+    )
+
+
+def analysis_mask(patient):
+    """I-SPY2's inverse bit mask: 0 tumour, 1 below the enhancement threshold, 16 background, 32 outside the box."""
+    z0, z1, y0, y1, x0, x1 = patient.voi
+    code = np.where(patient.annotator_mask, 0, 1).astype(np.uint8)
+    code[~patient.body_mask & ~patient.annotator_mask] |= 16
+    inside = np.zeros(code.shape, bool)
+    inside[z0:z1, y0:y1, x0:x1] = True
+    code[~inside] |= 32
+    return code
+
+
+def write_patient(row, patient, site, folder):
+    """Write the files of one patient in its collection's format; returns their paths."""
+    name, dataset = row["patient"], row["dataset"]
+    if dataset == "spy1":
+        nifti.write_breastdcedl(
+            patient.series, patient.annotator_mask, folder / "spy1", patient_id=name, cohort="spy1"
+        )
+        return sorted((folder / "spy1").glob(f"*/{name}_*.nii.gz"))
+    home, geometry = folder / dataset / name, patient.series.geometry
+    shutil.rmtree(home, ignore_errors=True)  # no record, so what lies there is half a patient
+    acquisition = acquisition_of(site)
+    dicom_write.write_dce(patient.series, home / "dce", patient_id=name, acquisition=acquisition)
+    inverse = dataset == "spy2"
+    dicom_write.write_seg(
+        analysis_mask(patient) if inverse else patient.focus_labels,
+        geometry,
+        home / "seg.dcm",
+        meaning="tumour_is_zero" if inverse else "segments",
+        patient_id=name,
+        series_description=UNI_LATERAL + "Analysis Mask" if inverse else "ROI",
+        study_description=acquisition.study_description,
+    )
+    return sorted(p for p in home.rglob("*") if p.is_file())
+
+
+def metadata_row(row, site):
+    """The patient's line of the table, in BreastDCEDL's columns; AMBL's has no phases, its files have times."""
+    phases = (None, None, None) if row["dataset"] == "ambl" else (0, site.early_index, site.late_index)
+    return {
+        "pid": row["patient"],
+        "dataset": row["dataset"],
+        "layout": LAYOUTS[row["dataset"]],
+        "test": row["test"],
+        "HER2": row["her2"] if row["her2_known"] else None,
+        "HR": row["hr"],
+        "age": row["age"],
+        "menopause": row["menopause"],
+        "n_xy": site.shape[1],
+        "n_z": site.shape[0],
+        "n_times": len(site.phase_times_s),
+        **dict(zip(("pre", "post_early", "post_late"), phases, strict=True)),
+        "slice_thick": site.spacing_mm[0],
+        "xy_spacing": site.spacing_mm[1],
+    }
+
+
+def make_one(row, config, folder):
+    """Make and write one patient unless its record says that it is complete; returns the record."""
+    if record := read_record(folder, row["patient"]):
+        return record
+    site = site_of(row, config.coarse)
+    patient = phantom.make_patient(row["seed"], row["her2"], site, bayes_auc=config.bayes_auc)
+    paths = write_patient(row, patient, site, folder)
+    dicoms = row["dataset"] != "spy1"
+    truth = {k: getattr(site, k) for k in ("manufacturer", "field_T", "bits", "gain")} | asdict(patient.truth)
+    return write_record(
+        folder,
+        row["patient"],
+        paths,
+        series_uid=dicom.series_uid(folder / row["dataset"] / row["patient"] / "dce") if dicoms else "",
+        metadata=metadata_row(row, site),
+        truth={"patient": row["patient"], "seed": row["seed"]} | truth,
+    )
+
+
+def start_folder(config, folder):
+    """Make the folder; empty it first if other code or other parameters filled it."""
+    sources = [Path(m.__file__) for m in (phantom, physics, volume, dicom_write, nifti)] + [Path(__file__)]
+    settings = {k: v for k, v in asdict(config).items() if k != "jobs"}
+    recipe = json.dumps(settings) + "".join(hashlib.md5(p.read_bytes()).hexdigest() for p in sources)
+    recipe = hashlib.sha256(recipe.encode()).hexdigest()
+    stamp = folder / "recipe"
+    if not stamp.is_file() or stamp.read_text() != recipe:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(stamp, recipe)
+
+
+def make(config, folder):
+    """Make all patients that are not there yet; returns their records, in the order of the cohort."""
+    start_folder(config, folder)
+    return each(partial(make_one, config=config, folder=folder), draw_cohort(config), config.jobs, "acquire")

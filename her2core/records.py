@@ -1,0 +1,78 @@
+"""What lies on disk of each patient: a record, written last and at once, says which files make it whole.
+
+Raw files are many and large, so DVC tracks only a table of their digests; whether they are all there and have
+the right size is checked against the record before every use.
+
+<folder>/records/<patient>.json   files with their sizes, digest, row of the patient table, and what else belongs
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def record_path(folder, patient):
+    return Path(folder) / "records" / f"{patient}.json"
+
+
+def write_whole(path, text):
+    """Write a text file so that its name only ever stands for the whole of it."""
+    partial_path = path.with_name(f".{path.name}.partial")
+    partial_path.write_text(text)
+    partial_path.replace(path)
+
+
+def digest(paths):
+    """SHA-256 over the contents, whatever the names: the same files under another patient's name are found."""
+    each = sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths)
+    return hashlib.sha256(b"".join(each)).hexdigest()
+
+
+def write_record(folder, patient, paths, **more):
+    """Record that `paths` make the patient whole; returns the record.  Written after all of them."""
+    folder, paths = Path(folder), sorted(paths)
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}
+    record = {"patient": patient, "files": sizes, "sha256": digest(paths)} | more
+    path = record_path(folder, patient)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record))
+    return record
+
+
+def read_record(folder, patient):
+    """The record of a patient whose files are all there; None where it has none or a file lacks or has shrunk."""
+    path = record_path(folder, patient)
+    record = json.loads(path.read_text()) if path.is_file() else None
+    return None if record is None or incomplete_files(record, Path(folder)) else record
+
+
+def incomplete_files(record, folder):
+    """Files of a patient that are missing or have another size, with what was found."""
+    problems = []
+    for name, size in record["files"].items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            problems.append(f"{name}: expected {size} bytes, found {'no file' if found is None else found}")
+    return problems
+
+
+def check_complete(patient, folder):
+    """Raise ValueError naming what is missing or truncated; called before every use of a patient's files."""
+    path = record_path(folder, patient)
+    if not path.is_file():
+        raise ValueError(f"{patient}: not acquired; run: python -m her2core.acquire")
+    if problems := incomplete_files(json.loads(path.read_text()), Path(folder)):
+        raise ValueError(f"{patient}: {problems[0]} ({len(problems)} such files); run: python -m her2core.acquire")
+
+
+def files_row(record):
+    """One patient's row of files.csv, which stands for the raw files in DVC's record."""
+    return {
+        "patient": record["patient"],
+        "dataset": record["metadata"]["dataset"],
+        "series_uid": record["series_uid"],
+        "files": len(record["files"]),
+        "bytes": sum(record["files"].values()),
+        "sha256": record["sha256"],
+    }

@@ -1,0 +1,314 @@
+"""The real cohort's way, walked on phantom patients that are served as the archives serve theirs."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from stand_in import serve
+from test_transfer import environment, wait_for
+
+from her2core import acquire as a
+from her2core import archive, embedded, manifest, phantom
+from her2core.labels import NUMBERS
+from her2core.nifti import min_crop, read_breastdcedl
+from her2core.transfer import Unreachable
+
+TOP = Path(__file__).resolve().parents[1]
+CONFIG = archive.ArchiveConfig(
+    source="archive", collections={"spy2": "idc", "spy1": "zenodo", "ambl": "idc"}, ambl_clinical="ambl.xlsx",
+    ambl_her2={"pos": 1, "neg": 0}, early_s=150.0, late_s=450.0, ambl_phases=None, crop_px=32, margin_slices=1,
+    allow_missing=False, idc="", zenodo="", connections=4, jobs=1,
+)  # fmt: skip
+PATIENTS = {"ISPY2-100001": "spy2", "ACRIN-6698-100002": "spy2", "ISPY1_1001": "spy1", "ISPY1_1002": "spy1"}
+PATIENTS |= {"AMBL-001": "ambl", "AMBL-002": "ambl"}
+
+
+def uuid(patient, role):
+    text = hashlib.md5(f"{patient}{role}".encode()).hexdigest()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def serve_series(patient, role, paths, bucket):
+    """Put files where the archive has them; returns the manifest's row."""
+    name = uuid(patient, role)
+    (bucket / name).mkdir(parents=True)
+    for path in paths:
+        shutil.copy(path, bucket / name)
+    size = sum(p.stat().st_size for p in paths)
+    number = int(name[:8], 16)
+    values = [patient, role, "ispy2", f"1.2.{number}", name, len(paths), size / 1e6, "CC BY 4.0", "10.7937/x", 25]
+    return dict(zip(manifest.COLUMNS, values, strict=True))
+
+
+def make_phantoms(folder):
+    """{patient: its phantom}, written as `embedded` writes them."""
+    made = {}
+    for number, (patient, dataset) in enumerate(PATIENTS.items()):
+        row = {"patient": patient, "dataset": dataset, "seed": 70 + number, "her2": number % 2}
+        site = embedded.site_of(row, 2)
+        made[patient] = phantom.make_patient(row["seed"], row["her2"], site, bayes_auc=0.95)
+        embedded.write_patient(row, made[patient], site, folder)
+    return made
+
+
+def write_tables(top, served, rows, foci):
+    """Manifests, BreastDCEDL's table and AMBL's sheet, whose first lesion is malignant and any other benign."""
+    for dataset, name in archive.MANIFESTS.items():
+        part = pd.DataFrame([r for r in rows if PATIENTS[r["patient"]] == dataset], columns=list(manifest.COLUMNS))
+        (top / "manifests").mkdir(exist_ok=True)
+        part.to_csv(top / "manifests" / f"{name}.csv", index=False, float_format="%.6f")
+    line = dict.fromkeys(NUMBERS, 1) | {"age": 50, "n_xy": 64, "mask_count": 9, "slice_thick": 5, "xy_spacing": 2.8}
+    line |= {"n_times": 3, "pre": 0, "post_early": 1, "post_late": 2, "menopause": 0}
+    table = [{"pid": p, "dataset": d} | line | {"HER2": k % 2} for k, (p, d) in enumerate(PATIENTS.items())]
+    table = pd.DataFrame([r for r in table if r["dataset"] != "ambl"])
+    table.to_csv(served / "table.csv", index=False)
+    sheet = pd.DataFrame({"Patient ID": ["AMBL-001", "AMBL-002"]})
+    for k in range(1, 7):
+        sheet[f"pos{k}"] = [None, None]
+        sheet[f"tumor/benign{k}"] = [1 if k == 1 else 0 if k <= n else -1 for n in foci]
+        if k < 4:
+            sheet[f"HER2 [SII] {k}"] = ["pos", "neg"] if k == 1 else [-1, -1]
+            for column in ("ER [SII] ", "PR [SII] ", "GRADE", "isTN"):
+                sheet[f"{column}{k}"] = -1
+    sheet.to_excel(top / "ambl.xlsx", index=False, startrow=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A compendium with manifests, what the archives serve, and the phantoms that are in it."""
+    top = tmp_path_factory.mktemp("archive")
+    served, raw = top / "served", top / "raw"
+    bucket = served / "idc-open-data"
+    made, rows = make_phantoms(raw), []
+    for patient, dataset in PATIENTS.items():
+        if dataset == "spy1":
+            continue
+        home = raw / dataset / patient
+        rows.append(serve_series(patient, "dce", sorted((home / "dce").iterdir()), bucket))
+        rows.append(serve_series(patient, "seg", [home / "seg.dcm"], bucket))
+    with tarfile.open(served / "crop.tar.gz", "w:gz") as tar:
+        tar.add(raw / "spy1", "BreastDCEDL_ISPY1_min_crop")
+    write_tables(top, served, rows, [made[p].focus_labels.max() for p in PATIENTS if p.startswith("AMBL")])
+    shutil.copy(TOP / "params.yaml", top)
+    for name, file in (("spy1", "crop.tar.gz"), ("table", "table.csv")):
+        target = served / archive.MINCROP[name][0]
+        target.mkdir()
+        (served / file).rename(target / "content")
+    return top, served, made
+
+
+@pytest.fixture
+def mincrop(world, monkeypatch):
+    """The archive's module, with the digests of what is served here; working directory in the compendium."""
+    top, served, _ = world
+    md5 = {n: hashlib.md5((served / f / "content").read_bytes()).hexdigest() for n, (f, _) in pinned(served)}
+    changed = {n: (f, md5.get(n, m)) for n, (f, m) in archive.MINCROP.items()}
+    monkeypatch.setattr(archive, "MINCROP", changed)
+    monkeypatch.chdir(top)
+    return changed
+
+
+def pinned(served):
+    return [(n, v) for n, v in archive.MINCROP.items() if (served / v[0]).is_dir()]
+
+
+def at(server, **changes):
+    return replace(CONFIG, idc=server.url, zenodo=server.url, **changes)
+
+
+def snapshot(folder):
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and "downloads" not in p.parts]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """What an undisturbed run leaves."""
+    top, served, _ = world
+    folder = tmp_path_factory.mktemp("whole")
+    with serve(served) as server, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(top)
+        md5 = {n: hashlib.md5((served / f / "content").read_bytes()).hexdigest() for n, (f, _) in pinned(served)}
+        patch.setattr(archive, "MINCROP", {n: (f, md5.get(n, m)) for n, (f, m) in archive.MINCROP.items()})
+        a.acquire(at(server), folder)
+    return folder
+
+
+def test_every_collection_ends_in_one_layout_and_nothing_else_is_left(whole):
+    metadata = pd.read_csv(whole / "metadata.csv").set_index("pid")
+    assert set(metadata.index) == set(PATIENTS) and set(metadata["layout"]) == {"breastdcedl"}
+    assert metadata["HER2"].to_dict() == {p: k % 2 for k, p in enumerate(PATIENTS)} | {"AMBL-001": 1, "AMBL-002": 0}
+    assert not list(whole.rglob("*.dcm")) and not list((whole / "downloads").iterdir())
+    assert len(pd.read_csv(whole / "files.csv")) == len(PATIENTS)
+
+
+@pytest.mark.parametrize("patient", ["ISPY2-100001", "AMBL-001"])
+def test_a_patient_from_dicom_is_the_crop_of_what_was_served_voxel_for_voxel(world, whole, patient):
+    _, _, made = world
+    row = pd.read_csv(whole / "metadata.csv").set_index("pid").loc[patient]
+    series, mask = read_breastdcedl(whole / row["dataset"], patient, row)
+    truth, of_dataset = made[patient], row["dataset"]
+    wanted = truth.annotator_mask if of_dataset == "spy2" else truth.focus_labels == 1
+    chosen = [int(row[c]) for c in ("pre", "post_early", "post_late")]
+    phases, cropped, _ = min_crop(truth.series.array[chosen], wanted, 1, 32)
+    np.testing.assert_array_equal(series.array, phases)
+    np.testing.assert_array_equal(mask, cropped)
+    assert series.geometry.spacing_mm == pytest.approx(truth.series.geometry.spacing_mm, abs=1e-6)
+
+
+def test_a_patient_from_the_release_is_what_the_release_holds(world, whole):
+    _, _, made = world
+    row = pd.read_csv(whole / "metadata.csv").set_index("pid").loc["ISPY1_1001"]
+    series, mask = read_breastdcedl(whole / "spy1", "ISPY1_1001", row, phases=[0, 1, 2])
+    np.testing.assert_array_equal(series.array, made["ISPY1_1001"].series.array[:3])
+    np.testing.assert_array_equal(mask, made["ISPY1_1001"].annotator_mask)
+
+
+def test_a_second_run_asks_the_archives_for_nothing(world, whole, mincrop, tmp_path):
+    shutil.copytree(whole, tmp_path / "again")
+    with serve(world[1]) as server:
+        a.acquire(at(server), tmp_path / "again")
+        assert server.asked == []
+    assert snapshot(tmp_path / "again") == snapshot(whole)
+
+
+def test_a_patient_whose_stored_files_shrank_is_fetched_again_and_the_others_are_left(
+    world, whole, mincrop, tmp_path
+):
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    victim = next((folder / "spy2/dce").glob("ISPY2-100001*"))
+    victim.write_bytes(victim.read_bytes()[:-9])
+    with serve(world[1]) as server:
+        a.acquire(at(server), folder)
+        assert {u.split("/")[2].split("?")[0] for u in server.asked if ".dcm" in u} == {
+            uuid("ISPY2-100001", "dce"),
+            uuid("ISPY2-100001", "seg"),
+        }
+    assert snapshot(folder) == snapshot(whole)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from her2core import acquire, archive, nifti, records
+archive.MINCROP = {{k: tuple(v) for k, v in json.loads({mincrop!r}).items()}}
+if {step!r} == "write":
+    whole = nifti.os.replace
+    nifti.os.replace = lambda *names: (whole(*names), print("written", flush=True), __import__("time").sleep(60))
+acquire.acquire(archive.ArchiveConfig(**json.loads({config!r})), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("step", ["download", "write"])
+def test_a_run_killed_in_mid_download_or_mid_write_goes_on_to_the_same_bytes(world, whole, mincrop, tmp_path, step):
+    top, served, _ = world
+    folder = tmp_path / "killed"
+    with serve(served, pause_s=0.05 if step == "download" else 0) as server:
+        config = json.dumps(at(server).__dict__)
+        code = SCRIPT.format(mincrop=json.dumps(mincrop), config=config, step=step)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], cwd=top, env=environment(), stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if step == "download":
+            wait_for(lambda: len(list(folder.glob("downloads/*/dce*/*"))) > 3)
+        else:
+            assert child.stdout.readline() == "written\n"
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate()
+        assert not (folder / "records").exists() or len(list((folder / "records").iterdir())) < len(PATIENTS)
+        server.pause_s = 0
+        a.acquire(at(server), folder)
+    assert snapshot(folder) == snapshot(whole)
+
+
+def test_a_patient_that_cannot_be_used_is_a_row_with_a_reason_and_the_others_are_complete(world, mincrop, tmp_path):
+    top, served, _ = world
+    broken = tmp_path / "served"
+    shutil.copytree(served, broken)
+    seg = next((broken / "idc-open-data" / uuid("ISPY2-100001", "seg")).iterdir())
+    seg.write_bytes(b"\0" * seg.stat().st_size)
+    (next((broken / "idc-open-data" / uuid("AMBL-002", "dce")).iterdir())).unlink()
+    with serve(broken) as server:
+        with pytest.raises(
+            ValueError, match=r"(?s)2 patients could not be had.*ISPY2-100001: not usable.*AMBL-002"
+        ):
+            a.acquire(at(server), tmp_path / "out")
+        metadata = pd.read_csv(tmp_path / "out/metadata.csv").set_index("pid")
+        assert metadata["reason"].dropna().index.tolist() == ["ISPY2-100001", "AMBL-002"]
+        assert "not a DICOM file" in metadata.loc["ISPY2-100001", "reason"]
+        assert "expected" in metadata.loc["AMBL-002", "reason"]
+        assert len(pd.read_csv(tmp_path / "out/files.csv")) == len(PATIENTS) - 2
+        a.acquire(at(server, allow_missing=True), tmp_path / "out")
+
+
+def test_without_network_the_run_ends_with_one_clear_line(world, mincrop, tmp_path):
+    nowhere = replace(CONFIG, idc="http://127.0.0.1:9", zenodo="http://127.0.0.1:9")
+    with pytest.raises(
+        Unreachable, match=r"^http://127.0.0.1:9/BreastDCEDL_metadata_min_crop.csv/content: Connect"
+    ):
+        a.acquire(nowhere, tmp_path / "out")
+    with pytest.raises(Unreachable, match=r"^127.0.0.1:9 cannot be reached"):
+        a.acquire(replace(nowhere, collections={"ambl": "idc"}), tmp_path / "out")
+
+
+def test_a_missing_clinical_sheet_is_told_before_anything_is_downloaded(world, mincrop, tmp_path):
+    with serve(world[1]) as server, pytest.raises(ValueError, match="no.xlsx: no such file; download the clinical"):
+        a.acquire(at(server, ambl_clinical="no.xlsx"), tmp_path / "out")
+    assert server.asked == []
+
+
+def test_other_names_in_a_release_are_never_written(tmp_path):
+    bad = (
+        "../../dce/ISPY1_1_spy1_x.nii.gz",
+        "/tmp/dce/../x_spy1_y.nii.gz",
+        "a/dce/x.pkl",
+        "a/dce/.._spy1_x.nii.gz",
+    )
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        for name in (*bad, "a/dce/ISPY1_1_spy1_vis1_dce_aqc_0.nii.gz"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, __import__("io").BytesIO(b"abc"))
+    archive.unpack(tmp_path / "x.tar.gz", tmp_path / "home", "spy1")
+    written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert written == {
+        "x.tar.gz",
+        "home/dce/ISPY1_1_spy1_vis1_dce_aqc_0.nii.gz",
+        "home/dce/ISPY1_1_spy1_x.nii.gz",
+    }
+
+
+def test_the_plan_of_the_committed_manifests_needs_no_network(monkeypatch):
+    monkeypatch.chdir(TOP)
+    text = archive.describe(replace(CONFIG, collections={"spy2": "idc", "spy1": "zenodo", "ambl": "idc"}))
+    table = archive.plan(CONFIG).set_index("collection")
+    assert table["patients"].to_dict() == {"spy2": 982, "spy1": 172, "ambl": 99}
+    assert table.loc["spy2", "series"] == 2 * 982 and table.loc["ambl", "series"] == 2 * 99
+    assert table.loc["spy2", "download_GB"] == pytest.approx(126.0 + 8.9, abs=0.1)
+    assert "982 + 167 = 1,149" in text and "CC BY 4.0" in text and "CC BY-NC 4.0" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "idc"}, "source='idc': expected archive"),
+        ({"collections": {"ambl": "zenodo"}}, "ambl from 'zenodo', expected one of"),
+        ({"collections": {"duke": "idc"}}, "duke from 'idc', expected one of"),
+    ],
+    ids=str,
+)
+def test_a_cohort_that_cannot_be_had_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)

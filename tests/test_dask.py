@@ -1,0 +1,276 @@
+"""A real Dask scheduler and workers on this machine: the same bytes, and an error for whatever fails."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from her2core import parallel  # and no more: every worker imports this file
+from her2core.parallel import each
+
+TOP = Path(__file__).resolve().parents[1]
+HERE = f"{TOP}{os.pathsep}{TOP / 'tests'}"
+WITHOUT = "import sys; sys.modules['her2core'] = None; from distributed.cli.dask_worker import main; main()"
+
+
+@pytest.fixture(autouse=True)
+def time_limit():
+    """A hang is the failure that all this is about, so each test has a minute."""
+
+    def stop(*_):
+        raise TimeoutError("60 s are over")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+def start(folder, *arguments, path=HERE):
+    """A process of this interpreter; its output goes to a file in `folder`."""
+    env = os.environ | {"PYTHONPATH": path}
+    with open(folder / "log.txt", "a") as log:
+        return subprocess.Popen([sys.executable, *arguments], env=env, cwd=folder, stdout=log, stderr=log)
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+class Cluster:
+    """A scheduler and workers on this machine, all of them this test's own processes."""
+
+    def __init__(self, folder):
+        self.folder, self.workers = folder, []
+        arguments = ["--no-dashboard", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", "scheduler.json"]
+        self.scheduler = start(folder, "-m", "distributed.cli.dask_scheduler", *arguments)
+        wait_until((folder / "scheduler.json").is_file)
+        self.address = json.loads((folder / "scheduler.json").read_text())["address"]
+
+    def known_workers(self):
+        from distributed import Client
+
+        with Client(self.address, timeout=10, set_as_default=False) as client:
+            return len(client.nthreads())
+
+    def add_workers(self, count, launcher=("-m", "distributed.cli.dask_worker"), threads=1, path=HERE):
+        options = [self.address, "--nthreads", str(threads), "--no-nanny", "--no-dashboard"]
+        self.workers += [start(self.folder, *launcher, *options, path=path) for _ in range(count)]
+        wait_until(lambda: self.known_workers() == len(self.workers))
+
+    def kill_workers(self, keep=0):
+        while len(self.workers) > keep:
+            process = self.workers.pop()
+            process.kill()
+            process.wait()
+        wait_until(lambda: self.known_workers() == keep)
+
+    @contextmanager
+    def third_worker(self, **options):
+        """One more worker for as long as the block lasts."""
+        try:
+            self.add_workers(1, **options)
+            yield self.workers[2]
+        finally:
+            self.kill_workers(keep=2)
+
+    def stop(self):
+        for process in [*self.workers, self.scheduler]:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def cluster(scheduler, monkeypatch):
+    """The cluster that `each` uses, with two workers."""
+    scheduler.add_workers(2 - len(scheduler.workers))
+    monkeypatch.setenv("DASK_SCHEDULER", scheduler.address)
+    return scheduler
+
+
+def square(x):
+    return x * x
+
+
+def where(x):
+    time.sleep(0.05)
+    return os.getpid(), {pool["num_threads"] for pool in threadpool_info()}
+
+
+def refuse_three(x, seconds=0.2):
+    if x == 3:
+        raise ValueError(f"patient {x} is broken")
+    time.sleep(seconds)
+
+
+def long_task(x, folder):
+    """Tell that it runs, and where, then take its time."""
+    (folder / f"{os.getpid()}.running").touch()
+    time.sleep(20)
+
+
+def test_results_come_in_the_order_of_the_items_with_a_bar(cluster, capsys):
+    assert each(square, iter(range(9)), 1, "squares") == [x * x for x in range(9)]
+    assert "squares: 100%" in (shown := capsys.readouterr().err) and "9/9" in shown
+
+
+def test_tasks_run_on_the_workers_with_one_thread(cluster):
+    places = each(where, range(12), 1, "test")
+    assert {pid for pid, _ in places} == {p.pid for p in cluster.workers}
+    assert all(threads <= {1} for _, threads in places)
+
+
+def test_the_first_exception_is_raised_here_and_stops_the_rest(cluster):
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="patient 3 is broken"):
+        each(partial(refuse_three, seconds=1), range(60), 1, "test")
+    assert time.monotonic() - begin < 10
+    assert each(square, [5], 1, "test") == [25]  # the cluster is free again
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A patient or two of every site, and what one process makes of them."""
+    import pandas as pd
+    from test_preprocess import COHORT, CONFIG
+
+    from her2core.acquire import acquire
+    from her2core.cohort import included, patient_table
+    from her2core.preprocess import prepare
+
+    monkeypatch.delenv("DASK_SCHEDULER", raising=False)
+    acquire(replace(COHORT, spy2=(1, 0, 0), spy1=(1, 0, 0)), tmp_path / "acquire")
+    patients = included(patient_table(pd.read_csv(tmp_path / "acquire" / "metadata.csv")))
+    prepare(patients, tmp_path / "acquire", tmp_path / "here", CONFIG)
+    return partial(prepare, patients, config=CONFIG)
+
+
+def test_prepared_arrays_are_the_same_bytes_as_of_one_process(here, cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the workers are elsewhere: relative paths must not reach them
+    table = here(Path("acquire"), Path("there"))
+    names = sorted(f.name for f in (tmp_path / "here").iterdir())
+    assert names == sorted(f.name for f in (tmp_path / "there").iterdir()) and len(names) == 8
+    for name in names:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
+    assert set(table["dataset"]) == {"spy1", "spy2", "ambl"} and table["patient"].nunique() == 4
+
+
+def test_a_worker_without_the_package_is_refused_before_any_work(cluster, tmp_path):
+    with cluster.third_worker(launcher=("-c", WITHOUT)):
+        with pytest.raises(ValueError, match=r"tcp://\S+ cannot run test_dask: ModuleNotFoundError.*her2core"):
+            each(long_task, [tmp_path], 1, "test")
+
+
+def test_a_worker_with_other_sources_is_refused_before_any_work(cluster, tmp_path):
+    shutil.copytree(TOP / "her2core", tmp_path / "her2core", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "her2core" / "phantom.py", "a") as file:
+        file.write("# edited\n")
+    with cluster.third_worker(path=f"{tmp_path}{os.pathsep}{HERE}"):
+        with pytest.raises(ValueError, match=f"her2core [0-9a-f]{{12}}, here it is {parallel.SOURCES[:12]}"):
+            each(square, range(3), 1, "test")
+
+
+def test_a_worker_that_comes_later_with_other_sources_is_refused_by_its_task():
+    assert parallel.on_worker(square, parallel.SOURCES, 4, 3) == (4, 9)
+    with pytest.raises(ValueError, match="this worker has her2core .*, the caller has 0123456789ab"):
+        parallel.on_worker(square, "0123456789abcdef", 4, 3)
+
+
+def test_a_worker_whose_tasks_would_share_a_process_is_refused(cluster):
+    with cluster.third_worker(threads=2):
+        with pytest.raises(ValueError, match=r"workers need --nthreads 1.*found \{'tcp://\S+': 2\}"):
+            each(square, range(3), 1, "test")
+
+
+@contextmanager
+def killed_at_work(process, worker, folder):
+    """Within the block, `process` is killed as soon as `worker` has begun a long task."""
+
+    def kill():
+        wait_until((folder / f"{worker.pid}.running").is_file)
+        process.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_a_worker_killed_in_mid_run_is_an_error(cluster, tmp_path):
+    begin = time.monotonic()
+    with killed_at_work(cluster.workers[0], cluster.workers[0], tmp_path):
+        with pytest.raises(ConnectionError, match=r"worker tcp://\S+ died at its task: killed, or out of memory"):
+            each(partial(long_task, folder=tmp_path), range(6), 1, "test")
+    assert time.monotonic() - begin < 15
+    cluster.kill_workers()  # the other one sleeps on in its task
+
+
+def test_no_workers_are_an_error(scheduler, monkeypatch):
+    scheduler.kill_workers()
+    monkeypatch.setenv("DASK_SCHEDULER", scheduler.address)
+    monkeypatch.setattr(parallel, "CONNECT_S", 1)
+    with pytest.raises(ConnectionError, match="the scheduler has no workers after 1 s"):
+        each(square, range(3), 1, "test")
+
+
+def test_workers_that_leave_with_nothing_to_do_and_never_come_back_are_an_error(monkeypatch):
+    class Gone:
+        def nthreads(self):
+            return {}
+
+    class Pending:
+        key = "task"
+
+        def done(self):
+            return False
+
+    monkeypatch.setattr(parallel, "CONNECT_S", 0.1)
+    monkeypatch.setattr(parallel, "POLL_S", 0.05)
+    with pytest.raises(ConnectionError, match="no workers are left, and 2 tasks are not done"):
+        list(parallel.as_they_end(Gone(), {0: Pending(), 1: Pending()}, []))
+
+
+def test_a_scheduler_killed_in_mid_run_is_an_error(tmp_path, monkeypatch):
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.add_workers(1)
+        monkeypatch.setenv("DASK_SCHEDULER", cluster.address)
+        with killed_at_work(cluster.scheduler, cluster.workers[0], tmp_path):
+            with pytest.raises(ConnectionError, match="the Dask scheduler was lost"):
+                each(partial(long_task, folder=tmp_path), range(2), 1, "test")
+    finally:
+        cluster.stop()
+
+
+def test_no_scheduler_is_an_error(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("DASK_SCHEDULER", address)
+    monkeypatch.setattr(parallel, "CONNECT_S", 1)
+    with pytest.raises(ConnectionError, match=f"no scheduler answers at {address}"):
+        each(square, range(3), 1, "test")

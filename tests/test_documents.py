@@ -1,0 +1,312 @@
+"""Documents say what the results say, nothing on a synthetic cohort, and name no file that is not there."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+from safetensors.numpy import save_file
+
+from her2core import documents
+
+TOP = Path(__file__).resolve().parents[1]
+STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
+PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
+CITATION = YAML(typ="safe").load(TOP / "CITATION.cff")
+REAL = {
+    "acquire": {"source": "archive", "collections": {}},
+    "models": {"thda": {"width": 64}, "vit": {"dim": 768}},
+    "train": {"seeds": [0, 1], "aggregate": "median", "class_weight": "balanced", "jobs": -1},
+    "evaluate": {"confidence": 0.95},
+}
+SYNTHETIC = REAL | {"acquire": {"source": "phantom", "bayes_auc": 0.95}}
+WRITTEN_HERE = ("MODEL_CARD.md", "checklist.md", "data_sources.json", "reported_vs_reproduced.md")
+
+
+def row(run, auc, low, high, **more):
+    names = dict(zip(("model", "window", "bias_field"), run.split("-"), strict=True))
+    return {"run": run} | names | {"auc": auc, "low": low, "high": high} | more
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A cohort's results with numbers that stand nowhere else."""
+    best, n4, vit = "thda-channel_q98-raw", "thda-channel_q98-n4", "vit-channel_q98-raw"
+    folder = tmp_path / "results"
+    folder.mkdir()
+    tables = {
+        "normalization_study": [
+            row(best, 0.7011, 0.6022, 0.8033),
+            row("thda-global_minmax-raw", 0.5, 0.41, 0.6909),
+        ],
+        "model_comparison": [row(best, 0.7011, 0.6022, 0.8033), row(vit, 0.8, 0.71, 0.9)],
+        "external_validation": [
+            row(best, 0.6407, 0.45, 0.8, test="external"),
+            row("thda-slice_minmax-raw", 0.5907, 0.4, 0.7, test="external"),
+            row(n4, 0.9, 0.8, 0.95, test="external"),
+            row(best, 0.7011, 0.6022, 0.8033, test="internal"),
+        ],
+        "normalization_pairs": [
+            {"run": n4, "reference": best, "difference": -0.05, "low": -0.09, "high": -0.01}
+            | {"verdict": "lower than the reference"}
+        ],
+        "model_pairs": [
+            {"run": vit, "reference": best, "difference": 0.1, "low": 0.02, "high": 0.18}
+            | {"verdict": "higher than the reference"}
+        ],
+    }
+    for name, rows in tables.items():
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    population = {"auc": 0.7011, "low": 0.6022, "high": 0.8033, "patients": 132, "positives": 31, "accuracy": 0.75}
+    metrics = {"reference": best, "internal": population, "external": population | {"auc": 0.6407}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    counts = {"external": (43, 10), "test": (132, 31), "train": (885, 230), "validation": (132, 35)}
+    splits = {k: {"patients": n, "her2_positive": p} for k, (n, p) in counts.items()}
+    (folder / "flow.json").write_text(json.dumps({"excluded": {"HER2 unknown": 5}, "splits": splits}))
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path):
+    folder = tmp_path / "models" / "thda-channel_q98-raw"
+    folder.mkdir(parents=True)
+    for seed in (0, 1, 10):
+        save_file({"weight": np.full(3, seed, np.float32)}, folder / f"seed{seed}.safetensors")
+    return folder
+
+
+def verdicts(text):
+    """item → (ours, verdict), of the table's rows."""
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return {r[0]: (r[3], r[4]) for r in rows[2:]}
+
+
+def test_every_reported_number_stands_beside_ours_with_a_verdict(results):
+    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))
+    assert len(found) == len(documents.REPORTED)
+    assert found["patients of I-SPY1 and I-SPY2 with a HER2 status"] == ("1,149", "the same")
+    assert found["of these HER2-positive"] == ("296", "the same")
+    assert found["AUC of THDA, internal test"] == ("0.701 (0.602 to 0.803)", "inside our interval")
+    assert found["AUC, window global_minmax"] == ("0.500 (0.410 to 0.691)", "outside our interval: ours is lower")
+    assert found["AUC, window channel_q95"] == ("–", "not run")
+    assert found["AUC of the Vision Transformer"] == (
+        "0.800 (0.710 to 0.900)",
+        "outside our interval: ours is higher",
+    )
+    assert found["AUC with N4, against without"] == ("-0.050 (-0.090 to -0.010)", "the same direction")
+    assert found["AUC of the Vision Transformer, against THDA"][1] == "the opposite direction"
+    assert found["AUC of the Convolutional one, against THDA"] == ("–", "not run")
+    assert found["AUC at the external site, frozen"] == ("0.641 (0.450 to 0.800)", "inside our interval")
+    assert found["AUC at the external site, over windows"] == ("0.591 to 0.641, 2 windows", "overlaps our range")
+
+
+def test_the_interval_of_an_accuracy_is_wilsons(results):
+    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))["accuracy of THDA, internal test"]
+    assert found == ("0.750 (0.670 to 0.816)", "inside our interval")  # 99 of 132
+
+
+def test_a_difference_that_was_not_detected_says_so(results):
+    path = results / "normalization_pairs.csv"
+    path.write_text(path.read_text().replace("lower than the reference", "no difference detected"))
+    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))
+    assert found["AUC with N4, against without"][1] == "no difference detected"
+
+
+def test_a_pair_against_another_reference_is_no_result(results):
+    path = results / "normalization_pairs.csv"
+    path.write_text(path.read_text().replace("thda-channel_q98-raw", "thda-channel_q95-raw"))
+    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))
+    assert found["AUC with N4, against without"] == ("–", "not run")
+
+
+def test_before_anything_ran_everything_is_not_run(tmp_path):
+    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, tmp_path))
+    assert set(found.values()) == {("–", "not run")}
+
+
+@pytest.mark.parametrize("cohort", ["embedded", "tiny"])
+def test_on_a_synthetic_cohort_no_number_of_ours_stands_beside_the_papers(cohort, results, tmp_path):
+    text = documents.reported_vs_reproduced(cohort, PARAMS[cohort], results)
+    assert set(verdicts(text).values()) == {("–", "not testable on this cohort")}
+    assert text == documents.reported_vs_reproduced(cohort, PARAMS[cohort], tmp_path / "absent")
+    assert "embedded synthetic cohort" in text
+    assert not any(number in text for number in ("0.701", "0.602", "0.591", "0.641", "0.05"))
+
+
+@pytest.mark.parametrize(
+    ("reported", "low", "high", "verdict"),
+    [
+        ("0.66", 0.66, 0.7, "inside our interval"),
+        ("0.66", 0.661, 0.7, "outside our interval: ours is higher"),
+        ("0.66", 0.5, 0.659, "outside our interval: ours is lower"),
+        ("0.61 to 0.66", 0.6, 0.7, "inside our interval"),
+        ("0.61 to 0.66", 0.65, 0.7, "overlaps our interval"),
+        ("0.61 to 0.66", 0.67, 0.7, "outside our interval: ours is higher"),
+    ],
+)
+def test_a_reported_number_or_range_is_inside_outside_or_overlaps(reported, low, high, verdict):
+    number = documents.Reported("AUC", reported, "abstract", "", "")
+    assert documents.place(number, low, high) == verdict
+
+
+def test_every_source_of_a_reported_number_is_marked():
+    assert {r.source for r in documents.REPORTED} == {"abstract", "title", "summary", "third party"}
+    assert {r.table for r in documents.REPORTED} == set(documents.JUDGES)
+
+
+def test_the_card_has_digests_counts_metrics_settings_and_citation(results, weights):
+    text = documents.model_card("ispy", REAL, results, weights, CITATION)
+    digest = hashlib.sha256((weights / "seed1.safetensors").read_bytes()).hexdigest()
+    size = (weights / "seed1.safetensors").stat().st_size
+    assert f"| `seed1.safetensors` | {size} | `{digest}` |" in text
+    assert text.index("`seed1.safetensors`") < text.index("`seed10.safetensors`")
+    assert "| train | 885 | 230 |" in text and "HER2 unknown: 5" in text
+    assert "| AUC | 0.701 (0.602 to 0.803) | 0.641 (0.602 to 0.803) |" in text
+    assert "| accuracy | 0.750 | 0.750 |" in text and "| positives | 31 | 31 |" in text
+    assert "| `models.thda.width` | 64 |" in text and "vit.dim" not in text
+    assert "| `train.seeds` | [0, 1] |" in text and "train.jobs" not in text
+    assert "not for clinical use" in text and "synthetic" not in text
+    assert all(work["title"] in text for work in (CITATION, *CITATION["references"]))
+    assert text.count("Intended") == 1 and "{{" not in text and "{%" not in text
+    assert text == documents.model_card("ispy", REAL, results, weights, CITATION)
+
+
+def test_the_card_of_a_synthetic_cohort_says_so_loudly(results, weights):
+    text = documents.model_card("embedded", SYNTHETIC, results, weights, CITATION)
+    assert text.count("**EMBEDDED SYNTHETIC COHORT.**") == 1 and "**embedded synthetic cohort**" in text
+    assert "have never seen a\n> patient" in text and "two trials of neoadjuvant treatment" not in text
+
+
+def test_the_card_of_a_variant_has_the_settings_of_its_family(results, weights):
+    path = results / "metrics.json"
+    path.write_text(path.read_text().replace("thda-channel", "thda_plain-channel"))
+    moved = weights.rename(weights.with_name("thda_plain-channel_q98-raw"))
+    assert "`models.thda.width`" in documents.model_card("ispy", REAL, results, moved, CITATION)
+
+
+def test_a_card_without_weights_or_of_another_run_is_refused(results, weights):
+    other = weights.with_name("vit-channel_q98-raw")
+    with pytest.raises(ValueError, match="metrics.json is of thda-channel_q98-raw, the weights are of vit-channel"):
+        documents.model_card("ispy", REAL, results, other, CITATION)
+    for path in weights.iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"expected seed\*.safetensors, found none"):
+        documents.model_card("ispy", REAL, results, weights, CITATION)
+
+
+@pytest.fixture
+def files(tmp_path):
+    path = tmp_path / "files.csv"
+    path.write_text(
+        "patient,dataset,series_uid,files,bytes,sha256\n"
+        "A,spy2,1.2 1.3,3,100,aa\nB,spy2,1.4,2,50,bb\nC,spy1,,4,7,cc\n"
+    )
+    return path
+
+
+def test_the_sources_of_the_real_cohort_are_those_of_the_manifests(files):
+    found = documents.data_sources("ispy", PARAMS["ispy"], files, TOP / "manifests")
+    by_collection = {s["collection"]: s for s in found["sources"]}
+    ispy2 = by_collection["ispy2"]
+    assert ispy2["patients"] + by_collection["acrin_6698"]["patients"] == 982
+    assert ispy2["doi"] == "10.7937/tcia.d8z0-9t85" and ispy2["licence"] == "CC BY 4.0"
+    assert ispy2["version"] == "IDC v25" and ispy2["series"] == 2 * ispy2["patients"]
+    assert ispy2["manifest_md5"] == hashlib.md5((TOP / ispy2["manifest"]).read_bytes()).hexdigest()
+    zenodo = by_collection["BreastDCEDL, MinCrop release"]
+    assert zenodo["doi"] == "10.5281/zenodo.18114231" and zenodo["licence"] == "CC BY-NC 4.0"
+    assert (TOP / zenodo["pinned_in"]).is_file()
+    assert found["on_disk"] == {
+        "spy1": {"patients": 1, "series": 0, "files": 4, "bytes": 7},
+        "spy2": {"patients": 2, "series": 3, "files": 5, "bytes": 150},
+    }
+    assert not found["synthetic"] and json.loads(json.dumps(found)) == found
+
+
+def test_bytes_are_exact_though_the_archive_counts_in_megabytes(tmp_path, files):
+    columns = "patient,collection,instances,size_MB,licence,source_DOI,idc_version"
+    (tmp_path / "ambl.csv").write_text(f"{columns}\nA,c,5,0.100001,L,D,25\nA,c,1,2.000002,L,D,25\n")
+    sections = {"acquire": {"source": "archive", "collections": {"ambl": "idc"}}}
+    (source,) = documents.data_sources("ispy", sections, files, tmp_path)["sources"]
+    assert (source["patients"], source["series"], source["instances"], source["bytes"]) == (1, 2, 6, 2_100_003)
+
+
+def test_the_source_of_a_synthetic_cohort_is_its_seed_and_parameters(files):
+    found = documents.data_sources("embedded", PARAMS["embedded"], files, TOP / "absent")
+    (source,) = found["sources"]
+    assert found["synthetic"] and source["seed"] == PARAMS["embedded"]["acquire"]["seed"]
+    assert source["parameters"]["bayes_auc"] == 0.95 and "jobs" not in source["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("collections", "message"),
+    [({"spy1": "kaggle"}, "spy1: expected idc or zenodo, found 'kaggle'"), ({"spy1": "zenodo"}, "found 'here'")],
+)
+def test_an_unknown_source_is_named(files, collections, message):
+    sections = {"acquire": {"source": "archive", "collections": collections, "zenodo": "here"}}
+    with pytest.raises(ValueError, match=message):
+        documents.data_sources("ispy", sections, files, TOP / "manifests")
+
+
+def written_by_stages(cohort):
+    """What the stages of dvc.yaml write for a cohort: files, and folders with all that is in them."""
+    outs = [o for s in STAGES.values() for o in [*s.get("outs", []), *s.get("metrics", [])]]
+    paths = [next(iter(o)) if isinstance(o, dict) else o for o in outs]
+    runs = [p.replace("${item.run}", run) for p in paths for run in PARAMS["runs"]]
+    return {p.replace("${cohort}", cohort) for p in runs} | {f"results/{cohort}/{name}" for name in WRITTEN_HERE}
+
+
+@pytest.mark.parametrize("cohort", ["embedded", "ispy"])
+def test_every_file_that_the_checklist_names_exists_or_is_written_by_a_stage(cohort):
+    written = written_by_stages(cohort)
+    for text in documents.STANDARDS.values():
+        for item, _, _, paths, _ in documents.checklist_items(text, cohort):
+            for path in paths:
+                by_stage = any(path == w or path.startswith(f"{w}/") or w.startswith(f"{path}/") for w in written)
+                assert by_stage or (TOP / path).is_file(), f"item {item}: {path}"
+
+
+@pytest.mark.parametrize(("standard", "last"), [("TRIPOD_AI", "27c"), ("CLAIM", "44"), ("METRICS", "30")])
+def test_every_item_of_a_standard_is_there_once_and_in_order(standard, last):
+    numbers = [row[0] for row in documents.checklist_items(getattr(documents, standard), "embedded")]
+    assert len(set(numbers)) == len(numbers) and numbers[-1] == last
+    assert sorted({int(re.match(r"\d+", n)[0]) for n in numbers}) == list(
+        range(1, int(re.match(r"\d+", last)[0]) + 1)
+    )
+
+
+def test_tripod_ai_has_its_52_items():
+    assert len(list(documents.checklist_items(documents.TRIPOD_AI, "embedded"))) == 52
+
+
+def test_the_checklist_counts_what_is_not_satisfied_and_links_from_its_folder():
+    text = documents.checklist("embedded", PARAMS["embedded"])
+    assert text == documents.checklist("embedded", PARAMS["embedded"])
+    for line, table in zip(re.findall(r"^satisfied: .*$", text, re.M), text.split("\n## ")[1:], strict=True):
+        for status, number in re.findall(r"([a-z ]+): (\d+)", line):
+            assert table.count(f"| {status.strip()} |") == int(number)
+    assert "[`results/embedded/flow.json`](../../results/embedded/flow.json)" in text
+    assert "embedded synthetic cohort" in text
+    assert "synthetic" not in documents.checklist("ispy", PARAMS["ispy"])
+
+
+def test_an_item_is_not_satisfied_by_nothing():
+    with pytest.raises(ValueError, match="item 7: status 'yes' with 0 files"):
+        list(documents.checklist_items("7 | preparation | yes | |", "x"))
+    with pytest.raises(ValueError, match="item 7: status 'no' with 1 files"):
+        list(documents.checklist_items("7 | preparation | no | params.yaml |", "x"))
+
+
+def test_a_bar_in_a_cell_does_not_break_the_table():
+    assert documents.markdown_table(("a",), [("x|y",)])[-1] == "| x\\|y |"
+
+
+def test_a_cohort_without_parameters_is_named(monkeypatch):
+    monkeypatch.chdir(TOP)
+    assert documents.is_synthetic(documents.sections_of("tiny"))
+    assert not documents.is_synthetic(documents.sections_of("ispy"))
+    with pytest.raises(ValueError, match="params.yaml has no cohort 'runs'"):
+        documents.sections_of("runs")
