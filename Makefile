@@ -10,7 +10,7 @@ repro: .venv/ok ## run the whole study; stages that are up to date are skipped
 test: .venv/ok ## style, structure and behaviour, warnings as errors
 	ruff check
 	ruff format --check
-	pytest
+	pytest -n 2 --dist loadfile
 
 lab: .venv/ok ## open the notebooks
 	jupyter lab notebooks

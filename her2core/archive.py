@@ -2,7 +2,7 @@
 
 I-SPY2 and AMBL come as DICOM series from the NCI Imaging Data Commons (IDC), by the pinned manifests; I-SPY1 from
 BreastDCEDL's MinCrop release on Zenodo, because only that has all of its 167 patients with a known HER2 status.
-I-SPY2 may come from either.  156 GB of series never lie on disk together: patient by patient they are
+I-SPY2 may come from either.  166 GB of series never lie on disk together: patient by patient they are
 downloaded, read, cropped as MinCrop crops, stored, and deleted.
 
 <folder>/
@@ -131,8 +131,8 @@ def describe(config):
     lines.append(f"With a known HER2 status in BreastDCEDL: {' + '.join(str(n) for _, n in published)} = {known:,}")
     if table["download_GB"].isna().any():
         lines.append("Zenodo tells a file's size only when asked (all of MinCrop: 22 to 25 GB); not counted below")
-    hours = gigabytes * 8 / 3.6
-    lines.append(f"Download: {gigabytes:.1f} GB; {hours / 0.1:.0f} h at 0.1 Gbit/s, {hours:.1f} h at 1 Gbit/s")
+    hours = gigabytes * 8 / 3600  # at 1 Gbit/s
+    lines.append(f"Download: {gigabytes:.1f} GB; {hours / 0.1:.1f} h at 0.1 Gbit/s, {hours:.1f} h at 1 Gbit/s")
     lines.append(f"Disk: up to {peak:.0f} GB, of which {kept:.0f} GB stay; series are deleted patient by patient")
     return "\n".join(lines)
 

@@ -34,7 +34,7 @@ TAILS = (0.01, 0.99)  # quantiles of the training patients that bound their rang
 # measures warn of 1 in 20 patients like the training ones.  The tails' own error among 100 patients is as large.
 MARGIN = 0.1
 ROUNDING = 0.01  # of the limit: headers are rounded, and one protocol for all has a range without width
-# The phases of I-SPY2 last 80 to 100 s: the one nearest to the wanted time begins no more than half of that away.
+# A phase of I-SPY2 lasts about 80 to 100 s: the nearest to the wanted time begins no more than half of that away.
 TIME_TOLERANCE_S = 50.0
 TIME_GRACE_S = 20.0  # beyond the range: a phase takes a minute or more, and its beginning is what files note
 CUT_OFF = 0.5  # of its largest section; a sphere cut there has 6 % of its volume beyond.  Masks have stray voxels

@@ -7,14 +7,16 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 from her2core.cohort import draw_flow
-from her2core.figures import COLOURS, TWO_COLUMNS, cohort_name
+from her2core.figures import COLOURS, TWO_COLUMNS, headline
 
 HEADS = {
-    "phase": "each head: its phase",
-    "adjacent_slices": "each head: its phase in\nthe slice and its neighbours",
-    "rgb_fused": "each head: all phases\nas R, G, B",
+    "phase": "a head sees\nits phase",
+    "adjacent_slices": "a head sees its\nphase, slices\nbelow, at, above",
+    "rgb_fused": "a head sees the\nphases as\nR, G, B",
 }
 GREY, BLUE, ORANGE = "0.95", f"{COLOURS[0]}22", f"{COLOURS[4]}55"  # of plain parts, stages and attention
+SMALL = 6.5  # points
+LEFT, RIGHT = 0.9, 5.44  # inches: the backbone's frame
 ARROW = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
 
 
@@ -25,12 +27,10 @@ def cohort_flow(counts, cohort):
     figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 3.4))
     draw_flow(axes, counts)
     positives = sum(split["her2_positive"] for split in counts["splits"].values())
-    title = f"{cohort_name(cohort)}, n = {counts['patients']}; {counts['included']} in use, {positives} HER2+"
-    published = counts.get("of_published")
-    short = (
-        f"\n{published['missing']} of the {published['published']} published patients missing" if published else ""
-    )
-    figure.suptitle(title + short)
+    lines = [f"Flow of patients, n = {counts['patients']}; {counts['included']} in use, {positives} HER2+"]
+    if published := counts.get("of_published"):
+        lines.append(f"{published['missing']} of the {published['published']} published patients missing")
+    headline(figure, cohort, *lines)
     return figure
 
 
@@ -49,12 +49,16 @@ def backbone_shapes(config, image_px):
     return shapes
 
 
-def box(axes, x, y, width, height, text, colour="white", **style):
-    """A box around (x, y), in inches; returns the middle of its left and right edge."""
+def write(axes, x, y, text, **style):
+    axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": SMALL} | style)
+
+
+def box(axes, x, y, width, text, colour, height=0.6, **style):
+    """A box with text around (x, y), in inches; returns the middle of its left and of its right edge."""
     corner = (x - width / 2, y - height / 2)
     shape = "round,pad=0,rounding_size=0.04"
     axes.add_patch(FancyBboxPatch(corner, width, height, shape, facecolor=colour, edgecolor="0.3"))
-    axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 6.5} | style)
+    write(axes, x, y, text, **style)
     return (x - width / 2, y), (x + width / 2, y)
 
 
@@ -62,110 +66,98 @@ def arrow(axes, start, end):
     axes.annotate("", end, start, arrowprops=ARROW)
 
 
-def draw_inputs(axes, config, image_px, y, target):
-    """The three heads' inputs, and arrows to the backbone."""
+def draw_inputs(axes, config, image_px, y):
+    """What the three heads receive; the arrows end at the backbone."""
     for k, phase in enumerate(("pre", "early", "late")):
-        name = phase if config.head_input != "rgb_fused" else f"head {k + 1}"
-        _, right = box(axes, 0.36, y + 0.34 * (1 - k), 0.62, 0.26, name, GREY)
-        arrow(axes, right, (target, right[1]))
+        name = f"head {k + 1}" if config.head_input == "rgb_fused" else phase
+        _, right = box(axes, 0.4, y + 0.34 * (1 - k), 0.62, name, GREY, height=0.26)
+        arrow(axes, right, (LEFT, right[1]))
     channels = 1 if config.head_input == "phase" else 3
-    axes.text(0.36, y - 0.54, f"{channels} × {image_px} × {image_px}", ha="center", va="top", fontsize=6.5)
-    axes.text(0.05, y - 0.78, HEADS[config.head_input], ha="left", va="top", fontsize=6.5)
+    write(axes, 0.4, y - 0.52, f"{channels} × {image_px} × {image_px}", va="top")
+    write(axes, 0.4, y - 0.68, HEADS[config.head_input], va="top")
 
 
-def draw_backbone(axes, config, image_px, y, left):
-    """Stem and stages in one frame, attention where it stands; returns the frame's right edge."""
-    frame = 4.36
-    axes.add_patch(plt.Rectangle((left, y - 0.78), frame, 1.42, facecolor="white", edgecolor="0.3", linestyle="--"))
+def draw_backbone(axes, config, image_px, y):
+    """Stem and stages in one frame, attention where it stands, shapes below; the last arrow leaves the frame."""
+    axes.add_patch(plt.Rectangle((LEFT, y - 0.66), RIGHT - LEFT, 1.4, fill=False, edgecolor="0.3", linestyle="--"))
     depth = 2 * sum(config.blocks) + 2
-    weights = "one, its weights shared by the three heads" if config.share_weights else "three, one per head"
-    start = "ImageNet weights" if config.pretrained else "from scratch"
-    title = f"ResNet-{depth} of width {config.width}: {weights}; {start}"
-    axes.text(left + frame / 2, y + 0.54, title, ha="center", va="center", fontsize=6.5)
-    x, shapes = left + 0.36, backbone_shapes(config, image_px)
-    for stage, (channels, edge) in enumerate(shapes):
+    weights = "one for the three heads" if config.share_weights else "one for each head"
+    start = "pretrained on ImageNet" if config.pretrained else "trained from scratch"
+    write(axes, (LEFT + RIGHT) / 2, y + 0.54, f"ResNet-{depth}, {config.width} channels wide: {weights}, {start}")
+    x = LEFT + 0.36
+    for stage, (channels, edge) in enumerate(backbone_shapes(config, image_px)):
         text = f"stage {stage}\n{config.blocks[stage - 1]} blocks" if stage else "conv 7×7\nmax-pool"
-        box(axes, x, y, 0.56, 0.6, text, BLUE if stage else GREY)
-        shape = f"{channels} × {edge} × {edge}"
-        axes.text(
-            x + (0.1 if stage else 0), y - 0.42 - 0.14 * (stage % 2), shape, ha="center", fontsize=6.5, va="top"
-        )
-        end = x + 0.28
+        _, end = box(axes, x, y, 0.56, text, BLUE if stage else GREY)
+        write(axes, x + (0.13 if stage else 0), y - 0.42, f"{channels} × {edge} × {edge}", va="top")
         if config.attention != "none" and stage in config.attention_stages:
-            arrow(axes, (end, y), (end + 0.08, y))
-            _, (end, _) = box(axes, end + 0.17, y, 0.18, 0.6, "attention", ORANGE, rotation=90)
-        x += 0.66 if stage == 0 else 0.94
-        if stage < 4:
-            arrow(axes, (end, y), (x - 0.28, y))
-    arrow(axes, (end, y), (left + frame + 0.1, y))
-    return left + frame
+            arrow(axes, end, (end[0] + 0.08, y))
+            _, end = box(axes, end[0] + 0.17, y, 0.18, "attention", ORANGE, rotation=90)
+        x += 0.94 if stage else 0.68
+        arrow(axes, end, (x - 0.28 if stage < 4 else RIGHT + 0.1, y))
 
 
-def draw_head(axes, config, y, left):
-    """Pooling, fusion and the logit."""
+def draw_head(axes, config, y):
+    """From the features of the three heads to one logit."""
     channels = config.width * 8
-    fused = 3 * channels if config.fusion == "concat" else channels
-    fusion = "concat-\nenate" if config.fusion == "concat" else "weighted\nsum"
-    parts = [("mean\nover\npixels", f"3 × {channels}"), (fusion, f"{fused}")]
-    parts.append(("drop-\nout,\nlinear", "1 logit"))
+    concat = config.fusion == "concat"
+    fusion = ("concat-\nenate", 3 * channels) if concat else ("sum,\nsoftmax\nweights", channels)
+    parts = ("mean\nover\npixels", f"3 × {channels}"), fusion, (f"dropout\n{config.dropout:g},\nlinear", "1 logit")
     end = None
     for k, (text, shape) in enumerate(parts):
-        x = left + 0.34 + 0.56 * k
-        start, next_end = box(axes, x, y, 0.46, 0.6, text, GREY)
-        axes.text(x, y - 0.42, shape, ha="center", va="top", fontsize=6.5)
+        x = RIGHT + 0.33 + 0.55 * k
+        start, right = box(axes, x, y, 0.46, text, GREY)
+        write(axes, x, y - 0.42, str(shape), va="top")
         if end:
             arrow(axes, end, start)
-        end = next_end
+        end = right
 
 
 def attention_parts(config):
-    """The boxes of dual attention, as far as they act: (text, colour)."""
-    hidden = [max(config.width * 2**k // config.channel_reduction, 4) for k in range(4)]
-    used = sorted({hidden[s - 1] for s in config.attention_stages})
+    """The steps of dual attention, as far as they act: {"channel": three texts, "spatial": three texts}."""
+    hidden = {max(config.width * 2 ** (s - 1) // config.channel_reduction, 4) for s in config.attention_stages}
     kernels = ", ".join(f"{k}×{k}" for k in config.spatial_kernels)
-    channel = [
-        "mean and max\nover pixels\n→ C, C",
-        f"perceptron\nC → {' / '.join(map(str, used))} → C\neach, summed",
-        "sigmoid\nC × 1 × 1,\ntimes x",
-    ]
-    spatial = [
-        "mean and max\nover channels\n→ 2 × h × w",
-        f"convolutions\n{kernels}\nside by side, summed",
-        "sigmoid\n1 × h × w,\ntimes x",
-    ]
-    acting = {"both": ("channel", "spatial"), "none": ()}.get(config.attention, (config.attention,))
-    return {name: parts for name, parts in (("channel", channel), ("spatial", spatial)) if name in acting}
+    parts = {
+        "channel": (
+            "mean and max\nover pixels:\nC and C",
+            f"perceptron of each,\nC → {' / '.join(map(str, sorted(hidden)))} → C,\nsummed",
+            "sigmoid:\nC × 1 × 1,\ntimes x",
+        ),
+        "spatial": (
+            "mean and max\nover channels:\n2 × h × w",
+            f"convolutions\n{kernels}\nside by side, summed",
+            "sigmoid:\n1 × h × w,\ntimes x",
+        ),
+    }
+    return {name: texts for name, texts in parts.items() if config.attention in ("both", name)}
 
 
-def draw_attention(axes, config, y):
-    """What an attention box holds: first which channels matter, then where."""
-    parts, x, end = attention_parts(config), 0.3, None
-    axes.text(0.05, y + 0.5, "attention after a stage, x: C × h × w" if parts else "no attention", fontsize=6.5)
+def draw_attention(axes, parts, y):
+    """What every attention box holds."""
+    x, end = 0.3, (0.1, y)
     for name, texts in parts.items():
-        for k, text in enumerate(texts):
-            width = (0.82, 1.22, 0.66)[k]
-            start, next_end = box(axes, x + width / 2, y, width, 0.5, text, ORANGE)
-            if end or k == 0:
-                arrow(axes, end or (x - 0.2, y), start)
-            end, x = next_end, x + width + 0.12
-        axes.text(x - 1.6, y - 0.36, f"{name} attention", ha="center", va="top", fontsize=6.5, weight="bold")
-        x += 0.1
-    if end:
-        arrow(axes, end, (end[0] + 0.2, y))
+        write(axes, x, y + 0.38, f"{name} attention of x, C × h × w", ha="left", weight="bold")
+        for text, width in zip(texts, (0.86, 1.28, 0.66), strict=True):
+            start, right = box(axes, x + width / 2, y, width, text, ORANGE, height=0.5)
+            arrow(axes, end, start)
+            x, end = right[0] + 0.15, right
+        x += 0.15
+    arrow(axes, end, (end[0] + 0.2, y))
 
 
 def architecture(config, image_px, cohort):
-    """The network as configured, with the shape of one slice's data (channels × height × width) after each part.
+    """The network as configured, with the shape of one slice's data, channels × height × width, after each part.
 
     config: `ThdaConfig`.  image_px: edge of a slice.
     """
-    height = 3.2
+    parts = attention_parts(config) if config.attention_stages else {}
+    height = 3.0 if parts else 2.2
     figure, axes = plt.subplots(figsize=(TWO_COLUMNS, height))
-    axes.set(xlim=(0, TWO_COLUMNS), ylim=(0, height - 0.2), aspect="equal")
+    axes.set(xlim=(0, TWO_COLUMNS), ylim=(0, height - 0.3), aspect="equal")
     axes.set_axis_off()
-    draw_inputs(axes, config, image_px, 2.1, 0.9)
-    right = draw_backbone(axes, config, image_px, 2.1, 0.9)
-    draw_head(axes, config, 2.1, right)
-    draw_attention(axes, config, 0.5)
-    figure.suptitle(f"Triple-head dual-attention ResNet as trained on the {cohort_name(cohort)}")
+    draw_inputs(axes, config, image_px, height - 1.1)
+    draw_backbone(axes, config, image_px, height - 1.1)
+    draw_head(axes, config, height - 1.1)
+    if parts:
+        draw_attention(axes, parts, 0.3)
+    headline(figure, cohort, "Triple-head dual-attention ResNet; numbers: channels × height × width")
     return figure

@@ -504,3 +504,13 @@ def net_benefit(labels, probabilities, thresholds):
     model = (called & labels).mean(1) - (called & ~labels).mean(1) * odds
     treat_all = labels.mean() - (~labels).mean() * odds
     return pd.DataFrame({"threshold": thresholds, "model": model, "treat_all": treat_all, "treat_none": 0.0})
+
+
+def net_benefit_band(labels, probabilities, thresholds, config):
+    """`net_benefit` with the model's pointwise patient-bootstrap band: further columns low and high."""
+    labels, probabilities = check_labels(labels), np.asarray(probabilities, float)
+    index = resample(labels, config)[: min(config.bootstrap, 500)]  # a band needs fewer draws than a p-value
+    curves = [net_benefit(labels[i], probabilities[i], thresholds)["model"] for i in index]
+    tail = (1 - config.confidence) / 2
+    low, high = np.quantile(curves, (tail, 1 - tail), axis=0)
+    return net_benefit(labels, probabilities, thresholds).assign(low=low, high=high)

@@ -11,7 +11,6 @@ from textwrap import fill
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot as plt
 
 from her2core.evaluate import POWER
@@ -26,16 +25,33 @@ GUIDE = {"color": "0.6", "linewidth": 0.8, "zorder": 0}  # chance, no difference
 MOST_FAILURES = 6
 
 
+def settle(figure):
+    """Lay the figure out; panels of a fixed aspect leave room for their titles only in the second pass."""
+    for _ in range(2):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def save(figure, name, folder):
     """folder/name.png at 300 dpi and folder/name.pdf; the same bytes for the same figure."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    settle(figure)
+    part = folder / f".{name}.partial"
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        figure.savefig(part, format=kind, metadata=metadata)
+        part.replace(folder / f"{name}.{kind}")
     plt.close(figure)
 
 
 def cohort_name(cohort):
     return SYNTHETIC.get(cohort, cohort)
+
+
+def headline(figure, cohort, first, *others):
+    """The cohort's name and what else is to be known, above all panels, wrapped to the figure's width."""
+    width, name = int(15 * figure.get_figwidth()), cohort_name(cohort)  # characters of 8 points
+    lines = [f"{first}; {name}"] if len(first + name) < width - 2 else [f"{first};", name]
+    figure.suptitle("\n".join(fill(line, width) for line in (*lines, *others)))
 
 
 def require_shape(name, array, *shape):
@@ -44,6 +60,12 @@ def require_shape(name, array, *shape):
     if len(found) != len(shape) or any(n != (s or max(n, 1)) for n, s in zip(found, shape, strict=True)):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{name}: shape {found}, expected ({wanted})")
+
+
+def require_8bit(name, array, *shape):
+    require_shape(name, array, *shape)
+    if array.dtype != np.uint8:
+        raise ValueError(f"{name}: found {array.dtype}, expected uint8")
 
 
 def require_values(name, table, columns):
@@ -67,10 +89,14 @@ def patients_of(name, estimates):
     return f"n = {found[0][0]}, {found[0][1]} HER2+"
 
 
+def number(value, sign=""):
+    return f"{round(value, 2) + 0.0:{sign}.2f}".replace("-", "−")  # adding 0 turns −0 into 0
+
+
 def interval(value, low, high, sign=""):
-    """0.72 (0.65–0.79); with a sign, where a dash could be a minus, −0.05 (−0.09 to −0.01)."""
-    texts = [f"{v:{sign}.2f}".replace("-", "−") for v in (value, low, high)]
-    return f"{texts[0]} ({texts[1]}{' to ' if sign else '–'}{texts[2]})"
+    """0.72 (0.65–0.79); where a dash could be a minus, −0.05 (−0.09 to −0.01)."""
+    dash = " to " if sign or low < 0 else "–"
+    return f"{number(value, sign)} ({number(low, sign)}{dash}{number(high, sign)})"
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -79,7 +105,7 @@ def interval(value, low, high, sign=""):
 def show_mm(panel, image, pixel_mm, **style):
     """An image with axes in mm from its centre; y grows downwards."""
     half_y, half_x = (n * pixel_mm / 2 for n in image.shape[:2])
-    step = next((s for s in (5, 10, 20, 50) if min(half_x, half_y) < 2 * s), 100)
+    step = max((s for s in (1, 2, 5, 10, 20, 50, 100) if s < 0.8 * min(half_x, half_y)), default=0)
     panel.set(xticks=[-step, 0, step], yticks=[-step, 0, step])
     return panel.imshow(image, extent=(-half_x, half_x, half_y, -half_y), **style)
 
@@ -91,11 +117,22 @@ def show_small(panel, image, pixel_mm, **style):
 
 
 def outline(panel, mask, shown):
-    """The lesion's edge over an image; shown: what imshow returned."""
+    """The lesion's edge over an image, white on black; shown: what imshow returned."""
     if mask is not None and mask.any() and not mask.all():
-        style = {"colors": "white", "linewidths": 1.0, "extent": shown.get_extent(), "origin": "upper"}
-        panel.contour(mask.astype(float), levels=[0.5], **style | {"colors": "black", "linewidths": 1.8})
-        panel.contour(mask.astype(float), levels=[0.5], **style)
+        fine = mask.astype(float).repeat(4, 0).repeat(4, 1)  # so that the line follows the pixels' edges
+        for colour, width in (("black", 1.6), ("white", 0.8)):
+            style = {"extent": shown.get_extent(), "origin": "upper", "colors": colour, "linewidths": width}
+            panel.contour(fine, levels=[0.5], **style)
+
+
+def label_mm(axes):
+    """Name the unit once per row and column, numbers once per row."""
+    for panel in axes[:, 1:].flat:
+        panel.tick_params(labelleft=False)
+    for panel in axes[:, 0]:
+        panel.set_ylabel("mm")
+    for panel in axes[-1]:
+        panel.set_xlabel("mm")
 
 
 def in_rgb(image):
@@ -108,19 +145,19 @@ def phases(images, names, pixel_mm, cohort):
 
     images: `(patients, 3, H, W)` uint8.  names: what stands beside each row.  pixel_mm: one for all or one each.
     """
-    require_shape("images", images, None, 3, None, None)
+    require_8bit("images", images, None, 3, None, None)
     rows = len(images)
     figure, axes = plt.subplots(rows, 4, figsize=(TWO_COLUMNS, 0.3 + 1.85 * rows), squeeze=False)
-    for row, image, name, mm in zip(axes, images, names, np.broadcast_to(pixel_mm, rows), strict=True):
+    for row, image, mm in zip(axes, images, np.broadcast_to(pixel_mm, rows), strict=True):
         for panel, phase in zip(row, image, strict=False):
             show_mm(panel, phase, mm, vmin=0, vmax=255)
         show_mm(row[3], in_rgb(image), mm)
-        row[0].set_ylabel(f"{name}\n(mm)", fontsize=7)
     for panel, title in zip(axes[0], (*PHASE_NAMES, "RGB fusion"), strict=True):
         panel.set_title(title)
-    for panel in axes[-1]:
-        panel.set_xlabel("mm")
-    figure.suptitle(f"{cohort_name(cohort)}; what the network sees, one 8-bit window per row")
+    label_mm(axes)
+    for panel, name in zip(axes[:, 0], names, strict=True):
+        panel.set_ylabel(f"{name}\n(mm)", fontsize=7)
+    headline(figure, cohort, "What the network sees, one 8-bit window per row")
     return figure
 
 
@@ -145,12 +182,12 @@ def windows(values, limits, cohort):
         bottom.imshow(grey, vmin=0, vmax=1, extent=box, aspect="auto", interpolation="bilinear")
         bottom.add_patch(plt.Rectangle((start, y - 0.36), end - start, 0.72, fill=False, edgecolor="0.5"))
         text = f"white from {hi:.0f}: {100 * (values >= hi).mean():.1f} % of voxels"
-        bottom.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+        beside(bottom, y, text)
     bottom.set(xlim=(start, end), ylim=(len(limits) - 0.5, -0.5))
     bottom.set_yticks(range(len(limits)), limits)
     bottom.set_xlabel("Intensity, early post-contrast phase (scanner units)")
     top.set_ylabel(f"Voxels (n = {values.size})")
-    figure.suptitle(f"Windows on one patient's crops; {cohort_name(cohort)}")
+    headline(figure, cohort, "Windows on one patient's crops")
     return figure
 
 
@@ -161,13 +198,13 @@ def windowed(images, name, pixel_mm, cohort):
     """
     require_some("images", images, 20)
     for window, image in images.items():
-        require_shape(window, image, 3, None, None)
+        require_8bit(window, image, 3, None, None)
     columns = min(len(images), 5)
     rows = -(-len(images) // columns)
     size, ratios = (TWO_COLUMNS, 0.3 + 2.75 * rows), (1.5, 0.8) * rows
     figure, axes = plt.subplots(2 * rows, columns, figsize=size, height_ratios=ratios, squeeze=False)
-    for number, (window, image) in enumerate(images.items()):
-        row, column = divmod(number, columns)
+    for k, (window, image) in enumerate(images.items()):
+        row, column = divmod(k, columns)
         picture, histogram = axes[2 * row : 2 * row + 2, column]
         show_small(picture, in_rgb(image), pixel_mm)
         picture.set_title(f"{window}\n{100 * (image[1] == 255).mean():.1f} % white")
@@ -181,7 +218,7 @@ def windowed(images, name, pixel_mm, cohort):
         if not panel.has_data():
             panel.set_axis_off()
     pixels = next(iter(images.values()))[1].size
-    figure.suptitle(f"{name}, one slice of {pixels} pixels; histograms: early phase; {cohort_name(cohort)}")
+    headline(figure, cohort, f"{name}, one slice of {pixels} pixels; white and histograms: early phase")
     return figure
 
 
@@ -192,23 +229,22 @@ def bias_field(before, estimated, truth, after, pixel_mm, cohort):
     truth is None for a patient, whose true field nobody knows.
     """
     fields = {"Estimated field": estimated} | ({} if truth is None else {"True field": truth})
+    require_shape("before", before, None, None)
     for name, array in {"before": before, "after": after, **fields}.items():
-        require_shape(name, array, *np.shape(before)[:2])
+        require_shape(name, array, *before.shape)
     percent = {name: 100 * (field - 1) for name, field in fields.items()}
     most = max(np.nanmax(np.abs(p)) for p in percent.values())
     white = np.quantile([before, after], 0.995)
-    figure, axes = plt.subplots(1, 2 + len(fields), figsize=(TWO_COLUMNS, 2.3 if truth is not None else 2.7))
+    figure, axes = plt.subplots(1, 2 + len(fields), figsize=(TWO_COLUMNS, 3.9 - 0.5 * len(fields)))
     for panel, image, title in ((axes[0], before, "Before N4"), (axes[-1], after, "After N4")):
         show_mm(panel, image, pixel_mm, vmin=0, vmax=white)
         panel.set_title(title)
     for panel, (title, field) in zip(axes[1:], percent.items(), strict=False):
-        shown = show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=-most, vmax=most)
+        shown = show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=0, vmax=most)
         panel.set_title(title)
-    figure.colorbar(shown, ax=axes[1:-1], location="bottom", label="Field − 1 (%)", aspect=30)
-    for panel in axes:
-        panel.set_xlabel("mm")
-    axes[0].set_ylabel("mm")
-    figure.suptitle(f"One slice, pre-contrast, black 0, white {white:.0f} scanner units; {cohort_name(cohort)}")
+    figure.colorbar(shown, ax=axes, location="bottom", label="Field − 1 (%)", shrink=0.5, aspect=30)
+    label_mm(axes[None])
+    headline(figure, cohort, f"One slice, pre-contrast, black 0, white {white:.0f} scanner units")
     return figure
 
 
@@ -224,21 +260,22 @@ def show_gates(figure, row, image, gates, mask, pixel_mm):
 
 def overlay(image, gates, mask, pixel_mm):
     """Three phases in the first row, below a row for each of `gates`: row's name → `(3, h, w)`."""
-    require_shape("image", image, 3, None, None)
+    require_8bit("image", image, 3, None, None)
     if mask is not None:
         require_shape("mask", mask, *image.shape[1:])
+    for gate in gates.values():
+        require_shape("gates", gate, 3, None, None)
     rows = 1 + len(gates)
     figure, axes = plt.subplots(rows, 3, figsize=(TWO_COLUMNS * 0.8, 0.3 + 1.75 * rows))
     for panel, phase, title in zip(axes[0], image, PHASE_NAMES, strict=True):
         outline(panel, mask, show_mm(panel, phase, pixel_mm, vmin=0, vmax=255))
         panel.set_title(title)
-    axes[0, 0].set_ylabel("mm")
+    label_mm(axes)
     for row, (name, gate) in zip(axes[1:], gates.items(), strict=True):
-        require_shape("gates", gate, 3, None, None)
         show_gates(figure, row, image, gate, mask, pixel_mm)
-        row[0].set_ylabel(f"{name}\n(mm)" if name else "mm")
-    for panel in axes[-1]:
-        panel.set_xlabel("mm")
+        row[0].set_ylabel(f"{name}\n(mm)")
+    for panel in axes[:-1].flat:
+        panel.tick_params(labelbottom=False)
     return figure
 
 
@@ -248,11 +285,10 @@ def attention(image, gates, name, probability, pixel_mm, cohort, mask=None):
     image: `(3, H, W)` uint8.  gates: `(3, h, w)` in [0, 1].  probability: (lowest, mean, highest) over seeds.
     mask: `(H, W)` bool, the lesion to be outlined, where known.
     """
-    figure = overlay(image, {"": gates}, mask, pixel_mm)
+    figure = overlay(image, {"attention": gates}, mask, pixel_mm)
     low, mean, high = probability
     lesion = "" if mask is None else "; line: lesion"
-    title = f"{name}: probability of HER2+ {mean:.2f} (seeds {low:.2f}–{high:.2f})"
-    figure.suptitle(f"{title}; {cohort_name(cohort)}{lesion}")
+    headline(figure, cohort, name, f"probability of HER2+ {mean:.2f} (seeds {low:.2f}–{high:.2f}){lesion}")
     return figure
 
 
@@ -266,8 +302,8 @@ def attention_check(image, mask, trained, randomised, shares, name, pixel_mm, co
         raise ValueError(f"shares: lacks {', '.join(sorted(missing))}")
     gates = {f"trained: {shares['trained']:.1%}": trained, f"randomised: {shares['randomised']:.1%}": randomised}
     figure = overlay(image, gates, mask, pixel_mm)
-    chance = f"percentages: attention inside the lesion (line), by chance {shares['chance']:.1%}"
-    figure.suptitle(f"{name}; {cohort_name(cohort)}\n{chance}")
+    share = f"percentages: share of attention inside the lesion (line), by chance {shares['chance']:.1%}"
+    headline(figure, cohort, name, share)
     return figure
 
 
@@ -279,22 +315,21 @@ def failures(images, table, wrong, pixel_mm, cohort):
     """
     require_some("failures", table, MOST_FAILURES)
     require_values("failures", table, ("patient", "her2", "lowest", "probability", "highest"))
-    require_shape("images", images, len(table), 3, None, None)
-    figure, axes = plt.subplots(2, MOST_FAILURES, figsize=(TWO_COLUMNS, 3.4))
+    require_8bit("images", images, len(table), 3, None, None)
+    width = max(ONE_COLUMN, TWO_COLUMNS * len(table) / MOST_FAILURES)
+    figure, axes = plt.subplots(2, len(table), figsize=(width, 3.4), squeeze=False)
     sizes = np.broadcast_to(pixel_mm, len(images))
-    for column, image, mm, (_, row) in zip(axes.T, images, sizes, table.iterrows(), strict=False):
+    for column, image, mm, (_, row) in zip(axes.T, images, sizes, table.iterrows(), strict=True):
         column[0].imshow(image[1], vmin=0, vmax=255)
         column[0].set(xticks=[], yticks=[])
         show_small(column[1], in_rgb(image), mm)
         seeds = f"{row['probability']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
         label = f"HER2{'+' if row['her2'] else '−'}, predicted"
         column[0].set_title(f"{fill(row['patient'], 17)}\n{label}\n{seeds}", fontsize=6.5)
-    for panel in axes[:, len(images) :].flat:
-        panel.set_axis_off()
     axes[0, 0].set_ylabel(PHASE_NAMES[1])
     axes[1, 0].set_ylabel("RGB fusion")
     title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} patients"
-    figure.suptitle(f"{title}; {cohort_name(cohort)}\npredicted: probability of HER2+, mean (range) of seeds")
+    headline(figure, cohort, title, "predicted: probability of HER2+, mean (range) of seeds")
     return figure
 
 
@@ -321,7 +356,7 @@ def learning_curves(histories, patients, cohort):
     axes[0].set(xlabel="Epoch", ylabel=f"Weighted loss, training (n = {patients[0]})")
     axes[1].set(xlabel="Epoch", ylabel=f"AUC, validation (n = {patients[1]})")
     seeds = f"mean of {histories['seed'].nunique()} seeds"
-    figure.suptitle(f"{cohort_name(cohort)}; {f'thick: {seeds}, thin: each seed' if few else seeds}")
+    headline(figure, cohort, f"Thick: {seeds}, thin: each seed" if few else seeds.capitalize())
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -330,10 +365,10 @@ def roc(curves, confidence, cohort):
     """ROC curves.  curves: name → (false-positive rate, mean, low, high, `Estimate`), each `(points,)`."""
     require_some("curves", curves, 3)
     figure, axes = plt.subplots(figsize=(ONE_COLUMN, ONE_COLUMN))
-    for number, (name, (grid, mean, low, high, estimate)) in enumerate(curves.items()):
+    for k, (name, (grid, mean, low, high, estimate)) in enumerate(curves.items()):
         for what, values in (("mean", mean), ("low", low), ("high", high)):
             require_shape(f"{name}, {what}", values, len(grid))
-        colour, line = COLOURS[number], ("-", "--", ":")[number]
+        colour, line = COLOURS[k], ("-", "--", ":")[k]
         axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
         label = f"{name}: AUC {interval(estimate.value, estimate.low, estimate.high)}"
         label += f"\n{patients_of(name, [estimate])}"
@@ -355,8 +390,8 @@ def rows_of_forest(count):
     return figure, axes
 
 
-def beside(axes, y, text, x=1.01):
-    axes.annotate(text, (x, y), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+def beside(axes, y, text):
+    axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7)
 
 
 def forest(table, reference, confidence, cohort, title):
@@ -375,7 +410,7 @@ def forest(table, reference, confidence, cohort, title):
     axes.set_yticks(range(len(table)), marks)
     explained = f"dot: mean of seeds; line: {confidence:.0%} interval over patients; band: seeds' range"
     axes.set_xlabel(f"AUC, internal test\n{explained}")
-    figure.suptitle(f"{title}; {cohort_name(cohort)}, {patients_of('forest', table.itertuples())}")
+    headline(figure, cohort, f"{title}; {patients_of('forest', table.itertuples())}")
     return figure
 
 
@@ -398,64 +433,66 @@ def differences(table, confidence, cohort, title):
         axes.plot([row["low"], row["high"]], [y, y], color=COLOURS[0])
         axes.plot(row["difference"], y, "o", color=COLOURS[0], markerfacecolor=COLOURS[0] if found else "white")
         p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
-        beside(axes, y, interval(row["difference"], row["low"], row["high"], "+"))
-        beside(axes, y, p, 1.32)
+        beside(axes, y, f"{interval(row['difference'], row['low'], row['high'], '+')}   {p}")
     axes.axvline(0, **GUIDE)
     axes.set_yticks(range(len(table)), table["run"])
     reference, patients = names.iloc[0]
     axes.set_xlabel(
-        f"AUC less that of {reference}, internal test\n"
-        f"line: {confidence:.0%} interval over patients and seeds; filled dot: Holm-corrected p says they differ\n"
-        f"grey: differences too small to be detected with a power of {POWER:.0%}"
+        f"Difference in AUC from {reference}, internal test\n"
+        f"line: {confidence:.0%} interval over patients and seeds; filled dot: difference by Holm-corrected p\n"
+        f"grey: too small to be found with a power of {POWER:.0%}, even before the correction"
     )
-    figure.suptitle(f"{title}; {cohort_name(cohort)}, n = {patients}")
+    headline(figure, cohort, f"{title}; n = {patients}")
     return figure
 
 
-def number_with_interval(name, values):
-    values = np.atleast_1d(values)
-    return f"{name} " + (interval(*values, "+") if len(values) == 3 else f"{values[0]:+.2f}".replace("-", "−"))
+def label_with(version, numbers):
+    """The version's name, and a line for every number, with its interval where that is given."""
+    return "\n".join([version, *(f"{k} {interval(*v) if np.ndim(v) else number(v)}" for k, v in numbers.items())])
 
 
 def calibration(panels, confidence, cohort):
     """Observed share of positives against predicted probability, with the patients of each bin below.
 
-    panels: population → {version: (table, numbers)}; versions such as "raw" and "recalibrated".  table:
-    `evaluate.reliability` rows.  numbers: {"intercept": …, "slope": …}, each a number or (number, low, high), or {}.
+    panels: population → {version: (table, numbers)}, two at most of either; versions such as "raw" and
+    "recalibrated".  table: `evaluate.reliability` rows.  numbers: {"intercept": …, "slope": …}, each a number or
+    (number, low, high), or {}.
     """
     require_some("panels", panels, 2)
     size = (TWO_COLUMNS if len(panels) == 2 else ONE_COLUMN, 4.6)
     figure, axes = plt.subplots(2, len(panels), figsize=size, sharex=True, height_ratios=(4, 1), squeeze=False)
     for (top, bottom), (population, versions) in zip(axes.T, panels.items(), strict=True):
-        for number, (version, (table, numbers)) in enumerate(versions.items()):
+        require_some(population, versions, 2)
+        for k, (version, (table, numbers)) in enumerate(versions.items()):
             require_values(f"{population}, {version}", table, ("predicted", "observed", "low", "high", "patients"))
-            colour, marker = COLOURS[number], "os^"[number]
-            label = ", ".join([version, *(number_with_interval(k, v) for k, v in numbers.items())])
+            colour, marker = COLOURS[k], "os"[k]
             top.vlines(table["predicted"], table["low"], table["high"], color=colour, linewidth=0.8)
-            top.plot(table["predicted"], table["observed"], "-", marker=marker, color=colour, label=fill(label, 48))
+            label = label_with(version, numbers)
+            top.plot(table["predicted"], table["observed"], marker=marker, color=colour, label=label)
             bottom.vlines(table["predicted"], 0, table["patients"], color=colour, linewidth=2)
         top.plot([0, 1], [0, 1], **GUIDE)
         top.set(xlim=(0, 1), ylim=(0, 1), title=f"{population}, n = {table['patients'].sum()}")
-        bottom.set(xlabel="Predicted probability of HER2+", ylim=(0, None))
-        bottom.legend(*top.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, -0.55))
+        most = max(table["patients"].max() for table, _ in versions.values())
+        bottom.set(xlabel="Predicted probability of HER2+", ylim=(0, 1.1 * most), yticks=[0, most])
+        bottom.legend(*top.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, -0.6))
     axes[0, 0].set_ylabel("Observed share of HER2+")
     axes[1, 0].set_ylabel("Patients\nper bin")
-    figure.suptitle(f"{cohort_name(cohort)}; lines and brackets: {confidence:.0%} intervals")
+    headline(figure, cohort, f"Lines and brackets: {confidence:.0%} intervals")
     return figure
 
 
 def decision_curve(panels, confidence, cohort):
     """Net benefit of the model, of treating all and of treating nobody, over the threshold probability.
 
-    panels: population → (table, `Estimate`).  table: `evaluate.net_benefit` rows with `low` and `high` of the model.
+    panels: population → (table, `Estimate`), two at most.  table: `evaluate.net_benefit` rows, and `low` and `high`
+    of the model.
     """
     require_some("panels", panels, 2)
-    width = TWO_COLUMNS if len(panels) == 2 else ONE_COLUMN
-    figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), sharey=True, squeeze=False)
     tables = {population: table for population, (table, _) in panels.items()}
     for population, table in tables.items():
-        columns = ("threshold", "model", "low", "high", "treat_all", "treat_none")
-        require_values(population, table, columns)
+        require_values(population, table, ("threshold", "model", "low", "high", "treat_all", "treat_none"))
+    width = TWO_COLUMNS if len(panels) == 2 else ONE_COLUMN
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), sharey=True, squeeze=False)
     most = max(table[["high", "treat_all"]].max(axis=None) for table in tables.values())
     for panel, (population, (table, estimate)) in zip(axes[0], panels.items(), strict=True):
         x = table["threshold"]
@@ -467,5 +504,5 @@ def decision_curve(panels, confidence, cohort):
         panel.set(xlabel="Threshold probability", xlim=(0, x.max()), ylim=(-0.25 * most, 1.1 * most))
     axes[0, 0].set_ylabel("Net benefit (true positives per patient)")
     axes[0, -1].legend(loc="upper right")
-    figure.suptitle(f"{cohort_name(cohort)}; band: {confidence:.0%} interval over patients")
+    headline(figure, cohort, f"Band: {confidence:.0%} interval over patients")
     return figure

@@ -27,7 +27,7 @@ from her2core.documents import BANNER, is_synthetic, sections_of
 from her2core.records import write_whole
 
 PATTERN = "0[0-6]_*.ipynb"  # the study; 07_predict_case is somebody's own examination
-LIMIT = 10_000_000  # bytes of the page
+LIMIT = 4_000_000  # bytes of the page; larger, and its images are reduced to 256 colours
 FOREIGN = {"script", "iframe", "frame", "object", "embed", "base", "form", "link", "meta"}  # they load, run or send
 ESCAPE_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # a progress bar's earlier states

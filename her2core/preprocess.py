@@ -94,15 +94,6 @@ def read_patient(row, folder, config):
     return series.array[chosen], mask, series.geometry, [series.times_s[k] for k in chosen]
 
 
-def read_case(folder, config):
-    """A case outside any table, `dce/` and `seg.dcm` in `folder` → phases, mask, geometry and phase times."""
-    series = read_dce(folder / "dce")
-    mask = read_seg(folder / "seg.dcm", series.geometry, series.array.shape[1:], meaning="segments")
-    unnamed = {"patient": folder.name, "pre": None, "post_early": None, "post_late": None}
-    chosen = choose_phases(unnamed, series.times_s, config)
-    return series.array[chosen], mask, series.geometry, [series.times_s[k] for k in chosen]
-
-
 def named_phases(row):
     """The acquisition indices that the table names as pre, early and late; None where it leaves one open.
 

@@ -158,3 +158,23 @@ def spatial_attention(networks, images):
         for stage in gates.values():
             maps.append(torch.nn.functional.interpolate(stage["spatial"], images.shape[-2:], mode="bilinear"))
     return torch.stack(maps).mean(0)
+
+
+def untrained(run, models, image_px, seeds):
+    """Networks of the run's kind with fresh weights: what an attention map shows that was not learnt."""
+    networks = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        networks.append(build_model(run.model, models, image_px).eval())
+    return networks
+
+
+def attention_inside(maps, masks):
+    """Share of each slice's attention that lies in its lesion, and the lesion's share of the image: `(N,)` each.
+
+    maps: `(N, P, H, W)`; masks: `(N, H, W)` bool.  Attention is taken above each map's minimum: gates that are open
+    everywhere attend to nothing.
+    """
+    above = maps - maps.amin((2, 3), keepdim=True)  # (N, P, H, W)
+    inside = (above * masks[:, None]).sum((1, 2, 3)) / above.sum((1, 2, 3)).clamp(min=1e-12)
+    return inside, masks.float().mean((1, 2))

@@ -297,6 +297,7 @@ def test_the_plan_of_the_committed_manifests_needs_no_network(monkeypatch):
     assert table["patients"].to_dict() == {"spy2": 982, "spy1": 172, "ambl": 99}
     assert table.loc["spy2", "series"] == 2 * 982 and table.loc["ambl", "series"] == 2 * 99
     assert table.loc["spy2", "download_GB"] == pytest.approx(126.0 + 8.9, abs=0.1)
+    assert "165.7 GB; 3.7 h at 0.1 Gbit/s, 0.4 h at 1 Gbit/s" in text  # 165.7 · 8 / 3600 h
     assert "982 + 167 = 1,149" in text and "CC BY 4.0" in text and "CC BY-NC 4.0" in text
 
 

@@ -538,3 +538,22 @@ def test_below_every_probability_the_model_is_to_treat_all(rng):
 def test_settings_that_give_no_interval_are_refused(wrong):
     with pytest.raises(ValueError, match="bootstrap >= 2 and 0 < confidence < 1"):
         EvaluateConfig(**wrong)
+
+
+def test_the_band_of_a_decision_curve_holds_the_curve_and_narrows_with_patients(rng):
+    widths = []
+    for n in (60, 600):
+        labels = np.arange(n) % 2
+        probabilities = np.clip(0.5 + 0.2 * (labels - 0.5) + rng.normal(0, 0.15, n), 0.01, 0.99)
+        band = evaluate.net_benefit_band(labels, probabilities, [0.3, 0.5], EvaluateConfig(bootstrap=200))
+        assert ((band["low"] <= band["model"]) & (band["model"] <= band["high"])).all()
+        widths.append((band["high"] - band["low"]).mean())
+    assert widths[1] < 0.6 * widths[0]
+
+
+def test_a_calibration_row_has_numbers_where_they_exist_and_nan_where_nothing_can_be_fitted():
+    labels = np.array([0, 0, 1, 1])
+    row = evaluate.calibration_row(labels, np.array([0.2, 0.3, 0.7, 0.8]))
+    assert np.isnan([row["intercept"], row["slope"]]).all() and row["auprc"] == 1.0 and row["patients"] == 4
+    assert evaluate.fit_recalibration_or_none(labels, np.array([0.2, 0.3, 0.7, 0.8])) is None
+    assert evaluate.calibration_row(labels, np.array([0.2, 0.7, 0.3, 0.8]))["slope"] > 0

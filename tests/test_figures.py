@@ -1,68 +1,388 @@
-"""Figures carry their n, interval, units and cohort, and are the same file twice."""
+"""Figures carry their n, interval, units and cohort, nothing in them overlaps, and they are the same file twice."""
+
+from functools import cache, partial
+from io import BytesIO
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
+from PIL import Image
 
 from her2core import figures
 from her2core.evaluate import Estimate
 
 matplotlib.use("Agg")
+RUNS = [f"thda_separate{k:02d}-channel_q98-raw" for k in range(20)]
+ESTIMATE = Estimate(0.7, 0.6, 0.8, 90, 30)
 
 
-@pytest.fixture
-def table():
-    row = {"auc": 0.7, "low": 0.6, "high": 0.8, "lowest_seed": 0.65, "highest_seed": 0.75, "patients": 90}
-    return pd.DataFrame([row | {"run": "a", "positives": 30}, row | {"run": "b", "positives": 30}])
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
 
 
-def all_text(figure):
-    return " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
+def summary(count):
+    row = {"auc": 0.7, "low": 0.6, "high": 0.8, "lowest_seed": 0.65, "highest_seed": 0.75}
+    return pd.DataFrame([{"run": r, "patients": 90, "positives": 30} | row for r in RUNS[:count]])
 
 
-def draw(name, table, rng):
-    images = rng.integers(0, 256, (2, 3, 16, 16)).astype(np.uint8)
-    grid = np.linspace(0, 1, 5)
-    curves = {"Internal": (grid, grid**0.5, grid, grid**0.3, Estimate(0.7, 0.6, 0.8, 90, 30))}
-    history = pd.DataFrame({"run": "a", "seed": [0, 0], "epoch": [1, 2], "loss": [1, 0.5], "validation_auc": 0.5})
-    return {
-        "roc": lambda: figures.roc(curves, 0.95, "embedded"),
-        "forest": lambda: figures.forest(table, "a", 0.95, "embedded", "Windows"),
-        "learning_curves": lambda: figures.learning_curves(history, (600, 140), "embedded"),
-        "phases": lambda: figures.phases(images, ["p", "q"], 2.0, "embedded"),
-        "attention": lambda: figures.attention(
-            images[0], rng.random((3, 4, 4)), "p", (0.1, 0.2, 0.3), 2.0, "embedded"
-        ),
-        "windows": lambda: figures.windows(images.ravel(), {"channel_q98": (0.0, 250.0)}, "embedded"),
-    }[name]()
+def comparisons(count):
+    row = {"difference": -0.05, "low": -0.09, "high": -0.01, "p_holm": 0.0004, "detectable": 0.08, "patients": 90}
+    words = ["lower than the reference", "no difference detected"] * 10
+    rows = [{"run": r, "reference": "a", "verdict": w} | row for r, w in zip(RUNS, words, strict=True)]
+    return pd.DataFrame(rows[:count])
 
 
-NAMES = {
-    "roc": "0.70 (0.60–0.80)\nn = 90, 30 HER2+",
-    "forest": "0.70 (0.60–0.80)",
-    "learning_curves": "AUC, validation (n = 140)",
-    "phases": "(mm)",
-    "attention": "0.20 (seeds 0.10–0.30)",
-    "windows": "saturated",
+def histories(count, seeds=(0, 1)):
+    rows = [{"run": r, "seed": s, "epoch": e, "loss": 1 / e} for r in RUNS[:count] for s in seeds for e in (1, 2)]
+    return pd.DataFrame(rows).assign(validation_auc=0.5)
+
+
+def reliability():
+    rows = {"predicted": [0.2, 0.6], "observed": [0.3, 0.5], "low": [0.2, 0.4], "high": [0.4, 0.6]}
+    return pd.DataFrame(rows | {"patients": [45, 44]})
+
+
+def versions(numbers):
+    return {"raw": (reliability(), numbers), "recalibrated": (reliability(), numbers)}
+
+
+def net_benefit():
+    table = {"threshold": [0.1, 0.5], "model": [0.3, 0.2], "low": [0.2, 0.1], "high": [0.4, 0.3]}
+    return pd.DataFrame(table | {"treat_all": [0.26, -0.33], "treat_none": [0.0, 0.0]})
+
+
+def wrong(count):
+    row = {"her2": 0, "lowest": 0.8, "probability": 0.9, "highest": 1.0}
+    return pd.DataFrame([row | {"patient": f"PHANTOM-SPY2-000{k}"} for k in range(count)])
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((16, 16), bool)
+    mask[4:10, 6:11] = True
+    return rng.integers(0, 256, (6, 3, 16, 16)).astype(np.uint8), rng.random((3, 4, 4)), mask
+
+
+IMAGES, GATES, MASK = arrays()
+FIELD = np.linspace(0.8, 1.2, 256).reshape(16, 16)
+SLOPE = {"intercept": (-0.2, -0.4, 0.1), "slope": (0.8, 0.5, 1.1)}
+GRID = np.linspace(0, 1, 5)
+CURVES = {name: (GRID, GRID**0.5, GRID, GRID**0.3, ESTIMATE) for name in ("Internal test", "External")}
+NAMES = ("PHANTOM-SPY2-0001\nHER2+", "AMBL-001")
+LIMITS = {"channel_q98": (0.0, 250.0), "channel_zscore": (-12.5, 300.0)}
+WINDOWED = {f"channel_q9{k}": IMAGES[k % 6] for k in range(9)}
+SHARES = {"trained": 0.312, "randomised": 0.121, "chance": 0.118}
+DRAW = {  # all but the cohort; several cases for those that grow
+    "phases": partial(figures.phases, IMAGES[:2], NAMES, [2.0, 1.4]),
+    "windows": partial(figures.windows, IMAGES.ravel(), LIMITS),
+    "windowed": partial(figures.windowed, WINDOWED, "PHANTOM-SPY2-0001", 2.0),
+    "bias_field": partial(figures.bias_field, IMAGES[0, 0], FIELD, FIELD**2, IMAGES[0, 1], 2.0),
+    "bias_field without truth": partial(figures.bias_field, IMAGES[0, 0], FIELD, None, IMAGES[0, 1], 2.0),
+    "attention": partial(figures.attention, IMAGES[0], GATES, "PHANTOM-SPY2-0001", (0.1, 0.2, 0.3), 2.0),
+    "attention_check": partial(
+        figures.attention_check, IMAGES[0], MASK, GATES, GATES / 2, SHARES, "PHANTOM-SPY2-0001", 2.0
+    ),
+    "failures": partial(figures.failures, IMAGES, wrong(6), (47, 180), 2.0),
+    "one failure": partial(figures.failures, IMAGES[:1], wrong(1), (1, 180), 2.0),
+    "learning_curves": partial(figures.learning_curves, histories(20), (600, 140)),
+    "few learning_curves": partial(figures.learning_curves, histories(5), (600, 140)),
+    "roc": partial(figures.roc, CURVES, 0.95),
+    "forest": partial(figures.forest, summary(20), RUNS[3], 0.95, title="THDA under each window"),
+    "small forest": partial(figures.forest, summary(1), RUNS[0], 0.95, title="Models"),
+    "differences": partial(figures.differences, comparisons(20), 0.95, title="THDA under each window"),
+    "calibration": partial(figures.calibration, {"Internal test": versions(SLOPE), "External": versions({})}, 0.95),
+    "one calibration": partial(figures.calibration, {"External": versions({"slope": 0.8})}, 0.95),
+    "decision_curve": partial(
+        figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
+    ),
+}
+SAYS = {
+    "phases": ("early post-contrast", "RGB fusion", "mm", "AMBL-001"),
+    "windows": ("Voxels (n = 4608)", "channel_zscore", "(scanner units)", "white from 250: 2."),
+    "windowed": ("channel_q98", "Grey level", "Pixels (%)", "32 mm", "one slice of 256 pixels"),
+    "bias_field": ("Estimated field", "True field", "Field − 1 (%)", "mm"),
+    "attention": ("0.20 (seeds 0.10–0.30)", "PHANTOM-SPY2-0001", "mm"),
+    "attention_check": ("trained: 31.2%", "randomised: 12.1%", "by chance 11.8%"),
+    "failures": ("6 most confident of 47 wrong among n = 180", "HER2−, predicted\n0.90 (0.80–1.00)"),
+    "learning_curves": ("training (n = 600)", "AUC, validation (n = 140)", RUNS[19]),
+    "roc": ("0.70 (0.60–0.80)\nn = 90, 30 HER2+", "95% over patients", "1 − specificity"),
+    "forest": ("0.70 (0.60–0.80)", "n = 90, 30 HER2+", "95% interval", f"{RUNS[3]}  (reference)"),
+    "differences": ("−0.05 (−0.09 to −0.01)   p < 0.001", "n = 90", "power of 80%", "95% interval"),
+    "calibration": ("raw\nintercept −0.20 (−0.40 to 0.10)\nslope 0.80 (0.50–1.10)", "Internal test, n = 89", "95%"),
+    "one calibration": ("recalibrated\nslope 0.80",),
+    "decision_curve": ("Threshold probability", "External, n = 90, 30 HER2+", "treat none", "95% interval"),
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_figure_says_its_numbers_and_that_the_cohort_is_synthetic(name, table, rng):
-    text = all_text(draw(name, table, rng))
-    assert NAMES[name] in text
-    assert "embedded synthetic cohort" in text
+def texts(figure):
+    """Every text that is drawn, of the ticks those in view; the figure is settled."""
+    ticks = {t for a in figure.axes for axis in (a.xaxis, a.yaxis) for t in axis.get_ticklabels(which="both")}
+    shown = [t for t in figure.findobj(Text) if t not in ticks and t.get_visible() and t.get_text().strip()]
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                if tick.label1.get_visible() and tick.label1.get_text() and low <= tick.get_loc() <= high:
+                    shown.append(tick.label1)
+    off = {t for a in figure.axes if not a.axison for t in (a.xaxis.label, a.yaxis.label)}
+    return [t for t in shown if t not in off]
 
 
-def test_a_real_cohort_is_not_called_synthetic(table):
-    assert "synthetic" not in all_text(figures.forest(table, "a", 0.95, "ispy", "Windows"))
+def extents(figure):
+    """Text → its box in pixels; of a text with arrow or frame the words alone."""
+    return {t: Text.get_window_extent(t) for t in texts(figure)}
+
+
+@cache
+def drawn(name):
+    """A figure as it is saved."""
+    figure = DRAW[name](cohort="embedded")
+    figures.settle(figure)
+    return figure
+
+
+def all_text(figure):
+    return "\n".join(t.get_text() for t in texts(figure))
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_every_figure_says_its_numbers_and_units_and_that_the_cohort_is_synthetic(name):
+    text = all_text(drawn(name))
+    assert [t for t in (*SAYS[name], "embedded synthetic cohort") if t not in text] == []
+
+
+def test_a_real_cohort_is_not_called_synthetic():
+    text = all_text(DRAW["forest"](cohort="ispy"))
+    assert "synthetic" not in text and "ispy" in text
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_every_figure_has_print_size_and_no_text_leaves_it_or_lies_on_another(name):
+    figure = drawn(name)
+    boxes = extents(figure)
+    width = figure.get_figwidth()
+    assert figures.ONE_COLUMN <= width <= figures.TWO_COLUMNS and figure.get_figheight() <= 9
+    page = figure.bbox.padded(0.5)
+    assert [t.get_text() for t, box in boxes.items() if not page.contains(box.x0, box.y0)] == []
+    assert [t.get_text() for t, box in boxes.items() if not page.contains(box.x1, box.y1)] == []
+    found = list(boxes.items())
+    pairs = [(a, b) for k, a in enumerate(found) for b in found[:k] if a[1].padded(-1).overlaps(b[1].padded(-1))]
+    assert [(a.get_text(), b.get_text()) for (a, _), (b, _) in pairs] == []
+    assert min(t.get_fontsize() for t in boxes) >= 6
+
+
+def pdf(figure):
+    figure.set_layout_engine("none")  # slow, and a figure that is saved has it
+    buffer = BytesIO()
+    figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", [n for n in DRAW if " " not in n])
+def test_a_figure_drawn_twice_has_the_same_bytes(name):
+    assert pdf(DRAW[name](cohort="embedded")) == pdf(DRAW[name](cohort="embedded"))
 
 
 @pytest.mark.parametrize("name", ["roc", "attention"])
-def test_a_figure_is_the_same_file_twice(name, table, tmp_path):
+def test_a_figure_saved_twice_is_the_same_two_files(name, tmp_path):
     for folder in ("a", "b"):
-        figures.save(draw(name, table, np.random.default_rng(0)), name, tmp_path / folder)
+        figures.save(DRAW[name](cohort="embedded"), name, tmp_path / folder)
     for kind in ("png", "pdf"):
         first, second = ((tmp_path / d / f"{name}.{kind}").read_bytes() for d in "ab")
         assert first == second
+
+
+def test_save_writes_both_kinds_for_print_and_nothing_else(tmp_path):
+    figures.save(DRAW["roc"](cohort="embedded"), "roc", tmp_path)
+    assert plt.get_fignums() == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["roc.pdf", "roc.png"]
+    with Image.open(tmp_path / "roc.png") as image:
+        assert image.size == (1050, 1050) and round(image.info["dpi"][0]) == 300
+
+
+def test_a_figure_that_fails_half_way_leaves_the_one_before(tmp_path):
+    figures.save(DRAW["roc"](cohort="embedded"), "roc", tmp_path)
+    before = (tmp_path / "roc.png").read_bytes()
+    broken = DRAW["roc"](cohort="ispy")
+    broken.axes[0].set_title("$\\nonsense$")
+    with pytest.raises(ValueError, match="nonsense"):
+        figures.save(broken, "roc", tmp_path)
+    assert (tmp_path / "roc.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "sign", "expected"),
+    [
+        (0.72, 0.65, 0.79, "", "0.72 (0.65–0.79)"),
+        (0.1, -0.2, 0.4, "", "0.10 (−0.20 to 0.40)"),
+        (-0.05, -0.09, -0.014, "+", "−0.05 (−0.09 to −0.01)"),
+        (-0.001, -0.2, 0.2, "+", "+0.00 (−0.20 to +0.20)"),
+    ],
+)
+def test_an_interval_never_sets_a_dash_before_a_minus_or_a_minus_before_zero(value, low, high, sign, expected):
+    assert figures.interval(value, low, high, sign) == expected
+
+
+def test_every_patient_has_the_field_of_view_of_their_own_pixels():
+    axes = DRAW["phases"](cohort="embedded").axes
+    assert axes[0].images[0].get_extent() == [-16, 16, 16, -16]
+    assert axes[4].images[0].get_extent() == pytest.approx([-11.2, 11.2, 11.2, -11.2])
+    assert list(axes[0].get_xticks()) == [-10, 0, 10] and list(axes[4].get_xticks()) == [-5, 0, 5]
+
+
+def test_the_fusion_shows_the_phases_as_red_green_and_blue():
+    fusion = DRAW["phases"](cohort="embedded").axes[3].images[0].get_array()
+    assert [fusion[2, 5, k] for k in range(3)] == list(IMAGES[0, :, 2, 5])
+
+
+def test_a_window_is_drawn_from_its_black_to_its_white_and_counts_what_it_saturates():
+    values = np.arange(1, 101)
+    figure = figures.windows(values, {"a": (0.0, 100.0), "b": (-50.0, 50.0)}, "embedded")
+    text = all_text(figure)
+    assert "white from 100: 1.0 % of voxels" in text and "white from 50: 51.0 % of voxels" in text
+    shown = figure.axes[1].images[1]
+    left, right = shown.get_extent()[:2]
+    assert left == -50 and right == pytest.approx(103)
+    grey = np.interp([-50, 0, 50, 100], np.linspace(left, right, 1024), shown.get_array()[0])
+    assert grey == pytest.approx([0, 0.5, 1, 1], abs=1e-3)  # of 1024 points
+
+
+def test_a_slice_under_a_window_says_how_much_of_its_early_phase_is_white():
+    image = np.zeros((3, 4, 4), np.uint8)
+    image[1, 0], image[2] = 255, 255
+    text = all_text(figures.windowed({"a": image, "b": image // 2}, "p", 1.0, "embedded"))
+    assert "a\n25.0 % white" in text and "b\n0.0 % white" in text
+
+
+def test_the_field_is_centred_on_no_change_and_air_has_none():
+    estimated = FIELD.copy()
+    estimated[0] = np.nan
+    figure = figures.bias_field(IMAGES[0, 0], estimated, None, IMAGES[0, 1], 1.0, "ispy")
+    before, field, after = (axes.images[0] for axes in figure.axes[:3])
+    assert field.get_clim() == pytest.approx((-20, 20)) and field.get_array().mask[0].all()
+    assert before.get_clim() == after.get_clim()
+
+
+def test_the_lesion_is_outlined_along_the_edges_of_its_pixels():
+    figure = DRAW["attention_check"](cohort="embedded")
+    for axes in figure.axes[:9]:
+        lines = [c for c in axes.collections if isinstance(c, matplotlib.contour.ContourSet)]
+        assert len(lines) == 2
+        box = lines[1].get_paths()[0].get_extents()
+        assert [box.x0, box.x1, box.y0, box.y1] == pytest.approx([-4, 6, -8, 4], abs=0.3)  # of 2 mm pixels
+
+
+def test_attention_without_a_mask_has_no_outline_and_one_with_says_what_the_line_is():
+    plain = DRAW["attention"](cohort="embedded")
+    marked = DRAW["attention"](cohort="embedded", mask=MASK)
+    assert not plain.axes[0].collections and len(marked.axes[0].collections) == 2
+    assert "line: lesion" in all_text(marked) and "line: lesion" not in all_text(plain)
+
+
+def test_a_dot_is_filled_only_where_the_verdict_is_a_difference_and_grey_spans_what_is_detectable():
+    axes = figures.differences(comparisons(2), 0.95, "embedded", "Windows").axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [d.get_markerfacecolor() for d in dots] == [figures.COLOURS[0], "white"]
+    bars = [p for p in axes.patches if p.get_height() == pytest.approx(0.7)]
+    assert [(b.get_x(), b.get_width()) for b in bars] == [(-0.08, 0.16)] * 2
+
+
+def test_single_seeds_are_drawn_while_the_runs_are_few_and_only_the_runs_given_are_drawn():
+    few, many = (figures.learning_curves(histories(n), (6, 4), "tiny") for n in (7, 8))
+    assert len(few.axes[0].lines) == 7 * (1 + 2) and len(many.axes[0].lines) == 8
+    assert "thin: each seed" in all_text(few) and "each seed" not in all_text(many)
+    assert [t.get_text() for t in few.legends[0].texts] == RUNS[:7]
+
+
+def test_twenty_runs_differ_in_colour_or_line():
+    lines = figures.learning_curves(histories(20), (6, 4), "tiny").axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
+
+
+def without(table, column):
+    return table.drop(columns=column)
+
+
+BAD = {
+    "phases: two phases": (partial(figures.phases, IMAGES[:, :2], NAMES, 2.0), r"images: shape \(6, 2, 16, 16\)"),
+    "phases: not 8-bit": (partial(figures.phases, IMAGES[:2] / 255, NAMES, 2.0), "found float64, expected uint8"),
+    "phases: a name short": (partial(figures.phases, IMAGES[:3], NAMES, 2.0), "zip"),
+    "phases: nobody": (partial(figures.phases, IMAGES[:0], [], 2.0), "expected"),
+    "windows: white is black": (partial(figures.windows, IMAGES.ravel(), {"a": (5.0, 5.0)}), "not for a"),
+    "windows: no values": (partial(figures.windows, np.empty(0), LIMITS), r"values: shape \(0,\)"),
+    "windows: no windows": (partial(figures.windows, IMAGES.ravel(), {}), "limits: found 0, expected 1 to 20"),
+    "windowed: a volume": (partial(figures.windowed, {"a": IMAGES}, "p", 2.0), r"a: shape \(6, 3, 16, 16\)"),
+    "bias_field: other field": (
+        partial(figures.bias_field, IMAGES[0, 0], FIELD[:8], None, IMAGES[0, 1], 2.0),
+        r"Estimated field: shape \(8, 16\), expected \(16, 16\)",
+    ),
+    "attention: one map": (partial(figures.attention, IMAGES[0], GATES[0], "p", (0, 0, 0), 2.0), "gates: shape"),
+    "attention: other mask": (
+        partial(figures.attention, IMAGES[0], GATES, "p", (0, 0, 0), 2.0, mask=MASK[:8]),
+        r"mask: shape \(8, 16\)",
+    ),
+    "attention_check: no chance": (
+        partial(figures.attention_check, IMAGES[0], MASK, GATES, GATES, {"trained": 1, "randomised": 1}, "p", 2.0),
+        "shares: lacks chance",
+    ),
+    "failures: seven": (
+        partial(figures.failures, IMAGES, wrong(7), (7, 9), 2.0),
+        "failures: found 7, expected 1 to 6",
+    ),
+    "failures: an image short": (partial(figures.failures, IMAGES[:2], wrong(3), (7, 9), 2.0), "images: shape"),
+    "learning_curves: no seed": (
+        partial(figures.learning_curves, without(histories(2), "seed"), (6, 4)),
+        "histories: lacks seed",
+    ),
+    "learning_curves: too many": (
+        partial(
+            figures.learning_curves, pd.concat([histories(20), *(histories(1).assign(run=r) for r in "ab")]), (6, 4)
+        ),
+        "runs: found 22, expected 1 to 21",
+    ),
+    "roc: a point short": (
+        partial(figures.roc, {"a": (GRID, GRID[1:], GRID, GRID, ESTIMATE)}, 0.95),
+        r"a, mean: shape \(4,\), expected \(5\)",
+    ),
+    "forest: no interval": (
+        partial(figures.forest, without(summary(2), "low"), "a", 0.95, title="x"),
+        "forest: lacks low",
+    ),
+    "forest: other patients": (
+        partial(figures.forest, summary(2).assign(patients=[90, 91]), "a", 0.95, title="x"),
+        r"differ from row to row: \[\(90, 30\), \(91, 30\)\]",
+    ),
+    "forest: empty": (partial(figures.forest, summary(2)[:0], "a", 0.95, title="x"), "forest: 0 rows"),
+    "differences: NaN": (
+        partial(figures.differences, comparisons(2).assign(low=np.nan), 0.95, title="x"),
+        "no missing value",
+    ),
+    "differences: two references": (
+        partial(figures.differences, comparisons(2).assign(reference=["a", "b"]), 0.95, title="x"),
+        "one reference",
+    ),
+    "calibration: three": (
+        partial(figures.calibration, dict.fromkeys("abc", versions({})), 0.95),
+        "panels: found 3, expected 1 to 2",
+    ),
+    "calibration: no counts": (
+        partial(figures.calibration, {"a": {"raw": (without(reliability(), "patients"), {})}}, 0.95),
+        "a, raw: lacks patients",
+    ),
+    "decision_curve: no interval": (
+        partial(figures.decision_curve, {"a": (without(net_benefit(), ["low", "high"]), ESTIMATE)}, 0.95),
+        "a: lacks low, high",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_input_of_another_shape_is_refused_and_named(name):
+    draw, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        draw(cohort="embedded")

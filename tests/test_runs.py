@@ -10,7 +10,20 @@ from her2core.baselines import ModelConfig, VitConfig
 from her2core.dataset import Slices
 from her2core.evaluate import COLUMNS, auc, read_predictions
 from her2core.model import ThdaConfig
-from her2core.runs import Run, load_seeds, predictions, save_weights, spatial_attention, train_run
+from her2core.runs import (
+    Run,
+    aggregated,
+    attention_inside,
+    check_weights,
+    digests,
+    load_seeds,
+    predictions,
+    save_weights,
+    sees_neighbours,
+    spatial_attention,
+    train_run,
+    untrained,
+)
 from her2core.train import TrainConfig
 
 RUN = Run.parse("thda-channel_q98-raw")
@@ -132,6 +145,49 @@ def test_attention_is_averaged_to_a_map_per_phase_of_the_images_size(slices, tra
     save_weights(trained[0], tmp_path)
     maps = spatial_attention(load_seeds(tmp_path, RUN, MODELS, 16), slices.images[:2])
     assert maps.shape == (2, 3, 16, 16) and 0 <= maps.min() <= maps.max() <= 1
+
+
+def test_weights_that_changed_since_training_are_refused(trained, tmp_path):
+    folder = tmp_path / RUN.name
+    save_weights(trained[0], folder)
+    digests(folder).to_csv(tmp_path / "run.csv", index=False)
+    check_weights(folder, tmp_path / "run.csv")
+    save_weights({5: trained[0][0]}, folder)
+    with pytest.raises(ValueError, match="thda-channel_q98-raw/seed5.safetensors: not the weights that training"):
+        check_weights(folder, tmp_path / "run.csv")
+
+
+def test_slices_are_aggregated_as_asked_by_the_same_weights(slices, trained, tmp_path):
+    save_weights(trained[0], tmp_path)
+    table = aggregated(RUN, "c", slices, ("test",), MODELS, CONFIG, tmp_path)
+    assert set(table["run"]) == {"aggregate_mean-channel_q98-raw", "aggregate_max-channel_q98-raw"}
+    wide = table.pivot_table(index=["seed", "patient"], columns="model", values="probability")
+    assert (wide["aggregate_max"] >= wide["aggregate_mean"]).all()
+    median = predictions(RUN, "c", slices, ("test",), MODELS, CONFIG, tmp_path)
+    mean = wide["aggregate_mean"].to_numpy()  # of two slices the median is the mean
+    np.testing.assert_allclose(median.sort_values(["seed", "patient"])["probability"], mean, atol=2e-6)
+
+
+def test_only_a_variant_whose_heads_see_adjacent_slices_needs_neighbours():
+    models = replace(MODELS, variants={"adjacent": {"head_input": "adjacent_slices"}})
+    assert [sees_neighbours(m, models) for m in ("thda", "thda_adjacent", "vit")] == [False, True, False]
+
+
+def test_attention_inside_a_lesion_is_its_share_of_the_map():
+    maps, masks = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[:, :2, :2] = True
+    maps[0, :, :2, :2] = 1.0  # all of it inside
+    maps[1] = 0.5 + 0.25 * (torch.arange(4) % 2)  # every other column open: a quarter of it inside
+    inside, chance = attention_inside(maps, masks)
+    torch.testing.assert_close(inside, torch.tensor([1.0, 0.25]))
+    torch.testing.assert_close(chance, torch.tensor([0.25, 0.25]))
+
+
+def test_untrained_networks_differ_by_seed_and_repeat():
+    a, b = untrained(RUN, MODELS, 16, (0, 1))
+    c, _ = untrained(RUN, MODELS, 16, (0, 1))
+    assert torch.equal(a.classifier.weight, c.classifier.weight)
+    assert not torch.equal(a.classifier.weight, b.classifier.weight)
 
 
 def test_missing_weights_say_which_stage_makes_them(tmp_path):
