@@ -240,7 +240,7 @@ def bias_field(before, estimated, truth, after, pixel_mm, cohort):
         show_mm(panel, image, pixel_mm, vmin=0, vmax=white)
         panel.set_title(title)
     for panel, (title, field) in zip(axes[1:], percent.items(), strict=False):
-        shown = show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=0, vmax=most)
+        shown = show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=-most, vmax=most)
         panel.set_title(title)
     figure.colorbar(shown, ax=axes, location="bottom", label="Field − 1 (%)", shrink=0.5, aspect=30)
     label_mm(axes[None])

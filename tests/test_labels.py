@@ -97,7 +97,7 @@ def test_the_papers_rule_for_phases_gives_what_the_table_names_for_two_thirds():
 
 @real
 def test_the_real_table_becomes_the_patient_table():
-    found = flow(patient_table(read_breastdcedl(TABLE)))
+    found = flow(patient_table(read_breastdcedl(TABLE).assign(layout="breastdcedl")))
     assert (found["patients"], found["excluded"]) == (982, {"no split published": 5})
     assert found["splits"]["test"] == {"patients": 98, "her2_positive": 19}
 
