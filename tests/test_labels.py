@@ -12,6 +12,8 @@ import pytest
 
 from her2core.cohort import flow, patient_table
 from her2core.labels import (
+    DISCORDANT,
+    NO_HER2,
     agreement,
     breastdcedl_phases,
     index_lesion,
@@ -455,9 +457,14 @@ def test_ispy_and_ambl_together_make_one_patient_table(tmp_path):
     _, ambl = index_lesion(read_ambl_clinical(ambl_sheet(tmp_path, *ambl_rows()), CODES))
     ispy = read_breastdcedl(TABLE)
     assert ambl.drop(columns="reason").columns.tolist() == ispy.columns.tolist()
-    found = flow(patient_table(pd.concat([ispy, ambl.assign(n_times=5)], ignore_index=True)))
+    both = pd.concat([ispy, ambl.assign(n_times=5)], ignore_index=True).assign(layout="breastdcedl")
+    found = flow(patient_table(both))
     assert found["splits"]["external"] == {"patients": 3, "her2_positive": 1}
-    assert found["included"] == 977 + 3 and found["excluded"]["HER2 unknown"] == 4
+    assert found["included"] == 977 + 3 and found["excluded"] == {
+        "no split published": 5,
+        NO_HER2: 3,
+        DISCORDANT: 1,
+    }
 
 
 # Agreement
