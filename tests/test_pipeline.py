@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 TOP = Path(__file__).resolve().parents[1]
-RUNS = ["thda-channel_q98-raw", "thda-channel_nyul-n4", "thda_adjacent-channel_q98-raw"]
+RUNS = ["thda-channel_q98-raw", "thda-channel_q98-n4", "thda-channel_nyul-raw", "thda_adjacent-channel_q98-raw"]
 
 
 def copy_of_the_compendium(folder):
