@@ -174,7 +174,7 @@ def test_prepared_arrays_are_the_same_bytes_as_of_one_process(here, cluster, tmp
     monkeypatch.chdir(tmp_path)  # the workers are elsewhere: relative paths must not reach them
     table = here(Path("acquire"), Path("there"))
     names = sorted(f.name for f in (tmp_path / "here").iterdir())
-    assert names == sorted(f.name for f in (tmp_path / "there").iterdir()) and len(names) == 8
+    assert names == sorted(f.name for f in (tmp_path / "there").iterdir()) and len(names) == 12
     for name in names:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
     assert set(table["dataset"]) == {"spy1", "spy2", "ambl"} and table["patient"].nunique() == 4
