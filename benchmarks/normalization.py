@@ -5,7 +5,7 @@
 
 Window: each phase from its minimum to its 98 % quantile.  her2core counts integer intensities; the others sort or
 partition in floating point.  The results are compared before they are timed: more than one grey level apart is an
-error.  The three take turns, a few calls each, and the best call counts.  On a busy machine the processor's time
+error.  The three take turns, some calls each, and the best call counts.  On a busy machine the processor's time
 is the fair one, with one thread; the clock's prefers what is short.
 """
 
@@ -20,8 +20,8 @@ from monai.transforms import ScaleIntensityRangePercentiles
 from her2core.normalize import exact_quantiles, to_8bit
 from her2core.phantom import SITES, make_patient
 
-SHAPES = {(24, 128, 128): 15, (80, 256, 256): 4}  # voxels of a phase: turns
-CALLS = 3  # of each package in a turn, the first of them with cold caches
+SHAPES = {(24, 128, 128): 5, (80, 256, 256): 2}  # voxels of a phase: turns
+CALLS = 10  # of each package in a turn, the first with cold caches
 
 
 def ours(phases):
