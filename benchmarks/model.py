@@ -1,20 +1,28 @@
-"""Cost of one THDA forward pass beside plain ResNet-34 on as many images, and folded beside three calls.
+"""Cost of one THDA forward pass beside plain ResNet-34 on as many images, and folded beside three calls; then the
+time per patient of every network of the study.
 
     python benchmarks/model.py
 
 THDA passes the three phases of N slices through one backbone call of 3·N grey images.  Compared with torchvision's
 ResNet-34 on the same 3·N images, repeated to three channels as it needs them, and with three calls of N images of
-THDA's own backbone.  One thread, no gradients; rounds follow each other, the best counts.
+THDA's own backbone.  A patient's slices and the networks are those of `params.yaml`, with random weights.  One
+thread, no gradients; rounds follow each other, the best counts.
 """
 
 import time
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torchvision.models import resnet34
 
+from her2core.baselines import MODELS, ModelConfig, build_model
+from her2core.config import params
 from her2core.model import ThdaConfig, ThdaResNet
+from her2core.preprocess import PrepareConfig
 
 ROUNDS, SIZES = 7, ((4, 224), (32, 64))  # slices, pixels
+COHORTS = ("embedded", "ispy")
 
 
 def cases(n, px):
@@ -34,21 +42,40 @@ def cases(n, px):
     }
 
 
+def networks(cohort):
+    """{network: call} on the slices of one patient."""
+    models, prepare = params("models", ModelConfig, cohort), params("prepare", PrepareConfig, cohort)
+    thda, vit, cvt = (getattr(models, name) for name in ("thda", "vit", "cvt"))
+    scratch = {"thda": replace(thda, pretrained=False), "vit": replace(vit, pretrained=False)}
+    models = replace(models, **scratch, cvt=replace(cvt, pretrained=""))
+    x = torch.rand(prepare.slices, 3, prepare.crop_px, prepare.crop_px)
+    return {name: partial(build_model(name, models, prepare.crop_px).eval(), x) for name in MODELS}
+
+
+def best_times(calls):
+    """Seconds of the best round of each."""
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def show(title, best, anchor):
+    print(title)
+    for name, seconds in best.items():
+        print(f"  {name:36s} {1000 * seconds:8.1f} ms   {seconds / best[anchor]:5.2f} × {anchor}")
+
+
 @torch.inference_mode()
 def main():
     torch.set_num_threads(1)
     for n, px in SIZES:
-        calls = cases(n, px)
-        best = dict.fromkeys(calls, float("inf"))
-        for _ in range(ROUNDS):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                best[name] = min(best[name], time.perf_counter() - start)
-        plain = best["torchvision ResNet-34, 3N images"]
-        print(f"N = {n} slices of {px} × {px} pixels")
-        for name, seconds in best.items():
-            print(f"  {name:36s} {1000 * seconds:8.1f} ms   {seconds / plain:5.2f} × ResNet-34")
+        show(f"N = {n} slices of {px} × {px} pixels", best_times(cases(n, px)), "torchvision ResNet-34, 3N images")
+    for cohort in COHORTS:
+        show(f"one patient of the cohort {cohort}", best_times(networks(cohort)), "resnet34_rgb")
 
 
 if __name__ == "__main__":

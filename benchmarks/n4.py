@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import SimpleITK as sitk
 
-from her2core.bias_field import N4Config, correct, log_bias_field
+from her2core.bias_field import N4Config, correct, fidelity, log_bias_field
 from her2core.phantom import SITES, draw_protocol, make_patient
 from her2core.volume import to_sitk
 
@@ -63,12 +63,10 @@ def measure(method, patient, phases):
     corrected = np.concatenate([correct(p[None], f) for p, f in zip(phases, fields, strict=True)])
     seconds = time.process_time() - start
     body, gland = patient.body_mask, patient.fibroglandular > 0.95
-    true, estimated = np.log(patient.bias_field[body]), fields[0][body]
     pre, early = (np.array([stack[k][patient.lesion_mask].mean() for stack in (phases, corrected)]) for k in (0, 1))
     raw, changed = early / pre - 1
     return (
-        np.corrcoef(true, estimated)[0, 1],
-        cov(np.exp(true - estimated)) / cov(np.exp(true)),
+        *fidelity(fields[0], patient.bias_field, body),
         1 - cov(corrected[0][gland]) / cov(phases[0][gland]),
         abs(changed / raw - 1),
         seconds,

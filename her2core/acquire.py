@@ -8,6 +8,7 @@ data/<cohort>/acquire/
     truth.csv      what is known beside it: the phantom's truth; of the real cohort, voxels of mask and table
 """
 
+import math
 import sys
 
 import pandas as pd
@@ -54,7 +55,10 @@ def dry(name):
     """What acquiring a cohort would mean, in words."""
     config = params("acquire", SOURCES, name)
     if isinstance(config, embedded.EmbeddedConfig):
-        return f"{name}: {len(embedded.draw_cohort(config))} synthetic patients, made here; no download"
+        sites = [embedded.site_of(row, config.coarse) for row in embedded.draw_cohort(config)]
+        size = sum(2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites)  # 16 bits per voxel
+        what = f"{len(sites):,} synthetic patients, made here"
+        return f"{name}: {what}\nDownload: none; licence: MIT, as the code\nDisk: {size:.2g} GB"
     return f"{name}:\n{archive.describe(config)}"
 
 

@@ -7,7 +7,8 @@ downloaded, read, cropped as MinCrop crops, stored, and deleted.
 
 <folder>/
     <dataset>/dce/*.nii.gz, <dataset>/mask/*.nii.gz   BreastDCEDL's layout, pre, early and late phase
-    downloads/                                         what is under way: a patient's series, a release's file
+    downloads/                                         what is under way: a patient's series, a release's file; of a
+                                                       patient that failed it stays, and the next run goes on there
 """
 
 import hashlib
@@ -15,30 +16,28 @@ import json
 import re
 import shutil
 import tarfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from her2core import manifest
 from her2core.config import root
 from her2core.dicom import read_dce, read_seg, read_seg_labels
 from her2core.labels import breastdcedl_phases, index_lesion, read_ambl_clinical, read_breastdcedl
-from her2core.manifest import read_manifest
-from her2core.nifti import mask_file, min_crop, phase_files, write_breastdcedl
+from her2core.nifti import PHASE_COLUMNS, mask_file, min_crop, phase_files, write_breastdcedl
 from her2core.parallel import each
 from her2core.records import read_record, write_record
 from her2core.transfer import Unreachable, check_reachable, check_space, fetch_file, fetch_series
 from her2core.volume import DceSeries, nearest_phases
 
-MANIFESTS = {"spy2": "ispy2", "spy1": "ispy1", "ambl": "ambl"}
 MINCROP = {  # of Zenodo record 18114231: file, MD5
     "spy2": ("BreastDCEDL_ISPY2_min_crop.tar.gz", "2f1a00310bd00d344664319fb7bd679c"),
     "spy1": ("BreastDCEDL_ISPY1_min_crop.tar.gz", "d2d2630940a861819e6a385877f45ba5"),
     "table": ("BreastDCEDL_metadata_min_crop.csv", "d58b84d0f343b4b8338cbb222e6dda08"),
 }
-MINCROP_LICENCE = "CC BY-NC 4.0"
 PUBLISHED = {"spy2": (982, 982), "spy1": (172, 167)}  # patients of BreastDCEDL, and those with a HER2 status
 KEPT_MB = 16.7  # per patient: three cropped phases, uncompressed; 16.4 GB over the 982 of I-SPY2
 MEANING = {"spy2": "tumour_is_zero", "spy1": "segments"}
@@ -55,8 +54,9 @@ class ArchiveConfig:
     early_s, late_s: wanted times after the first phase, where no table names the phases (AMBL).
     ambl_phases: indices of pre, early and late instead, where the files carry no times either; null: by time.
     crop_px, margin_slices: MinCrop keeps 256 × 256 pixels around the tumour and two slices beyond it.
-    allow_missing: false ends with an error when a patient could not be had; true goes on without it, and the
-        patient table says why.
+    allow_missing: false ends with an error when a patient that should be there could not be had or read; true
+        goes on without it.  Whom the manifests leave out is known beforehand and no error.  Either way the
+        patient has a row that says why.
     idc, zenodo: addresses.  connections: at once, per patient.  jobs: patients at once.
     """
 
@@ -87,53 +87,52 @@ class ArchiveConfig:
 # ------------------------------------------------------------------------------------------------------ the plan
 
 
-def wanted(dataset):
-    """A collection's manifest → {patient: its series, as rows}."""
-    table = read_manifest(root() / "manifests" / f"{MANIFESTS[dataset]}.csv")
-    return {patient: part.to_dict("records") for patient, part in table.groupby("patient", sort=True)}
+def read_series(dataset):
+    """A collection's manifest → the series of patients with images and SEG; {patient: why not} of the others."""
+    folder = root() / "manifests"
+    table = manifest.read_manifest(folder / f"{manifest.MANIFESTS[dataset]}.csv")
+    out = pd.read_csv(folder / "excluded.csv", index_col="patient")["reason"].to_dict()
+    out |= dict.fromkeys(set(table["patient"]) - set(table.loc[table["role"] == "seg", "patient"]), "no tumour SEG")
+    return table[~table["patient"].isin(list(out))], out
 
 
-def plan(config):
-    """What getting the cohort means, one row per collection; without network.  GB: NaN where unknown."""
+def under_way_gb(series, config):
+    """The most that lies in downloads/ at a time."""
+    return series.groupby("patient")["size_MB"].sum().max() / 1000 * max(config.jobs, 1)
+
+
+def plan(config, series):
+    """What getting the cohort means, one row per collection; GB: NaN where unknown.  series: of each from IDC."""
     rows = []
     for dataset, where in config.collections.items():
-        if where == "zenodo":
-            patients, files, licence = PUBLISHED[dataset][0], 1, {MINCROP_LICENCE}
-            series, gigabytes = 0, np.nan
+        if where == "idc":
+            row = manifest.plan(series[dataset])
         else:
-            table = pd.DataFrame([s for part in wanted(dataset).values() for s in part])
-            patients, files, licence = table["patient"].nunique(), table["instances"].sum(), set(table["licence"])
-            series, gigabytes = len(table), table["size_MB"].sum() / 1000
-        row = {"collection": dataset, "from": where, "patients": patients, "series": series, "files": int(files)}
-        kept = patients * KEPT_MB / 1000
-        rows.append(row | {"download_GB": gigabytes, "kept_GB": kept, "licence": ", ".join(sorted(licence))})
-    return pd.DataFrame(rows)
-
-
-def largest_patient_gb(config):
-    sizes = [
-        sum(series["size_MB"] for series in part) / 1000
-        for dataset, where in config.collections.items()
-        if where == "idc"
-        for part in wanted(dataset).values()
-    ]
-    return max(sizes, default=0.0)
+            row = {"patients": PUBLISHED[dataset][0], "series": 0, "instances": 1, "GB": np.nan}
+            row["licences"] = [manifest.MINCROP_LICENCE]
+        rows.append({"collection": dataset, "from": where} | row | {"kept_GB": row["patients"] * KEPT_MB / 1000})
+    table = pd.DataFrame(rows).rename(columns={"instances": "files", "GB": "download_GB"})
+    return table.assign(licences=table["licences"].str.join(", "))
 
 
 def describe(config):
-    """The plan in words."""
-    table = plan(config)
-    gigabytes, kept = table["download_GB"].sum(), table["kept_GB"].sum()
-    peak = kept + largest_patient_gb(config) * max(config.jobs, 1)
-    lines = [table.round(1).to_string(index=False), ""]
-    published = [PUBLISHED[d] for d in config.collections if d in PUBLISHED]
-    known = sum(n for _, n in published)
-    lines.append(f"With a known HER2 status in BreastDCEDL: {' + '.join(str(n) for _, n in published)} = {known:,}")
+    """The plan in words; without network."""
+    series = {dataset: read_series(dataset)[0] for dataset, where in config.collections.items() if where == "idc"}
+    table = plan(config, series)
+    size, kept = table["download_GB"].sum(), table["kept_GB"].sum()
+    peak = kept + max((under_way_gb(part, config) for part in series.values()), default=0.0)
+    hours = size * 8 / 3600  # at 1 Gbit/s
+    patients = f"Patients: {table['patients'].sum():,}"
+    if known := [PUBLISHED[d][1] for d in config.collections if d in PUBLISHED]:
+        patients += f"; HER2 status known in BreastDCEDL: {' + '.join(map(str, known))} = {sum(known):,}"
+    lines = [
+        table.round(1).to_string(index=False, na_rep="unknown") + "\n",
+        patients,
+        f"Download: {size:.1f} GB; {hours / 0.1:.1f} h at 0.1 Gbit/s, {hours:.1f} h at 1 Gbit/s",
+        f"Disk: up to {peak:.0f} GB, of which {kept:.0f} GB stay; series are deleted patient by patient",
+    ]
     if table["download_GB"].isna().any():
-        lines.append("Zenodo tells a file's size only when asked (all of MinCrop: 22 to 25 GB); not counted below")
-    hours = gigabytes * 8 / 3600  # at 1 Gbit/s
-    lines.append(f"Download: {gigabytes:.1f} GB; {hours / 0.1:.1f} h at 0.1 Gbit/s, {hours:.1f} h at 1 Gbit/s")
-    lines.append(f"Disk: up to {peak:.0f} GB, of which {kept:.0f} GB stay; series are deleted patient by patient")
+        lines.append("On top of both: Zenodo's part, its size told only when asked (all of MinCrop: 22 to 25 GB)")
     return "\n".join(lines)
 
 
@@ -141,8 +140,11 @@ def describe(config):
 
 
 def fetch_patient(series, folder, config):
-    """All series of a patient → its folders of DCE series, and its SEG file or None."""
-    dce, seg = [], None
+    """All series of a patient, with one SEG among them → folders of its DCE series, and the SEG file.
+
+    Raises as `fetch_series` does.
+    """
+    dce = []
     for number, one in enumerate(series):
         target = folder / f"{one['role']}{number}"
         fetch_series(one, target, config.idc, config.connections)
@@ -150,8 +152,6 @@ def fetch_patient(series, folder, config):
             dce.append(target)
         else:
             seg = next(p for p in target.iterdir() if not p.name.startswith("."))
-    if seg is None:
-        raise ValueError("no segmentation of the tumour in the archive")
     return dce, seg
 
 
@@ -160,7 +160,7 @@ def fetch_patient(series, folder, config):
 
 def phases_of(row, times_s, config):
     """Indices of pre, early and late: the table's, else MinCrop's rule for I-SPY, else by time after contrast."""
-    named = [row.get(c) for c in ("pre", "post_early", "post_late")]
+    named = [row[c] for c in PHASE_COLUMNS]
     if not any(pd.isna(k) for k in named):
         return [int(k) for k in named]
     if row["dataset"] != "ambl":
@@ -170,82 +170,95 @@ def phases_of(row, times_s, config):
     return nearest_phases(times_s, config.early_s, config.late_s)
 
 
-def tumour(row, seg, series):
+def tumour(row, lesions, seg, series):
     """The mask of a patient's tumour, bool `(Z, Y, X)`.
 
     AMBL has a segment per lesion, benign ones too, and its table counts lesions: the segments are taken in the
-    table's order where both count as many, else nobody can tell which is which and the patient is out.
+    table's order where both count as many, else nobody can tell which is which, a ValueError.
     """
     shape = series.array.shape[1:]
     if row["dataset"] != "ambl":
         return read_seg(seg, series.geometry, shape, meaning=MEANING[row["dataset"]])
     labels = read_seg_labels(seg, series.geometry, shape)
     found = len(np.unique(labels)) - 1
-    if found != row["lesions"]:
-        raise ValueError(f"{found} segments for {row['lesions']} lesions of the table")
-    mask = np.isin(labels, row["malignant_lesions"])
+    if found != lesions["count"]:
+        raise ValueError(f"{found} segments for {lesions['count']} lesions of the table")
+    mask = np.isin(labels, lesions["malignant"])
     if not mask.any():
-        raise ValueError(f"segments {row['malignant_lesions']} are empty")
+        raise ValueError(f"segments {lesions['malignant']} are empty")
     return mask
 
 
-def crop_patient(row, dce, seg, folder, config):
+def crop_patient(row, lesions, dce, seg, folder, config):
     """Series of a patient → three cropped phases and their mask in BreastDCEDL's layout; returns the paths and
-    the patient's row of the table as it now is."""
+    what the images say of the patient, in the table's columns.  Early may be late, and is then the same file."""
     series = read_dce(*dce)
-    mask = tumour(row, seg, series)
-    chosen = phases_of(row, series.times_s, config)
-    if not 0 <= chosen[0] < chosen[1] < chosen[2] < len(series.array):
-        raise ValueError(f"phases {chosen} of {len(series.array)} are not pre < early < late")
+    mask = tumour(row, lesions, seg, series)
+    pre, early, late = chosen = phases_of(row, series.times_s, config)
+    if not 0 <= pre < early <= late < len(series.array):
+        raise ValueError(f"phases {chosen} of {len(series.array)} are not pre < early ≤ late")
     phases, cropped, _ = min_crop(series.array[chosen], mask, config.margin_slices, config.crop_px)
     small = DceSeries(phases, series.geometry, (float("nan"),) * 3)
     home = folder / row["dataset"]
-    write_breastdcedl(
-        small, cropped, home, patient_id=row["pid"], cohort=row["dataset"], phases=dict(enumerate(chosen)).values()
-    )
+    for stale in home.glob(f"dce/{row['pid']}_*"):  # of an earlier recipe, perhaps with other phases
+        stale.unlink()
+    write_breastdcedl(small, cropped, home, patient_id=row["pid"], cohort=row["dataset"], phases=chosen)
     paths = [*phase_files(home, row["pid"]).values(), mask_file(home, row["pid"])]
     z_mm, _, x_mm = series.geometry.spacing_mm
     return paths, {
-        **{k: v for k, v in row.items() if k not in ("lesions", "malignant_lesions")},
-        **dict(zip(("pre", "post_early", "post_late"), chosen, strict=True)),
+        **dict(zip(PHASE_COLUMNS, chosen, strict=True)),
         **{"n_times": len(series.array), "slice_thick": z_mm, "xy_spacing": x_mm, "layout": "breastdcedl"},
         "mask_voxels": int(mask.sum()),
     }
 
 
-def recipe(config, series):
-    """What a stored patient depends on: another crop or other series make it another one."""
-    keep = ("early_s", "late_s", "ambl_phases", "crop_px", "margin_slices", "ambl_her2")
-    settings = {k: asdict(config)[k] for k in keep}
-    text = json.dumps([settings, [s["crdc_series_uuid"] for s in series]], sort_keys=True)
+def recipe(config, row, series, lesions):
+    """Digest of all that a patient's stored files depend on: not the table's labels, `complete` adds those."""
+    settings = [config.early_s, config.late_s, config.ambl_phases, config.crop_px, config.margin_slices]
+    text = json.dumps([settings, [row[c] for c in PHASE_COLUMNS], [s["crdc_series_uuid"] for s in series], lesions])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def get_patient(row, config, folder):
-    """One patient from IDC → its record, or the row of the table with the reason why not."""
-    series, row = row["series"], {k: plain(v) for k, v in row.items() if k != "series"}
-    patient, stamp = row["pid"], recipe(config, series)
-    if (record := read_record(folder, patient)) and record["recipe"] == stamp:
+def stored(job, config, folder):
+    """The record of a patient whose files are complete and are what they would be today; else None."""
+    record = read_record(folder, job[0]["pid"])
+    return record if record and record["recipe"] == recipe(config, *job) else None
+
+
+def get_patient(job, config, folder):
+    """One patient from IDC → its record, or the reason why not.  job: row, series, lesions (None but for AMBL).
+
+    Of a patient that fails the series stay in downloads/<patient>, so that the next run fetches only what lacks;
+    who deletes them has all of them fetched again.
+    """
+    row, series, lesions = job
+    if record := stored(job, config, folder):
         return record
-    raw = folder / "downloads" / patient
+    raw = folder / "downloads" / row["pid"]
     try:
         dce, seg = fetch_patient(series, raw, config)
-        paths, metadata = crop_patient(row, dce, seg, folder, config)
+        paths, found = crop_patient(row, lesions, dce, seg, folder, config)
     except Unreachable:
         raise
     except (ValueError, OSError) as error:
-        return row | {"layout": "breastdcedl", "reason": f"not usable: {error}"}
+        return {"layout": "breastdcedl", "reason": f"not usable: {error}"}
     uids = " ".join(s["SeriesInstanceUID"] for s in series)
-    record = write_record(folder, patient, paths, recipe=stamp, series_uid=uids, metadata=metadata)
+    record = write_record(folder, row["pid"], paths, recipe=recipe(config, *job), series_uid=uids, found=found)
     shutil.rmtree(raw)
     return record
 
 
-def plain(value):
-    """A table's value as JSON has it; missing is None."""
-    if isinstance(value, list):
-        return value
-    return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
+def get_idc(dataset, rows, lesions, config, folder):
+    """A collection from IDC, several patients at a time → {patient: its record, or the reason why not}."""
+    series, out = read_series(dataset)
+    parts = {patient: part.to_dict("records") for patient, part in series.groupby("patient")}
+    jobs = [(row, parts[row["pid"]], lesions.get(row["pid"])) for row in rows if row["pid"] in parts]
+    if new := sum(stored(job, config, folder) is None for job in jobs):
+        check_reachable(config.idc)
+        check_space(new * KEPT_MB / 1000 + under_way_gb(series, config), folder)
+    made = each(partial(get_patient, config=config, folder=folder), jobs, config.jobs, dataset)
+    results = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
+    return results | {row["pid"]: result for (row, *_), result in zip(jobs, made, strict=True)}
 
 
 # ----------------------------------------------------------------------------------------- Zenodo: MinCrop, whole
@@ -270,37 +283,38 @@ def unpack(archive, home, dataset):
 
 
 def get_mincrop(dataset, rows, config, folder):
-    """A collection of the MinCrop release → one record, or row with a reason, per patient of the table."""
+    """A collection of the MinCrop release → {patient: its record, or the reason why not}."""
     name, md5 = MINCROP[dataset]
     known = {row["pid"]: read_record(folder, row["pid"]) for row in rows}
     if missing := [pid for pid, record in known.items() if record is None or record["recipe"] != md5]:
         archive = fetch_file(f"{config.zenodo}/{name}/content", folder / "downloads" / name, md5)
         unpack(archive, folder / dataset, dataset)
-        for row in (r for r in rows if r["pid"] in missing):
-            known[row["pid"]] = keep_mincrop(row, folder, md5)
+        known |= {pid: keep_mincrop(pid, folder, dataset, md5) for pid in missing}
         archive.unlink()
-    return [known[row["pid"]] for row in rows]
+    return known
 
 
-def keep_mincrop(row, folder, md5):
-    """The record of one unpacked patient, or its row with the reason why not."""
-    row = {k: plain(v) for k, v in row.items()} | {"layout": "breastdcedl"}
-    home = folder / row["dataset"]
+def keep_mincrop(patient, folder, dataset, md5):
+    """The record of one unpacked patient, or the reason why not."""
     try:
-        paths = [*phase_files(home, row["pid"]).values(), mask_file(home, row["pid"])]
+        files, mask = phase_files(folder / dataset, patient), mask_file(folder / dataset, patient)
     except ValueError as error:
-        return row | {"reason": f"not usable: {error}"}
-    if row["pre"] is None:
-        row |= dict(zip(("pre", "post_early", "post_late"), phase_files(home, row["pid"]), strict=False))
-    return write_record(folder, row["pid"], paths, recipe=md5, series_uid="", metadata=row)
+        return {"layout": "breastdcedl", "reason": f"not usable: {error}"}
+    found = {"layout": "breastdcedl", **dict(zip(PHASE_COLUMNS, files, strict=False))}
+    return write_record(folder, patient, [*files.values(), mask], recipe=md5, series_uid="", found=found)
 
 
 # ------------------------------------------------------------------------------------------------------ all of it
 
 
-def clinical_table(config, folder):
-    """BreastDCEDL's rows of the I-SPY collections and AMBL's from its spreadsheet, in the same columns."""
-    parts = []
+def plain(value):
+    """A table's value as JSON has it; missing is None."""
+    return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
+
+
+def clinical_rows(config, folder):
+    """Rows of BreastDCEDL's table and of AMBL's spreadsheet, in the same columns; and AMBL's lesions by patient."""
+    parts, lesions = [], {}
     if "ambl" in config.collections:  # first: it is there or not, and no download is in vain
         sheet = root() / config.ambl_clinical
         if not sheet.is_file():
@@ -308,49 +322,51 @@ def clinical_table(config, folder):
                 f"{config.ambl_clinical}: no such file; download the clinical spreadsheet from the page of "
                 "Advanced-MRI-Breast-Lesions at TCIA (10.7937/c7x1-yn57), or leave ambl out of `collections`"
             )
-        parts.append(ambl_table(read_ambl_clinical(sheet, config.ambl_her2)))
+        table, lesions = ambl_table(read_ambl_clinical(sheet, config.ambl_her2))
+        parts.append(table)
     if set(config.collections) & {"spy1", "spy2"}:
         name, md5 = MINCROP["table"]
         path = fetch_file(f"{config.zenodo}/{name}/content", folder / name, md5)
         table = read_breastdcedl(path)
-        parts.append(table[table["dataset"].isin(list(config.collections))])
-    return pd.concat(parts, ignore_index=True)
+        parts.append(table[table["dataset"].isin(list(config.collections))].assign(reason=""))
+    rows = pd.concat(parts, ignore_index=True).to_dict("records")
+    return [{name: plain(value) for name, value in row.items()} for row in rows], lesions
 
 
 def ambl_table(lesions):
-    """AMBL's patients in BreastDCEDL's columns, with how many lesions the sheet counts and which are malignant."""
+    """AMBL's patients in BreastDCEDL's columns; {patient: count of lesions in the sheet, malignant ones}."""
     known, table = index_lesion(lesions)
     counted = lesions[lesions["malignant"].notna()].groupby("patient").size()
-    malignant = known.groupby("patient")["lesion"].agg(list)
-    return table.assign(
-        lesions=table["pid"].map(counted).astype("Int64"), malignant_lesions=table["pid"].map(malignant)
-    )
+    malignant = known.groupby("patient")["lesion"]
+    return table, {p: {"count": int(counted[p]), "malignant": part.tolist()} for p, part in malignant}
+
+
+def complete(row, result):
+    """A patient's record with the row as the table has it today, or the row with the reason why there is no record.
+
+    What the files say goes before the table, but for phases that it names: those chose the files.
+    """
+    if "files" not in result:
+        return row | result
+    named = {c: row[c] for c in PHASE_COLUMNS if row[c] is not None}
+    return result | {"metadata": row | result["found"] | named}
 
 
 def get(config, folder):
-    """The whole cohort, as far as it can be had → records of the complete patients, rows of the others."""
+    """The whole cohort, as far as it can be had → records of the complete patients, rows of the others.
+
+    Reasons that begin with "not usable" are failures, and so is a patient of whom the manifests say nothing; whom
+    the table or excluded.csv rules out, or who has no SEG in the manifest, was known beforehand.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    table = clinical_table(config, folder)
-    table = table.assign(reason=table.get("reason", "")).fillna({"reason": ""})
-    results = table[table["reason"] != ""].to_dict("records")
+    rows, lesions = clinical_rows(config, folder)
+    results = [row for row in rows if row["reason"]]
+    unlisted = {"reason": "not usable: neither in the manifest nor in manifests/excluded.csv"}
     for dataset, where in config.collections.items():
-        rows = table[(table["dataset"] == dataset) & (table["reason"] == "")].to_dict("records")
+        todo = [row for row in rows if row["dataset"] == dataset and not row["reason"]]
         if where == "zenodo":
-            results += get_mincrop(dataset, rows, config, folder)
-            continue
-        series = wanted(dataset)
-        results += [r | {"reason": "no series in the archive"} for r in rows if r["pid"] not in series]
-        todo = [r | {"series": series[r["pid"]]} for r in rows if r["pid"] in series]
-        results += get_idc(dataset, todo, config, folder)
+            known = get_mincrop(dataset, todo, config, folder)
+        else:
+            known = get_idc(dataset, todo, lesions, config, folder)
+        results += [complete(row, known.get(row["pid"], unlisted)) for row in todo]
     return [r for r in results if "files" in r], [r for r in results if "files" not in r]
-
-
-def get_idc(dataset, todo, config, folder):
-    """The patients of one collection from IDC, several at a time."""
-    stamps = {r["pid"]: recipe(config, r["series"]) for r in todo}
-    stored = {p: read_record(folder, p) for p in stamps}
-    new = [p for p, stamp in stamps.items() if not stored[p] or stored[p]["recipe"] != stamp]
-    if new:
-        check_reachable(config.idc)
-        check_space(len(new) * KEPT_MB / 1000 + largest_patient_gb(config) * max(config.jobs, 1), folder)
-    return each(partial(get_patient, config=config, folder=folder), todo, config.jobs, dataset)

@@ -44,13 +44,17 @@ class VitConfig:
 class CvtConfig:
     """Convolutional vision transformer (Wu et al., ICCV 2021), three stages; CvT-13 is the default.
 
-    dims, heads, depths: of each stage.  pretrained: a name at the Hugging Face hub, such as
-    "microsoft/cvt-13", whose shape then counts; "" trains from scratch.
+    patch_px, stride_px: of each stage's convolution into tokens.  dims, heads, depths: of each stage.  drop_path:
+    rate of the last stage.  pretrained: a name at the Hugging Face hub, such as "microsoft/cvt-13", whose shape
+    then counts; "" trains from scratch.
     """
 
+    patch_px: tuple[int, int, int] = (7, 3, 3)
+    stride_px: tuple[int, int, int] = (4, 2, 2)
     dims: tuple[int, int, int] = (64, 192, 384)
     heads: tuple[int, int, int] = (1, 3, 6)
     depths: tuple[int, int, int] = (1, 2, 10)
+    drop_path: float = 0.1
     pretrained: str = ""
 
     def __post_init__(self):
@@ -135,6 +139,25 @@ def vit(config, image_px):
     return RgbNetwork(backbone, config.dim)
 
 
+def cvt_from_scratch(config):
+    """transformers' CvT with PyTorch's own initial weights.
+
+    Those of its authors, all of a standard deviation of 0.02, are for wide layers: narrow ones shrink the image
+    until only the biases are left, and nothing is learnt.
+    """
+    from transformers import CvtConfig as Shape
+    from transformers import CvtModel
+
+    stages = {"patch_sizes": config.patch_px, "patch_stride": config.stride_px, "embed_dim": config.dims}
+    stages |= {"patch_padding": [stride // 2 for stride in config.stride_px]}
+    stages |= {"num_heads": config.heads, "depth": config.depths, "drop_path_rate": (0.0, 0.0, config.drop_path)}
+    backbone = CvtModel(Shape(**{name: list(values) for name, values in stages.items()}))
+    for layer in backbone.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.reset_parameters()
+    return backbone
+
+
 def cvt(config):
     """transformers' CvT; the class token of the last stage goes to the classifier."""
     import transformers  # seconds of import that only this network needs
@@ -145,8 +168,7 @@ def cvt(config):
         except OSError as error:
             raise unavailable(f"weights {config.pretrained}", str(error).splitlines()[0]) from error
     else:
-        shape = {"embed_dim": config.dims, "num_heads": config.heads, "depth": config.depths}
-        backbone = transformers.CvtModel(transformers.CvtConfig(**{k: list(v) for k, v in shape.items()}))
+        backbone = cvt_from_scratch(config)
     return RgbNetwork(Only(backbone, lambda out: out.cls_token_value[:, 0]), backbone.config.embed_dim[-1])
 
 

@@ -84,6 +84,17 @@ def correct(array, log_field):
     return np.clip(np.rint(corrected), 0, np.iinfo(np.uint16).max).astype(np.uint16)
 
 
+def fidelity(log_field, true_field, mask):
+    """How well an estimated field `(Z, Y, X)` follows the true one (not its logarithm) in the mask.
+
+    Returns Pearson's r of the logarithms, and the coefficient of variation of what shading is left after the
+    correction relative to that of the true field: 1 if nothing was gained.
+    """
+    true = np.log(true_field[mask])
+    left, before = np.exp(true - log_field[mask]), true_field[mask]
+    return np.corrcoef(true, log_field[mask])[0, 1], (left.std() / left.mean()) / (before.std() / before.mean())
+
+
 def correct_patient(phases, geometry, config):
     """Phases `(P, Z, Y, X)` uint16 of one patient, the pre-contrast phase first → corrected, uint16."""
     if config.field == "shared":

@@ -1,4 +1,4 @@
-"""The patient table: who is in, who is out and why, which split, and what that many patients can show.
+"""The patient table: who is in, who is out and why, and which split.
 
 The split is the published one, BreastDCEDL's column `test`: 0 train, 1 test, 2 validation (one public project
 swaps 1 and 2; the cross-table with HER2 shows that it is wrong).  Every patient keeps a row; one that cannot
@@ -6,10 +6,8 @@ be used has a reason instead of a split.
 """
 
 import re
-from statistics import NormalDist
 from textwrap import fill
 
-import numpy as np
 import pandas as pd
 
 from her2core import manifest
@@ -233,36 +231,3 @@ def table_one(table):
         menopause=("menopause", values),
         menopause_missing=("menopause", lacking),
     ).reset_index()
-
-
-# --- what the numbers can carry -----------------------------------------------------------------------------
-
-
-def standard_error(auc, positives, negatives):
-    """Standard error of an AUC (Hanley and McNeil, Radiology 1982;143:29); NaN where a class is empty."""
-    if not 0 < auc < 1:
-        raise ValueError(f"auc must lie between 0 and 1, found {auc}")
-    if min(positives, negatives) < 1:
-        return float("nan")
-    both_positives, both_negatives = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = auc * (1 - auc)
-    variance += (positives - 1) * (both_positives - auc**2) + (negatives - 1) * (both_negatives - auc**2)
-    return float(np.sqrt(variance / (positives * negatives)))
-
-
-def expected_width(table, auc=0.74, confidence=0.95):
-    """Per split the interval to expect around an AUC of `auc`, from the numbers of patients alone.
-
-    Columns: split, patients, her2_positive, her2_negative, standard_error, half_width, low, high.  low and high
-    stay in [0, 1].  A split that lacks one class has NaN.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rows = []
-    for split, part in included(table).groupby("split", sort=True):
-        positives = int(part["her2"].sum())
-        error = standard_error(auc, positives, len(part) - positives)
-        numbers = {"split": split, "patients": len(part), "her2_positive": positives}
-        numbers |= {"her2_negative": len(part) - positives, "standard_error": error, "half_width": z * error}
-        rows.append(numbers)
-    out = pd.DataFrame(rows)
-    return out.assign(low=(auc - out["half_width"]).clip(lower=0), high=(auc + out["half_width"]).clip(upper=1))

@@ -15,23 +15,15 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from scipy.stats import binomtest
 
-from her2core.config import read_yaml, root
+from her2core.manifest import MANIFESTS, MINCROP_LICENCE
 
 BANNER = "embedded synthetic cohort: phantom images, no patients; no number here tests a number of the paper"
 NO_RESULT = "not run"
 NOT_TESTABLE = "not testable on this cohort"
 
 
-def sections_of(cohort):
-    """A cohort's part of params.yaml, as plain dictionaries."""
-    values = read_yaml(root() / "params.yaml").get(cohort)
-    if not isinstance(values, dict):
-        raise ValueError(f"params.yaml has no cohort {cohort!r}")
-    return values
-
-
 def is_synthetic(sections):
-    """Whether a cohort is made here; sections: as `sections_of`."""
+    """Whether a cohort is made here; sections: its part of params.yaml, as everywhere below."""
     return sections["acquire"]["source"] == "phantom"
 
 
@@ -68,7 +60,7 @@ class Reported:
 
 FLOW, METRIC, WINDOWS, MODELS = "flow.json", "metrics.json", "normalization_study.csv", "model_comparison.csv"
 PAIRS, MODEL_PAIRS, EXTERNAL = "normalization_pairs.csv", "model_pairs.csv", "external_validation.csv"
-BEST, VIT, CVT = "thda-channel_q98-raw", "vit-channel_q98-raw", "cvt-channel_q98-raw"
+BEST, N4, VIT, CVT = "thda-channel_q98-raw", "thda-n4", "vit", "cvt"
 REPORTED = (
     Reported("patients of I-SPY1 and I-SPY2 with a HER2 status", "1,149", "abstract", FLOW, "patients"),
     Reported("of these HER2-positive", "296", "third party", FLOW, "her2_positive"),
@@ -83,7 +75,7 @@ REPORTED = (
     Reported("AUC, window global_q99", "0.726", "third party", WINDOWS, "thda-global_q99-raw"),
     Reported("AUC, window slice_minmax", "0.723", "third party", WINDOWS, "thda-slice_minmax-raw"),
     Reported("AUC, window global_minmax", "0.700", "third party", WINDOWS, "thda-global_minmax-raw"),
-    Reported("AUC with N4, against without", "slightly lower", "abstract", PAIRS, "thda-channel_q98-n4"),
+    Reported("AUC with N4, against without", "slightly lower", "abstract", PAIRS, N4),
     Reported("AUC of the Vision Transformer", "0.64 to 0.67, best 0.668", "third party", MODELS, VIT),
     Reported("AUC of the Convolutional Vision Transformer", "0.61 to 0.63", "third party", MODELS, CVT),
     Reported("AUC of the Vision Transformer, against THDA", "lower", "title", MODEL_PAIRS, VIT),
@@ -262,9 +254,11 @@ external is another site, without any tuning. The threshold of the classificatio
   from HER2-zero.
 - Test sets are small, so intervals are wide; differences smaller than they are cannot be seen.
 - The training patients had locally advanced or high-risk disease in two trials of neoadjuvant treatment; other
-  patients are not represented. Performance by age, race or scanner is to be shown before it is assumed.
+  patients are not represented. By age, hormone receptors, site and lesion size see
+  [`subgroups.csv`](subgroups.csv), which is exploratory; by race or scanner nothing is known.
 {% endif %}
-- Probabilities are not calibrated for any clinic; a class weight in training shifts them.
+- Probabilities are not calibrated for any clinic; a class weight in training shifts them
+  ([`calibration.csv`](calibration.csv)).
 
 ## Training settings
 
@@ -340,9 +334,7 @@ def model_card(cohort, sections, results, weights, citation):
     if Path(weights).name != metrics["reference"]:
         raise ValueError(f"metrics.json is of {metrics['reference']}, the weights are of {Path(weights).name}")
     splits = [(k, v["patients"], v["her2_positive"]) for k, v in flow["splits"].items()]
-    model = metrics["reference"].split("-")[0]
-    family = re.split(r"_(?!rgb)", model)[0]  # a variant `thda_<name>` has the settings of thda, changed
-    settings = {"models": {k: v for k, v in sections["models"].items() if k == family}}
+    settings = {"models": {"thda": sections["models"]["thda"]}}  # of the reference, which is THDA
     settings["train"] = {k: v for k, v in sections["train"].items() if k != "jobs"}
     template = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return template.from_string(MODEL_CARD).render(
@@ -363,9 +355,7 @@ def model_card(cohort, sections, results, weights, citation):
 
 # --- data sources -------------------------------------------------------------------------------------------
 
-MANIFESTS = {"spy2": "ispy2.csv", "spy1": "ispy1.csv", "ambl": "ambl.csv"}
 BREASTDCEDL = "10.1038/s41597-026-06589-6"
-BREASTDCEDL_LICENCE = "CC BY-NC 4.0"
 
 
 def md5(path):
@@ -407,7 +397,7 @@ def release_source(dataset, address):
         "collection": "BreastDCEDL, MinCrop release",
         "doi": f"10.5281/zenodo.{record[1]}",
         "described_in": BREASTDCEDL,
-        "licence": BREASTDCEDL_LICENCE,
+        "licence": MINCROP_LICENCE,
         "version": f"record {record[1]}",
         "pinned_in": "her2core/archive.py",
     }
@@ -439,7 +429,7 @@ def data_sources(cohort, sections, files, manifests):
             if where not in ("idc", "zenodo"):
                 raise ValueError(f"{dataset}: expected idc or zenodo, found {where!r}")
             if where == "idc":
-                sources += archive_sources(dataset, Path(manifests) / MANIFESTS[dataset])
+                sources += archive_sources(dataset, Path(manifests) / f"{MANIFESTS[dataset]}.csv")
             else:
                 sources.append(release_source(dataset, acquire["zenodo"]))
     table = pd.read_csv(files, dtype={"patient": str, "series_uid": str})
@@ -479,19 +469,19 @@ TRIPOD_AI = """
 9a | choice of predictors | yes | README.md params.yaml | three phases, as the paper
 9b | predictors: how and when measured | part | @executed/01_data_preparation.ipynb | no scanner settings
 9c | who assessed subjective predictors | author | | lesion masks are the collections' own
-10 | sample size, and whether it suffices | part | cohort.py | sizes were given; what they can show is computed
+10 | sample size, and whether it suffices | part | @expected_width.csv | sizes were given; widths are told
 11 | missing data | yes | @flow.json @table_one.csv |
-12a | use and partition of the data | yes | cohort.py @flow.json |
+12a | use and partition of the data | yes | cohort.py @flow.json @leakage.json |
 12b | handling of predictors | yes | normalize.py params.yaml |
 12c | model, building steps, tuning | part | model.py train.py params.yaml | tuning not recorded
-12d | heterogeneity between clusters | part | @external_validation.csv | external site only
-12e | measures and plots, with reason | part | evaluate.py @executed/06_report.ipynb | discrimination only
-12f | updating of the model | no | | none is reported
+12d | heterogeneity between clusters | part | @subgroups.csv @external_validation.csv | sites, not their centres
+12e | measures and plots, with reason | yes | evaluate.py %roc.png %calibration.png %decision_curve.png |
+12f | updating of the model | yes | @executed/05_external_validation.ipynb @calibration.csv | recalibration
 12g | how predictions were calculated | yes | runs.py @predictions |
-13 | class imbalance | part | params.yaml | weights in the loss; calibration after them is not reported
-14 | fairness | no | |
+13 | class imbalance | yes | params.yaml @calibration.csv %calibration.png | weights in the loss; recalibration
+14 | fairness | part | @subgroups.csv | shown by age and site, exploratory; nothing was done about it; no race
 15 | output, threshold | yes | @executed/06_report.ipynb @metrics.json |
-16 | training against evaluation data | part | @table_one.csv |
+16 | training against evaluation data | part | @table_one.csv @population_shift.csv | not eligibility
 17 | ethical approval | author | | public, de-identified data
 18a | funding | author | |
 18b | conflicts of interest | author | |
@@ -502,12 +492,12 @@ TRIPOD_AI = """
 19 | patient and public involvement | author | |
 20a | flow of participants | yes | @flow.json @executed/00_cohort.ipynb |
 20b | characteristics per source | part | @table_one.csv | no dates, treatments or race
-20c | development against evaluation | yes | @table_one.csv |
+20c | development against evaluation | yes | @table_one.csv @population_shift.csv |
 21 | participants and events per analysis | yes | @flow.json @metrics.json |
 22 | the full model | part | model.py @MODEL_CARD.md | weights are rebuilt by the pipeline, not published
-23a | performance with intervals, subgroups | part | @metrics.json %roc.png | no subgroups
-23b | heterogeneity of performance | part | @external_validation.csv | external site only
-24 | results of updating | no | | none was done
+23a | performance with intervals, subgroups | part | @metrics.json @subgroups.csv %roc.png | rates without interval
+23b | heterogeneity of performance | part | @subgroups.csv @external_validation.csv | sites, not their centres
+24 | results of updating | yes | @calibration.csv %calibration.png | raw and recalibrated, internal and external
 25 | interpretation | author | | the numbers: reported_vs_reproduced.md
 26 | limitations | part | @MODEL_CARD.md README.md | their weight is the author's
 27a | poor or unavailable input | part | dicom.py notebooks/07_predict_case.ipynb | refused with the reason
@@ -528,15 +518,15 @@ CLAIM = """
 10 | selection of subsets | yes | preprocess.py params.yaml |
 11 | de-identification | author | | done by the archives
 12 | missing data | yes | @flow.json @table_one.csv |
-13 | acquisition protocol | part | @executed/01_data_preparation.ipynb | no field strength, TR or TE
+13 | acquisition protocol | part | @population_shift.csv | spacing and times; no field strength, TR or TE
 14 | how the reference standard was obtained | part | labels.py | assays are the author's
 15 | why this reference standard | author | |
 16 | source of its annotations | part | labels.py dicom.py | the collections' own
 17 | annotation of the test set | part | labels.py | as in training
 18 | variability of raters | no | | the collections give one reading
 19 | assignment to partitions | yes | cohort.py |
-20 | level at which they are disjoint | yes | cohort.py audit.py | patients
-21 | intended sample size | part | cohort.py | sizes were given
+20 | level at which they are disjoint | yes | audit.py @leakage.json | patients
+21 | intended sample size | part | @expected_width.csv | sizes were given; widths are told
 22 | the model in detail | yes | model.py params.yaml |
 23 | software | yes | requirements.txt |
 24 | initial weights | yes | model.py params.yaml |
@@ -545,16 +535,16 @@ CLAIM = """
 27 | ensembles | yes | evaluate.py | none; statistics are means over seeds
 28 | metrics | yes | evaluate.py |
 29 | significance and uncertainty | yes | evaluate.py benchmarks/coverage.json |
-30 | robustness, sensitivity | part | @normalization_study.csv @normalization_pairs.csv | no perturbed images
-31 | explainability | part | %attention.png | not tested against random weights
+30 | robustness, sensitivity | part | @normalization_pairs.csv @ablation.csv @subgroups.csv | no perturbed images
+31 | explainability | part | %attention_check.png @metrics.json | held against random weights, not against readers
 32 | evaluation on internal data | yes | @executed/03_normalization_study.ipynb @model_comparison.csv |
 33 | testing on external data | yes | @external_validation.csv |
 34 | trial registration | author | |
 35 | numbers included and excluded | yes | @flow.json |
-36 | characteristics per partition | part | @table_one.csv | age, receptors; no race
+36 | characteristics per partition | part | @table_one.csv @population_shift.csv | age, receptors; no race
 37 | metrics with uncertainty | yes | @metrics.json @model_comparison.csv |
 38 | diagnostic performance, precision | part | @metrics.json | sensitivity and specificity without interval
-39 | analysis of failures | no | |
+39 | analysis of failures | part | %failures.png | the worst at the external site are shown; why is the author's
 40 | limitations | part | @MODEL_CARD.md README.md | their weight is the author's
 41 | implications for practice | author | |
 42 | protocol, further details | part | README.md dvc.yaml | no protocol was registered
@@ -568,7 +558,7 @@ METRICS = """
 3 | reference standard of quality | part | labels.py | as each collection gives it
 4 | several centres | yes | @data_sources.json |
 5 | imaging as in the clinic | part | @data_sources.json | trial protocols
-6 | acquisition parameters | part | @executed/01_data_preparation.ipynb | spacing and times only
+6 | acquisition parameters | part | @population_shift.csv | spacing and times only
 7 | interval between imaging and reference | no | | dates are shifted or absent
 8 | segmentation described | part | dicom.py | masks are the collections' own
 9 | automatic segmentation evaluated | n/a | | nothing is segmented here
@@ -580,14 +570,14 @@ METRICS = """
 15 | redundant features removed | n/a | | end to end
 16 | dimensions against sample size | n/a | | end to end
 17 | robustness of deep learning | part | @normalization_pairs.csv | windows, N4, seeds
-18 | proper partition | yes | cohort.py audit.py |
-19 | confounders | no | |
+18 | proper partition | yes | cohort.py audit.py @leakage.json |
+19 | confounders | part | @shortcut_probe.csv @subgroups.csv | the site as a shortcut; nothing is adjusted for
 20 | suitable metrics | yes | evaluate.py @metrics.json |
 21 | uncertainty | yes | evaluate.py @metrics.json |
-22 | calibration | no | | computed by the code, reported by no stage
+22 | calibration | yes | @calibration.csv %calibration.png |
 23 | one imaging technique, or why more | yes | README.md | DCE-MRI only
 24 | against a non-imaging approach | no | |
-25 | against simple models | part | @model_comparison.csv |
+25 | against simple models | yes | kinetics.py @model_comparison.csv | logistic regression on five features
 26 | internal testing | yes | @metrics.json |
 27 | external testing | yes | @external_validation.csv |
 28 | data available | yes | @data_sources.json |

@@ -158,11 +158,22 @@ def hanley_mcneil_variance(n_positive, n_negative, auc):
     return spread / (n_positive * n_negative)
 
 
-def expected_width(n_positive, n_negative, auc, confidence=0.95):
-    """Width of the interval that so many patients give at this AUC (Hanley and McNeil)."""
-    if min(n_positive, n_negative) < 1 or not 0 < auc < 1:
-        raise ValueError(f"needs patients of both classes and 0 < AUC < 1: {n_positive}, {n_negative}, {auc}")
-    return float(2 * norm.ppf(0.5 + confidence / 2) * np.sqrt(hanley_mcneil_variance(n_positive, n_negative, auc)))
+def expected_width(groups, auc, confidence=0.95):
+    """The interval to expect around an AUC of `auc` from numbers of patients alone (Hanley and McNeil).
+
+    groups: name → (positives, negatives).  Columns: group, patients, positives, auc, standard_error, half_width,
+    low, high; these two stay in [0, 1].  A group that lacks a class has NaN.
+    """
+    if not 0 < auc < 1:
+        raise ValueError(f"an AUC that leaves an interval lies between 0 and 1, found {auc}")
+    rows = []
+    for group, (positives, negatives) in groups.items():
+        known = min(positives, negatives) > 0
+        error = np.sqrt(hanley_mcneil_variance(positives, negatives, auc)) if known else np.nan
+        row = {"group": group, "patients": positives + negatives, "positives": positives, "auc": auc}
+        rows.append(row | {"standard_error": error, "half_width": norm.ppf(0.5 + confidence / 2) * error})
+    out = pd.DataFrame(rows)
+    return out.assign(low=(auc - out["half_width"]).clip(lower=0), high=(auc + out["half_width"]).clip(upper=1))
 
 
 def resample(labels, config):
@@ -345,7 +356,7 @@ def subgroups(table, groups, config):
     """AUC in every group of one run's patients; groups: Series, patient → group, missing values being a group.
 
     One row per group: patients, positives, auc, low, high, note.  A group with fewer than five patients of either
-    class has no AUC and says "too few".
+    class has no AUC, and `note` says of which.
     """
     if unknown := set(table["patient"]) - set(groups.index):
         raise ValueError(f"{len(unknown)} patients stand in no group, such as {min(unknown)}")
@@ -355,8 +366,10 @@ def subgroups(table, groups, config):
         labels, probabilities = matrix(part)
         positives = int((labels == 1).sum())
         row = {"group": group, "patients": labels.size, "positives": positives}
-        if min(positives, labels.size - positives) < FEWEST:
-            rows.append(row | {"auc": np.nan, "low": np.nan, "high": np.nan, "note": "too few"})
+        counts = {"HER2+": positives, "HER2−": labels.size - positives}
+        if few := [name for name, n in counts.items() if n < FEWEST]:
+            note = f"fewer than {FEWEST} {' and '.join(few)}"
+            rows.append(row | {"auc": np.nan, "low": np.nan, "high": np.nan, "note": note})
             continue
         found = bootstrap_auc(labels, probabilities, config)
         rows.append(row | {"auc": found.value, "low": found.low, "high": found.high, "note": ""})
@@ -438,16 +451,6 @@ def recalibrate(probabilities, recalibration):
     return expit(recalibration.intercept + recalibration.slope * to_logits(probabilities))
 
 
-def calibration(labels, probabilities):
-    """Calibration intercept, at slope 1, and slope: 0 and 1 where probabilities are what they say.
-
-    An intercept above 0 says that they are too low, a slope below 1 that they are too extreme.
-    """
-    logits, rate = to_logits(probabilities), check_labels(labels).mean()
-    intercept = brentq(lambda a: expit(a + logits).mean() - rate, -50, 50)
-    return {"intercept": float(intercept), "slope": fit_recalibration(labels, probabilities).slope}
-
-
 def fit_recalibration_or_none(labels, probabilities):
     """`fit_recalibration`, or None where so few patients are separated that there is nothing to fit."""
     try:
@@ -456,10 +459,35 @@ def fit_recalibration_or_none(labels, probabilities):
         return None
 
 
-def calibration_row(labels, probabilities):
-    """Intercept and slope (NaN where they cannot be fitted), AUPRC, prevalence, Brier score and patients."""
-    possible = fit_recalibration_or_none(labels, probabilities) is not None
-    line = calibration(labels, probabilities) if possible else {"intercept": np.nan, "slope": np.nan}
+def wald(value, information, confidence):
+    """(value, low, high) of a maximum-likelihood estimate with this Fisher information."""
+    half = norm.ppf(0.5 + confidence / 2) / np.sqrt(information)
+    return float(value), float(value - half), float(value + half)
+
+
+def calibration(labels, probabilities, confidence=0.95):
+    """Calibration intercept, at slope 1, and slope, each (value, low, high): 0 and 1 where probabilities are right.
+
+    An intercept above 0 says that they are too low, a slope below 1 that they are too extreme.  The intervals are
+    Wald's, over patients.  The slope is NaN where none fits best, see `fit_recalibration`.
+    """
+    logits, rate = to_logits(probabilities), check_labels(labels).mean()
+    intercept = brentq(lambda a: expit(a + logits).mean() - rate, -50, 50)
+    moved = expit(intercept + logits)
+    found = {"intercept": wald(intercept, (moved * (1 - moved)).sum(), confidence)}
+    if (line := fit_recalibration_or_none(labels, probabilities)) is None:
+        return found | {"slope": (np.nan, np.nan, np.nan)}
+    chance = recalibrate(probabilities, line)
+    weight = chance * (1 - chance)
+    information = (weight * (logits - np.average(logits, weights=weight)) ** 2).sum()  # the intercept is fitted too
+    return found | {"slope": wald(line.slope, information, confidence)}
+
+
+def calibration_row(labels, probabilities, confidence=0.95):
+    """`calibration` in columns such as slope, slope_low, slope_high; AUPRC, prevalence, Brier score, patients."""
+    line = {}
+    for name, values in calibration(labels, probabilities, confidence).items():
+        line |= {name + end: v for end, v in zip(("", "_low", "_high"), values, strict=True)}
     return line | precision_and_error(labels, probabilities) | {"patients": len(labels)}
 
 

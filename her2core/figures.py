@@ -1,4 +1,4 @@
-"""One function per figure: arrays in, `Figure` out.  Nothing is read, computed or saved in them.
+"""One function per figure: arrays in, `Figure` out.  Nothing is computed, saved or, but for `cohort_name`, read.
 
 Every figure has axis labels with units and the cohort's name, which says where the cohort is synthetic; one that
 shows a statistic also carries its n and interval.  Input of another shape, or a table that lacks a column or a
@@ -13,6 +13,8 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
+from her2core.config import setting
+from her2core.documents import is_synthetic
 from her2core.evaluate import POWER
 
 plt.style.use(Path(__file__).with_name("her2.mplstyle"))
@@ -20,7 +22,6 @@ plt.style.use(Path(__file__).with_name("her2.mplstyle"))
 COLOURS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
 PHASE_NAMES = ("pre-contrast", "early post-contrast", "late post-contrast")
-SYNTHETIC = {"embedded": "embedded synthetic cohort", "tiny": "tiny synthetic cohort"}
 GUIDE = {"color": "0.6", "linewidth": 0.8, "zorder": 0}  # chance, no difference, perfect calibration
 MOST_FAILURES = 6
 
@@ -44,7 +45,8 @@ def save(figure, name, folder):
 
 
 def cohort_name(cohort):
-    return SYNTHETIC.get(cohort, cohort)
+    """A cohort in words; params.yaml knows which are synthetic, so that no caller can forget to say it."""
+    return f"{cohort} synthetic cohort" if is_synthetic(setting(cohort)) else cohort
 
 
 def headline(figure, cohort, first, *others):
@@ -447,16 +449,16 @@ def differences(table, confidence, cohort, title):
 
 
 def label_with(version, numbers):
-    """The version's name, and a line for every number, with its interval where that is given."""
-    return "\n".join([version, *(f"{k} {interval(*v) if np.ndim(v) else number(v)}" for k, v in numbers.items())])
+    """The version's name, and a line for every number with its interval; NaN is one that no data could give."""
+    lines = [f"{k} cannot be fitted" if np.isnan(v[0]) else f"{k} {interval(*v)}" for k, v in numbers.items()]
+    return "\n".join([version, *lines])
 
 
 def calibration(panels, confidence, cohort):
     """Observed share of positives against predicted probability, with the patients of each bin below.
 
     panels: population → {version: (table, numbers)}, two at most of either; versions such as "raw" and
-    "recalibrated".  table: `evaluate.reliability` rows.  numbers: {"intercept": …, "slope": …}, each a number or
-    (number, low, high), or {}.
+    "recalibrated".  table: `evaluate.reliability` rows.  numbers: as `evaluate.calibration` gives them.
     """
     require_some("panels", panels, 2)
     size = (TWO_COLUMNS if len(panels) == 2 else ONE_COLUMN, 4.6)
@@ -468,7 +470,7 @@ def calibration(panels, confidence, cohort):
             colour, marker = COLOURS[k], "os"[k]
             top.vlines(table["predicted"], table["low"], table["high"], color=colour, linewidth=0.8)
             label = label_with(version, numbers)
-            top.plot(table["predicted"], table["observed"], marker=marker, color=colour, label=label)
+            top.plot(table["predicted"], table["observed"], marker=marker, color=colour, label=label, clip_on=False)
             bottom.vlines(table["predicted"], 0, table["patients"], color=colour, linewidth=2)
         top.plot([0, 1], [0, 1], **GUIDE)
         top.set(xlim=(0, 1), ylim=(0, 1), title=f"{population}, n = {table['patients'].sum()}")

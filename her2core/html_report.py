@@ -22,8 +22,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from her2core.config import cohort, results_folder, steady_dependencies
-from her2core.documents import BANNER, is_synthetic, sections_of
+from her2core.config import cohort, results_folder, setting, steady_dependencies
+from her2core.documents import BANNER, is_synthetic
 from her2core.records import write_whole
 
 PATTERN = "0[0-6]_*.ipynb"  # the study; 07_predict_case is somebody's own examination
@@ -317,7 +317,7 @@ def main():
     try:
         with steady_dependencies("her2core/html_report.py"):
             title = f"HER2 on breast DCE-MRI: the study on the {name} cohort"
-            out, synthetic = results_folder() / "report.html", is_synthetic(sections_of(name))
+            out, synthetic = results_folder() / "report.html", is_synthetic(setting(name))
             build(results_folder() / "executed", title, out, synthetic)
     except (ValueError, OSError) as error:
         sys.exit(f"\nreport: {error}")

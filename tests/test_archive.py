@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,9 @@ from test_transfer import environment, wait_for
 from her2core import acquire as a
 from her2core import archive, embedded, manifest, phantom
 from her2core.labels import NUMBERS
-from her2core.nifti import min_crop, read_breastdcedl
+from her2core.nifti import PHASE_COLUMNS, min_crop, phase_files, read_breastdcedl
+from her2core.preprocess import read_patient
+from her2core.records import read_record
 from her2core.transfer import Unreachable
 
 TOP = Path(__file__).resolve().parents[1]
@@ -63,10 +66,11 @@ def make_phantoms(folder):
 
 def write_tables(top, served, rows, foci):
     """Manifests, BreastDCEDL's table and AMBL's sheet, whose first lesion is malignant and any other benign."""
-    for dataset, name in archive.MANIFESTS.items():
+    for dataset, name in manifest.MANIFESTS.items():
         part = pd.DataFrame([r for r in rows if PATIENTS[r["patient"]] == dataset], columns=list(manifest.COLUMNS))
         (top / "manifests").mkdir(exist_ok=True)
         part.to_csv(top / "manifests" / f"{name}.csv", index=False, float_format="%.6f")
+    pd.DataFrame(columns=["patient", "collection", "reason"]).to_csv(top / "manifests/excluded.csv", index=False)
     line = dict.fromkeys(NUMBERS, 1) | {"age": 50, "n_xy": 64, "mask_count": 9, "slice_thick": 5, "xy_spacing": 2.8}
     line |= {"n_times": 3, "pre": 0, "post_early": 1, "post_late": 2, "menopause": 0}
     table = [{"pid": p, "dataset": d} | line | {"HER2": k % 2} for k, (p, d) in enumerate(PATIENTS.items())]
@@ -249,8 +253,85 @@ def test_a_patient_that_cannot_be_used_is_a_row_with_a_reason_and_the_others_are
         assert metadata["reason"].dropna().index.tolist() == ["ISPY2-100001", "AMBL-002"]
         assert "not a DICOM file" in metadata.loc["ISPY2-100001", "reason"]
         assert "expected" in metadata.loc["AMBL-002", "reason"]
+        assert not {"lesions", "malignant_lesions", "series"} & set(metadata)
         assert len(pd.read_csv(tmp_path / "out/files.csv")) == len(PATIENTS) - 2
+        server.asked.clear()
         a.acquire(at(server, allow_missing=True), tmp_path / "out")
+        assert not any(uuid("ISPY2-100001", "dce") in asked for asked in server.asked)  # it was kept
+
+
+def leave_out(path, chosen):
+    """Delete the chosen rows of a table."""
+    table = pd.read_csv(path, dtype=str)
+    table[~chosen(table)].to_csv(path, index=False)
+
+
+def test_whom_the_manifests_leave_out_is_no_failure_but_whom_they_do_not_know_is(
+    world, mincrop, tmp_path, monkeypatch
+):
+    top = tmp_path / "top"
+    shutil.copytree(world[0] / "manifests", top / "manifests")
+    for name in ("params.yaml", "ambl.xlsx"):
+        shutil.copy(world[0] / name, top)
+    monkeypatch.chdir(top)
+    folder = tmp_path / "out"
+    leave_out(top / "manifests/ispy2.csv", lambda t: (t["patient"] == "ISPY2-100001") & (t["role"] == "seg"))
+    leave_out(top / "manifests/ambl.csv", lambda t: t["patient"] == "AMBL-001")
+    (top / "manifests/excluded.csv").write_text("patient,collection,reason\nAMBL-001,advanced,no lesion SEG\n")
+    with serve(world[1]) as server:
+        a.acquire(at(server), folder)
+        reasons = pd.read_csv(folder / "metadata.csv").set_index("pid")["reason"].dropna().to_dict()
+        assert reasons == {
+            "ISPY2-100001": "no series in the archive: no tumour SEG",
+            "AMBL-001": "no series in the archive: no lesion SEG",
+        }
+        assert not any(uuid("ISPY2-100001", "dce") in asked for asked in server.asked)  # its images are of no use
+        leave_out(top / "manifests/excluded.csv", lambda t: t["patient"] == "AMBL-001")
+        with pytest.raises(ValueError, match="AMBL-001: not usable: neither in the manifest nor in"):
+            a.acquire(at(server), folder)
+
+
+def test_a_label_that_changes_in_the_tables_is_that_of_the_next_run_and_no_image_is_fetched(
+    world, whole, mincrop, tmp_path, monkeypatch
+):
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    name = archive.MINCROP["table"][0]
+    table = pd.read_csv(folder / name)
+    table["HER2"] = 1 - table["HER2"]
+    table.to_csv(folder / name, index=False)
+    md5 = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setitem(archive.MINCROP, "table", (name, md5))
+    with serve(world[1]) as server:
+        a.acquire(at(server, ambl_her2={"pos": 0, "neg": 1}), folder)
+        assert server.asked == []
+    before, after = (pd.read_csv(f / "metadata.csv").set_index("pid") for f in (whole, folder))
+    assert (after["HER2"] == 1 - before["HER2"]).all()
+    pd.testing.assert_frame_equal(after.drop(columns="HER2"), before.drop(columns="HER2"))
+
+
+@pytest.mark.parametrize("phases", [(0, 1, 3), (0, 2, 2)], ids=str)
+def test_other_phases_are_cropped_anew_even_where_early_is_late_and_the_former_go(
+    world, whole, mincrop, tmp_path, phases
+):
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    with serve(world[1]) as server:
+        a.acquire(at(server, collections={"ambl": "idc"}, ambl_phases=phases), folder)
+    files = phase_files(folder / "ambl", "AMBL-001")
+    assert list(files) == sorted(set(phases)) and len(read_record(folder, "AMBL-001")["files"]) == len(files) + 1
+    row = pd.read_csv(folder / "metadata.csv").set_index("pid", drop=False).loc["AMBL-001"]
+    assert tuple(row[list(PHASE_COLUMNS)]) == phases
+    found, _, _, _ = read_patient(dict(row) | {"patient": "AMBL-001"}, folder, None)
+    box = min_crop(world[2]["AMBL-001"].series.array[list(phases)], world[2]["AMBL-001"].focus_labels == 1, 1, 32)
+    np.testing.assert_array_equal(found, box[0])
+
+
+@pytest.mark.parametrize("phases", [(0, 0, 2), (0, 3, 2), (0, 1, 9)], ids=str)
+def test_phases_that_cannot_be_are_refused(world, mincrop, tmp_path, phases):
+    found = re.escape(f"phases {list(phases)} of 5 are not pre < early ≤ late")
+    with serve(world[1]) as server, pytest.raises(ValueError, match=f"AMBL-001: not usable: {found}"):
+        a.acquire(at(server, collections={"ambl": "idc"}, ambl_phases=phases), tmp_path)
 
 
 def test_without_network_the_run_ends_with_one_clear_line(world, mincrop, tmp_path):
@@ -292,11 +373,14 @@ def test_other_names_in_a_release_are_never_written(tmp_path):
 
 def test_the_plan_of_the_committed_manifests_needs_no_network(monkeypatch):
     monkeypatch.chdir(TOP)
-    text = archive.describe(replace(CONFIG, collections={"spy2": "idc", "spy1": "zenodo", "ambl": "idc"}))
-    table = archive.plan(CONFIG).set_index("collection")
+    series = {dataset: archive.read_series(dataset)[0] for dataset in ("spy2", "ambl")}
+    table = archive.plan(CONFIG, series).set_index("collection")
     assert table["patients"].to_dict() == {"spy2": 982, "spy1": 172, "ambl": 99}
     assert table.loc["spy2", "series"] == 2 * 982 and table.loc["ambl", "series"] == 2 * 99
     assert table.loc["spy2", "download_GB"] == pytest.approx(126.0 + 8.9, abs=0.1)
+    assert archive.read_series("spy1")[0]["patient"].nunique() == 145 - 25  # those without a SEG
+    text = archive.describe(CONFIG)
+    assert "Patients: 1,253; " in text and "all of MinCrop: 22 to 25 GB" in text
     assert "165.7 GB; 3.7 h at 0.1 Gbit/s, 0.4 h at 1 Gbit/s" in text  # 165.7 · 8 / 3600 h
     assert "982 + 167 = 1,149" in text and "CC BY 4.0" in text and "CC BY-NC 4.0" in text
 

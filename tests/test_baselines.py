@@ -11,7 +11,7 @@ from her2core.model import ThdaConfig
 CONFIG = ModelConfig(
     ThdaConfig(width=8, dropout=0.0),
     VitConfig(8, 32, 2, 2, 64, dropout=0.0),
-    CvtConfig((8, 12, 24), (1, 3, 6), (1, 2, 3)),
+    CvtConfig((3, 3, 3), (2, 2, 2), (8, 12, 24), depths=(1, 2, 3), drop_path=0.0),
     {"spatial": {"attention": "spatial"}, "separate": {"share_weights": False}, "wrong": {"widht": 8}},
 )
 
@@ -53,6 +53,21 @@ def test_the_default_shapes_are_those_of_the_published_networks():
     cvt = build_model("cvt", ModelConfig(ThdaConfig()), 224)
     count = {n: sum(p.numel() for p in m.backbone.parameters()) for n, m in (("vit", vit), ("cvt", cvt))}
     assert count == {"vit": 86_567_656 - 1000 * 769, "cvt": 19_997_480 - 1000 * 385 - 2 * 384}
+
+
+def test_the_parts_of_a_cvt_are_those_asked_for():
+    cvt = build_model("cvt", replace(CONFIG, cvt=replace(CONFIG.cvt, drop_path=0.25)), 32).backbone.backbone
+    stages = cvt.encoder.stages
+    shapes = [stage.embedding.convolution_embeddings.projection for stage in stages]
+    assert [(c.kernel_size[0], c.stride[0], c.padding[0]) for c in shapes] == [(3, 2, 1)] * 3
+    assert [len(stage.layers) for stage in stages] == [1, 2, 3]
+    assert cvt.config.drop_path_rate == [0.0, 0.0, 0.25]
+
+
+def test_the_answer_of_a_fresh_narrow_cvt_depends_on_the_image(slices):
+    """Under the authors' initial weights the answers lie within a thousandth of each other."""
+    torch.manual_seed(0)
+    assert build_model("cvt", CONFIG, 32).eval()(slices).std() > 0.01
 
 
 def test_patches_have_to_tile_the_image():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from her2core.bias_field import N4Config, body_mask, correct, correct_patient, log_bias_field
+from her2core.bias_field import N4Config, body_mask, correct, correct_patient, fidelity, log_bias_field
 from her2core.phantom import SITES, draw_protocol, make_patient
 from her2core.volume import Geometry
 
@@ -60,6 +60,7 @@ def test_the_estimated_fields_follow_the_true_ones(patients, fields):
         true, estimated = np.log(patient.bias_field[patient.body_mask]), field[patient.body_mask]
         r.append(np.corrcoef(true, estimated)[0, 1])
         residual.append(cov(np.exp(true - estimated)) / cov(np.exp(true)))
+        assert fidelity(field, patient.bias_field, patient.body_mask) == pytest.approx((r[-1], residual[-1]))
     assert np.median(r) >= 0.85
     assert np.median(residual) <= 0.55
 

@@ -35,7 +35,7 @@ COHORT = EmbeddedConfig(
     source="phantom", seed=5, bayes_auc=0.95, prevalence=0.5, spy2=(8, 2, 0), spy1=(0, 0, 0), ambl=0,
     unknown_her2=0, coarse=2, jobs=1,
 )  # fmt: skip
-RUN = Run.parse("thda-channel_q98-raw")
+RUN = Run.parse("thda-channel_q98-raw", None)
 MODELS = ModelConfig(ThdaConfig(), variants={"adjacent": {"head_input": "adjacent_slices"}})
 LOW_HIGH = {  # the made-up training patients lie evenly between
     "log_volume_ml": (0.0, np.log(200)), "pe_early": (0.5, 3.0), "slice_mm": (4.0, 7.0),
@@ -274,7 +274,7 @@ def test_two_masks_are_refused(nifti):
     "name", ["thda-channel_q98-raw", "thda-channel_nyul-raw", "thda_adjacent-slice_minmax-raw"]
 )
 def test_a_training_patient_as_a_case_is_fed_to_the_networks_as_in_training(written, prepared, patient, name):
-    run, named = Run.parse(name), {"pre": 0, "post_early": 2, "post_late": len(patient[0].array) - 1}
+    run, named = Run.parse(name, None), {"pre": 0, "post_early": 2, "post_late": len(patient[0].array) - 1}
     case = c.read_case(written, CONFIG)
     chosen = list(named.values())
     case = replace(case, phases=patient[0].array[chosen])

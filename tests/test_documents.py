@@ -12,6 +12,9 @@ from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
 from her2core import documents
+from her2core.config import build
+from her2core.runs import Run
+from her2core.train import TrainConfig
 
 TOP = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
@@ -28,14 +31,15 @@ WRITTEN_HERE = ("MODEL_CARD.md", "checklist.md", "data_sources.json", "reported_
 
 
 def row(run, auc, low, high, **more):
-    names = dict(zip(("model", "window", "bias_field"), run.split("-"), strict=True))
+    parsed = Run.parse(run, "channel_q98")
+    names = {"model": parsed.model, "window": parsed.window, "bias_field": parsed.bias_field}
     return {"run": run} | names | {"auc": auc, "low": low, "high": high} | more
 
 
 @pytest.fixture
 def results(tmp_path):
     """A cohort's results with numbers that stand nowhere else."""
-    best, n4, vit = "thda-channel_q98-raw", "thda-channel_q98-n4", "vit-channel_q98-raw"
+    best, n4, vit, cvt = "thda-channel_q98-raw", "thda-n4", "vit", "cvt"
     folder = tmp_path / "results"
     folder.mkdir()
     tables = {
@@ -43,7 +47,11 @@ def results(tmp_path):
             row(best, 0.7011, 0.6022, 0.8033),
             row("thda-global_minmax-raw", 0.5, 0.41, 0.6909),
         ],
-        "model_comparison": [row(best, 0.7011, 0.6022, 0.8033), row(vit, 0.8, 0.71, 0.9)],
+        "model_comparison": [
+            row(best, 0.7011, 0.6022, 0.8033),
+            row(vit, 0.8, 0.71, 0.9),
+            row(cvt, 0.615, 0.6, 0.62),
+        ],
         "external_validation": [
             row(best, 0.6407, 0.45, 0.8, test="external"),
             row("thda-slice_minmax-raw", 0.5907, 0.4, 0.7, test="external"),
@@ -56,7 +64,9 @@ def results(tmp_path):
         ],
         "model_pairs": [
             {"run": vit, "reference": best, "difference": 0.1, "low": 0.02, "high": 0.18}
-            | {"verdict": "higher than the reference"}
+            | {"verdict": "higher than the reference"},
+            {"run": cvt, "reference": best, "difference": -0.086, "low": -0.2, "high": 0.03}
+            | {"verdict": "no difference detected"},
         ],
     }
     for name, rows in tables.items():
@@ -99,7 +109,14 @@ def test_every_reported_number_stands_beside_ours_with_a_verdict(results):
     )
     assert found["AUC with N4, against without"] == ("-0.050 (-0.090 to -0.010)", "the same direction")
     assert found["AUC of the Vision Transformer, against THDA"][1] == "the opposite direction"
-    assert found["AUC of the Convolutional one, against THDA"] == ("–", "not run")
+    assert found["AUC of the Convolutional Vision Transformer"] == (
+        "0.615 (0.600 to 0.620)",
+        "overlaps our interval",
+    )
+    assert found["AUC of the Convolutional one, against THDA"] == (
+        "-0.086 (-0.200 to 0.030)",
+        "no difference detected",
+    )
     assert found["AUC at the external site, frozen"] == ("0.641 (0.450 to 0.800)", "inside our interval")
     assert found["AUC at the external site, over windows"] == ("0.591 to 0.641, 2 windows", "overlaps our range")
 
@@ -153,6 +170,14 @@ def test_a_reported_number_or_range_is_inside_outside_or_overlaps(reported, low,
     assert documents.place(number, low, high) == verdict
 
 
+def test_every_run_beside_a_reported_number_is_one_of_the_study_and_the_papers_best_is_the_real_reference():
+    keys = {r.key for r in documents.REPORTED if r.table.endswith(".csv")} - {"every window"}
+    assert keys <= set(PARAMS["runs"])
+    assert documents.BEST == build(TrainConfig, PARAMS["ispy"]["train"], "ispy").reference
+    n4 = Run.parse(documents.N4, PARAMS["ispy"]["train"]["window"])
+    assert (n4.window, n4.bias_field) == ("channel_q98", "n4")
+
+
 def test_every_source_of_a_reported_number_is_marked():
     assert {r.source for r in documents.REPORTED} == {"abstract", "title", "summary", "third party"}
     assert {r.table for r in documents.REPORTED} == set(documents.JUDGES)
@@ -181,16 +206,9 @@ def test_the_card_of_a_synthetic_cohort_says_so_loudly(results, weights):
     assert "have never seen a\n> patient" in text and "two trials of neoadjuvant treatment" not in text
 
 
-def test_the_card_of_a_variant_has_the_settings_of_its_family(results, weights):
-    path = results / "metrics.json"
-    path.write_text(path.read_text().replace("thda-channel", "thda_plain-channel"))
-    moved = weights.rename(weights.with_name("thda_plain-channel_q98-raw"))
-    assert "`models.thda.width`" in documents.model_card("ispy", REAL, results, moved, CITATION)
-
-
 def test_a_card_without_weights_or_of_another_run_is_refused(results, weights):
-    other = weights.with_name("vit-channel_q98-raw")
-    with pytest.raises(ValueError, match="metrics.json is of thda-channel_q98-raw, the weights are of vit-channel"):
+    other = weights.with_name("vit")
+    with pytest.raises(ValueError, match="metrics.json is of thda-channel_q98-raw, the weights are of vit$"):
         documents.model_card("ispy", REAL, results, other, CITATION)
     for path in weights.iterdir():
         path.unlink()
@@ -304,9 +322,45 @@ def test_a_bar_in_a_cell_does_not_break_the_table():
     assert documents.markdown_table(("a",), [("x|y",)])[-1] == "| x\\|y |"
 
 
-def test_a_cohort_without_parameters_is_named(monkeypatch):
-    monkeypatch.chdir(TOP)
-    assert documents.is_synthetic(documents.sections_of("tiny"))
-    assert not documents.is_synthetic(documents.sections_of("ispy"))
-    with pytest.raises(ValueError, match="params.yaml has no cohort 'runs'"):
-        documents.sections_of("runs")
+def test_a_cohort_is_synthetic_whose_images_the_phantom_makes():
+    assert {c: documents.is_synthetic(PARAMS[c]) for c in ("embedded", "tiny", "ispy")} == {
+        "embedded": True,
+        "tiny": True,
+        "ispy": False,
+    }
+
+
+def test_the_checklist_names_what_shows_performance_in_subgroups_calibration_leaks_and_failures():
+    shown = {
+        name: {row[0]: (row[2], row[3]) for row in documents.checklist_items(text, "ispy")}
+        for name, text in (("T", documents.TRIPOD_AI), ("C", documents.CLAIM), ("M", documents.METRICS))
+    }
+    for standard, items, file in (
+        ("T", ("12d", "14", "23a", "23b"), "results/ispy/subgroups.csv"),
+        ("T", ("12f", "13", "24"), "results/ispy/calibration.csv"),
+        ("T", ("12e", "13", "24"), "figures/ispy/calibration.png"),
+        ("T", ("12e",), "figures/ispy/decision_curve.png"),
+        ("T", ("16", "20c"), "results/ispy/population_shift.csv"),
+        ("T", ("10",), "results/ispy/expected_width.csv"),
+        ("C", ("20",), "results/ispy/leakage.json"),
+        ("C", ("21",), "results/ispy/expected_width.csv"),
+        ("C", ("13",), "results/ispy/population_shift.csv"),
+        ("C", ("31",), "figures/ispy/attention_check.png"),
+        ("C", ("39",), "figures/ispy/failures.png"),
+        ("M", ("18",), "results/ispy/leakage.json"),
+        ("M", ("19",), "results/ispy/shortcut_probe.csv"),
+        ("M", ("22",), "results/ispy/calibration.csv"),
+        ("M", ("25",), "her2core/kinetics.py"),
+    ):
+        assert [i for i in items if file not in shown[standard][i][1]] == [], file
+    assert [shown["T"][i][0] for i in ("12d", "14", "23a", "23b")] == ["in part"] * 4
+    assert [shown["C"][i][0] for i in ("13", "21", "31", "39")] == ["in part"] * 4 and shown["M"]["19"][
+        0
+    ] == "in part"
+
+
+def test_every_figure_that_the_checklist_names_is_drawn_by_the_report():
+    cells = json.loads((TOP / "notebooks/06_report.ipynb").read_text())["cells"]
+    drawn = set(re.findall(r'"(\w+)"', "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")))
+    named = {stem for text in documents.STANDARDS.values() for stem in re.findall(r"%(\w+)\.png", text)}
+    assert named <= drawn and {"calibration", "failures"} <= named

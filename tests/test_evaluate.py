@@ -239,13 +239,41 @@ def test_hanley_and_mcneils_error_is_theirs_and_that_of_exponential_scores(rng):
     assert np.sqrt(evaluate.hanley_mcneil_variance(40, 90, 0.8)) == pytest.approx(drawn.std(), rel=0.05)
 
 
-def test_the_expected_width_is_that_of_the_interval_and_shrinks_with_patients(rng):
+def test_without_a_difference_hanley_and_mcneils_error_has_its_closed_form():
+    error = np.sqrt(evaluate.hanley_mcneil_variance(20, 30, 0.5))
+    assert error == pytest.approx(np.sqrt((20 + 30 + 1) / (12 * 20 * 30)))
+
+
+def test_the_expected_width_is_that_of_the_interval(rng):
     labels = scores(rng, n=900)[0]
     found = evaluate.bootstrap_auc(labels, (1 + 3 * labels) * rng.exponential(size=900), CONFIG)
-    assert evaluate.expected_width(300, 600, found.value) == pytest.approx(found.high - found.low, rel=0.1)
-    assert evaluate.expected_width(11, 32, 0.74) > 2 * evaluate.expected_width(72, 108, 0.74)
-    with pytest.raises(ValueError, match="0 < AUC < 1"):
-        evaluate.expected_width(10, 10, 1.0)
+    (row,) = evaluate.expected_width({"all": (300, 600)}, found.value, CONFIG.confidence).to_dict("records")
+    assert 2 * row["half_width"] == pytest.approx(found.high - found.low, rel=0.1)
+    assert (row["group"], row["patients"], row["positives"], row["auc"]) == ("all", 900, 300, found.value)
+
+
+def test_the_papers_test_set_can_carry_a_tenth_of_auc_and_its_external_site_twice_that():
+    test, site = (
+        evaluate.expected_width({"n": counts}, auc).round(3).iloc[0]
+        for counts, auc in (((30, 102), 0.744), ((9, 34), 0.66))
+    )
+    assert test[["standard_error", "half_width", "low", "high"]].tolist() == [0.056, 0.109, 0.635, 0.853]
+    assert site[["standard_error", "half_width", "low", "high"]].tolist() == [0.109, 0.213, 0.447, 0.873]
+
+
+def test_a_width_needs_both_classes_stays_within_zero_and_one_and_grows_with_confidence():
+    groups = {"one class": (0, 9), "two patients": (1, 1), "many": (40, 60)}
+    found = evaluate.expected_width(groups, 0.74).set_index("group")
+    assert found.loc["one class", ["standard_error", "half_width", "low", "high"]].isna().all()
+    assert found.loc["two patients", ["low", "high"]].tolist() == [0.0, 1.0]
+    wide = evaluate.expected_width(groups, 0.74, confidence=0.99).set_index("group")["half_width"]
+    assert wide["many"] / found.loc["many", "half_width"] == pytest.approx(stats.norm.ppf(0.995) / 1.959964)
+
+
+@pytest.mark.parametrize("auc", [0, 1, -0.2, float("nan")])
+def test_an_auc_that_leaves_no_width_is_refused(auc):
+    with pytest.raises(ValueError, match=f"lies between 0 and 1, found {auc}"):
+        evaluate.expected_width({"all": (10, 10)}, auc)
 
 
 COVERAGE = json.loads((Path(__file__).parents[1] / "benchmarks/coverage.json").read_text())
@@ -409,7 +437,12 @@ def test_subgroups_have_their_own_interval_or_are_too_few(rng):
     found = evaluate.subgroups(table, groups, CONFIG).set_index("group")
     assert found["patients"].to_dict() == {"large": 20, "small": 12, "rare": 7, "unknown": 1}
     assert found["positives"].to_dict() == {"large": 10, "small": 6, "rare": 3, "unknown": 1}
-    assert found["note"].to_dict() == {"large": "", "small": "", "rare": "too few", "unknown": "too few"}
+    assert found["note"].to_dict() == {
+        "large": "",
+        "small": "",
+        "rare": "fewer than 5 HER2+ and HER2−",
+        "unknown": "fewer than 5 HER2+ and HER2−",
+    }
     assert found.loc[["rare", "unknown"], ["auc", "low", "high"]].isna().all(axis=None)
     alone = evaluate.bootstrap_auc(*evaluate.matrix(table[table["patient"].isin(patients[:20])]), CONFIG)
     assert tuple(found.loc["large", ["auc", "low", "high"]]) == (alone.value, alone.low, alone.high)
@@ -418,7 +451,9 @@ def test_subgroups_have_their_own_interval_or_are_too_few(rng):
 def test_a_subgroup_of_one_class_is_too_few_and_a_patient_in_no_group_an_error(rng):
     table = predictions(rng, runs=("a-w-raw",))
     groups = table.drop_duplicates("patient").set_index("patient")["her2"]
-    assert evaluate.subgroups(table, groups, CONFIG)["note"].tolist() == ["too few", "too few"]
+    found = evaluate.subgroups(table, groups, CONFIG)
+    assert found["note"].tolist() == ["fewer than 5 HER2+", "fewer than 5 HER2−"]
+    assert found["patients"].tolist() == [20, 20] and found["auc"].isna().all()
     with pytest.raises(ValueError, match="1 patients stand in no group, such as p07"):
         evaluate.subgroups(table, groups.drop("p07"), CONFIG)
 
@@ -468,8 +503,10 @@ def test_calibration_is_that_of_statsmodels(rng):
     logits = logit(probabilities)
     joint = sm.Logit(labels, sm.add_constant(logits)).fit(disp=0)
     offset = sm.GLM(labels, np.ones((400, 1)), sm.families.Binomial(), offset=logits).fit()
-    found = evaluate.calibration(labels, probabilities)
-    assert found == pytest.approx({"intercept": offset.params[0], "slope": joint.params[1]}, rel=1e-5)
+    found = evaluate.calibration(labels, probabilities, confidence=0.9)
+    for line, number, part in ((offset, 0, "intercept"), (joint, 1, "slope")):
+        expected = (line.params[number], *line.conf_int(alpha=0.1)[number])
+        assert found[part] == pytest.approx(expected, rel=1e-4), part
     fitted = evaluate.fit_recalibration(labels, probabilities)
     assert (fitted.intercept, fitted.slope) == pytest.approx(tuple(joint.params), rel=1e-5)
     np.testing.assert_allclose(evaluate.recalibrate(probabilities, fitted), joint.predict(), rtol=1e-5)
@@ -478,10 +515,20 @@ def test_calibration_is_that_of_statsmodels(rng):
 def test_recalibration_on_one_half_mends_the_other(rng):
     labels, probabilities = probabilities_of(rng, n=40_000, intercept=0.7, slope=0.5)
     raw = evaluate.calibration(labels[20_000:], probabilities[20_000:])
-    assert raw["slope"] == pytest.approx(0.5, abs=0.03) and raw["intercept"] > 0.3
+    assert raw["slope"][0] == pytest.approx(0.5, abs=0.03) and raw["intercept"][1] > 0.3
     fitted = evaluate.fit_recalibration(labels[:20_000], probabilities[:20_000])
     mended = evaluate.calibration(labels[20_000:], evaluate.recalibrate(probabilities[20_000:], fitted))
-    assert (mended["intercept"], mended["slope"]) == pytest.approx((0, 1), abs=0.06)
+    assert (mended["intercept"][0], mended["slope"][0]) == pytest.approx((0, 1), abs=0.06)
+
+
+def test_the_intervals_of_calibration_cover_what_they_promise(rng):
+    inside = []
+    for _ in range(400):
+        line = evaluate.calibration(*probabilities_of(rng, n=180))
+        inside.append(
+            [low < truth < high for truth, (_, low, high) in ((0, line["intercept"]), (1, line["slope"]))]
+        )
+    assert np.mean(inside, axis=0) == pytest.approx([0.95, 0.95], abs=0.03)
 
 
 def test_recalibration_keeps_shape_and_order_and_bears_rounded_probabilities():
@@ -554,6 +601,10 @@ def test_the_band_of_a_decision_curve_holds_the_curve_and_narrows_with_patients(
 def test_a_calibration_row_has_numbers_where_they_exist_and_nan_where_nothing_can_be_fitted():
     labels = np.array([0, 0, 1, 1])
     row = evaluate.calibration_row(labels, np.array([0.2, 0.3, 0.7, 0.8]))
-    assert np.isnan([row["intercept"], row["slope"]]).all() and row["auprc"] == 1.0 and row["patients"] == 4
+    assert np.isnan([row["slope"], row["slope_low"], row["slope_high"]]).all()
+    assert row["intercept"] == pytest.approx(0, abs=1e-9) and row["auprc"] == 1.0 and row["patients"] == 4
     assert evaluate.fit_recalibration_or_none(labels, np.array([0.2, 0.3, 0.7, 0.8])) is None
-    assert evaluate.calibration_row(labels, np.array([0.2, 0.7, 0.3, 0.8]))["slope"] > 0
+    row = evaluate.calibration_row(labels, np.array([0.2, 0.7, 0.3, 0.8]))
+    assert row["slope_low"] < 0 < row["slope"] < row["slope_high"]
+    narrow = evaluate.calibration_row(labels, np.array([0.2, 0.7, 0.3, 0.8]), confidence=0.5)
+    assert row["slope_low"] < narrow["slope_low"] and narrow["intercept_high"] < row["intercept_high"]

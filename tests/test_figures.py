@@ -98,7 +98,7 @@ DRAW = {  # all but the cohort; several cases for those that grow
     "small forest": partial(figures.forest, summary(1), RUNS[0], 0.95, title="Models"),
     "differences": partial(figures.differences, comparisons(20), 0.95, title="THDA under each window"),
     "calibration": partial(figures.calibration, {"Internal test": versions(SLOPE), "External": versions({})}, 0.95),
-    "one calibration": partial(figures.calibration, {"External": versions({"slope": 0.8})}, 0.95),
+    "one calibration": partial(figures.calibration, {"External": versions({"slope": (np.nan,) * 3})}, 0.95),
     "decision_curve": partial(
         figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
     ),
@@ -116,7 +116,7 @@ SAYS = {
     "forest": ("0.70 (0.60–0.80)", "n = 90, 30 HER2+", "95% interval", f"{RUNS[3]}  (reference)"),
     "differences": ("−0.05 (−0.09 to −0.01)   p < 0.001", "n = 90", "power of 80%", "95% interval"),
     "calibration": ("raw\nintercept −0.20 (−0.40 to 0.10)\nslope 0.80 (0.50–1.10)", "Internal test, n = 89", "95%"),
-    "one calibration": ("recalibrated\nslope 0.80",),
+    "one calibration": ("recalibrated\nslope cannot be fitted",),
     "decision_curve": ("Threshold probability", "External, n = 90, 30 HER2+", "treat none", "95% interval"),
 }
 
@@ -158,9 +158,15 @@ def test_every_figure_says_its_numbers_and_units_and_that_the_cohort_is_syntheti
     assert [t for t in (*SAYS[name], "embedded synthetic cohort") if t not in text] == []
 
 
-def test_a_real_cohort_is_not_called_synthetic():
+def test_a_cohort_is_called_synthetic_where_the_phantom_is_its_source_and_nowhere_else(tmp_path, monkeypatch):
+    assert "tiny synthetic cohort" in all_text(DRAW["forest"](cohort="tiny"))
     text = all_text(DRAW["forest"](cohort="ispy"))
     assert "synthetic" not in text and "ispy" in text
+    (tmp_path / "params.yaml").write_text("mine: {acquire: {source: phantom}}\n")
+    monkeypatch.chdir(tmp_path)
+    assert figures.cohort_name("mine") == "mine synthetic cohort"
+    with pytest.raises(ValueError, match="params.yaml has no 'other'; it has mine"):
+        figures.cohort_name("other")
 
 
 @pytest.mark.parametrize("name", DRAW)

@@ -38,7 +38,7 @@ def cohort(generator):
 
 def test_a_site_that_shows_in_the_image_is_told_apart(cohort):
     slices, site = cohort
-    told = probe.probe_sites(Run.parse("thda-channel_q98-raw"), slices, site, MODELS, CONFIG)
+    told = probe.probe_sites(Run.parse("thda-channel_q98-raw", None), slices, site, MODELS, CONFIG)
     assert told.groupby("seed").size().tolist() == [12, 12]
     assert [site[p] == "two" for p in told["patient"]] == (told["site"] == 1).tolist()
     assert all(auc(part["site"], part["probability"]) > 0.9 for _, part in told.groupby("seed"))

@@ -26,7 +26,7 @@ from her2core.runs import (
 )
 from her2core.train import TrainConfig
 
-RUN = Run.parse("thda-channel_q98-raw")
+RUN = Run.parse("thda-channel_q98-raw", None)
 MODELS = ModelConfig(ThdaConfig(width=8), VitConfig(8, 32, 2, 2, 64))
 CONFIG = TrainConfig(seeds=(0, 5), epochs=2, batch_size=4, validate_every=1, device="cpu", threads=1, jobs=2)
 
@@ -43,19 +43,25 @@ def trained(slices):
     return train_run(RUN, slices, MODELS, CONFIG)
 
 
-def test_a_name_is_taken_apart_and_put_together():
-    assert (RUN.model, RUN.window, RUN.bias_field, RUN.name) == (
-        "thda",
-        "channel_q98",
-        "raw",
-        "thda-channel_q98-raw",
-    )
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("thda-channel_q98-n4", ("thda", "channel_q98", "n4")),
+        ("thda_plain-global_q99", ("thda_plain", "global_q99", "raw")),
+        ("thda-n4", ("thda", "slice_minmax", "n4")),
+        ("vit", ("vit", "slice_minmax", "raw")),
+    ],
+)
+def test_a_name_is_taken_apart_and_what_it_leaves_out_is_the_references(name, parts):
+    assert Run.parse(name, "slice_minmax") == Run(name, *parts)
 
 
-@pytest.mark.parametrize("name", ["thda", "cnn-channel_q98-raw", "thda-channel_q98-n5", "thda-channel-raw"])
+@pytest.mark.parametrize(
+    "name", ["cnn-channel_q98-raw", "thda-channel_q98-n5", "thda-channel-raw", "thda-a-n4", ""]
+)
 def test_a_name_that_is_no_run_is_refused(name):
-    with pytest.raises(ValueError, match="expected (model-window-bias_field|scope_limits)"):
-        Run.parse(name)
+    with pytest.raises(ValueError, match="expected (model\\[-window\\]|scope_limits)"):
+        Run.parse(name, "slice_minmax")
 
 
 def test_each_seed_is_trained_and_has_its_history(trained):
@@ -160,7 +166,7 @@ def test_weights_that_changed_since_training_are_refused(trained, tmp_path):
 def test_slices_are_aggregated_as_asked_by_the_same_weights(slices, trained, tmp_path):
     save_weights(trained[0], tmp_path)
     table = aggregated(RUN, "c", slices, ("test",), MODELS, CONFIG, tmp_path)
-    assert set(table["run"]) == {"aggregate_mean-channel_q98-raw", "aggregate_max-channel_q98-raw"}
+    assert set(table["run"]) == {"aggregate_mean", "aggregate_max"}
     wide = table.pivot_table(index=["seed", "patient"], columns="model", values="probability")
     assert (wide["aggregate_max"] >= wide["aggregate_mean"]).all()
     median = predictions(RUN, "c", slices, ("test",), MODELS, CONFIG, tmp_path)

@@ -33,6 +33,7 @@ ORDER = (
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
 STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
+COHORTS = [k for k, v in PARAMS.items() if isinstance(v, dict)]
 SECTIONS = {
     "acquire": SOURCES,
     "prepare": PrepareConfig,
@@ -187,7 +188,6 @@ def test_no_path_leads_from_external_results_to_anything_fitted():
 
 def read_by(code):
     sections = {f"${{cohort}}.{s}" for s in re.findall(r'(?:params|section)\(\s*"(\w+)"', code)}
-    sections |= {"${cohort}"} if "sections_of(" in code else set()
     return sections | set(re.findall(r'setting\("(\w+)"', code)) | {"cohort"}
 
 
@@ -202,12 +202,11 @@ def test_acquire_tracks_exactly_the_parameters_it_reads():
 
 
 def test_every_run_has_a_name_that_can_be_run_and_the_reference_is_one_of_them():
-    assert [Run.parse(r).name for r in PARAMS["runs"]] == PARAMS["runs"]
-    assert PARAMS["reference"] in PARAMS["runs"]
-    assert len(set(PARAMS["runs"])) == len(PARAMS["runs"])
-
-
-COHORTS = [k for k, v in PARAMS.items() if isinstance(v, dict)]
+    for cohort in COHORTS:
+        config = build(TrainConfig, PARAMS[cohort]["train"], cohort)
+        runs = [Run.parse(name, config.window) for name in PARAMS["runs"]]
+        assert len({(run.model, run.window, run.bias_field) for run in runs}) == len(runs)
+        assert config.reference in PARAMS["runs"]
 
 
 def missing_keys(cls, values, where):

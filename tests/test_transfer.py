@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stand_in import serve
+from stand_in import Archive, serve
 
 from her2core import transfer
 
@@ -150,10 +150,37 @@ def test_a_file_with_other_content_never_gets_its_name(release, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "crop" in p.name] == []
 
 
-def test_a_file_that_the_server_does_not_have_or_that_no_server_has_is_one_clear_line(release, tmp_path):
+def test_a_file_that_changed_under_its_name_is_fetched_again(release, tmp_path):
     folder, md5 = release
-    with serve(folder) as server, pytest.raises(transfer.Unreachable, match="nowhere.csv: HTTPError"):
-        transfer.fetch_file(f"{server.url}/nowhere.csv", tmp_path / "x", md5)
+    target = tmp_path / "crop.tar.gz"
+    with serve(folder) as server:
+        transfer.fetch_file(f"{server.url}/crop.tar.gz", target, md5)
+        target.write_bytes(b"another release")
+        transfer.fetch_file(f"{server.url}/crop.tar.gz", target, md5)
+        assert len(server.asked) == 2
+    assert hashlib.md5(target.read_bytes()).hexdigest() == md5
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_file_that_the_server_does_not_give_is_told_apart_from_a_server_that_cannot_be_reached(
+    release, tmp_path, monkeypatch, status
+):
+    folder, md5 = release
+    monkeypatch.setattr(Archive, "do_GET", lambda self: self.send(status))
+    (tmp_path / ".x.partial").write_bytes(b"begun")
+    with serve(folder) as server, pytest.raises(ValueError, match=rf"x: not to be had there; .* HTTP {status}$"):
+        transfer.fetch_file(f"{server.url}/x", tmp_path / "x", md5)
+    assert (tmp_path / ".x.partial").read_bytes() == b"begun"
+
+
+def test_a_server_that_cannot_answer_now_or_is_not_there_is_one_clear_line(release, tmp_path, monkeypatch):
+    folder, md5 = release
+    monkeypatch.setattr(Archive, "do_GET", lambda self: self.send(503))
+    with (
+        serve(folder) as server,
+        pytest.raises(transfer.Unreachable, match="x: HTTP 503; what is complete is kept"),
+    ):
+        transfer.fetch_file(f"{server.url}/x", tmp_path / "x", md5)
     with pytest.raises(transfer.Unreachable, match="ConnectionError; what is complete is kept"):
         transfer.fetch_file("http://127.0.0.1:9/crop.tar.gz", tmp_path / "x", md5)
 
