@@ -16,8 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from her2core.bias_field import N4Config, correct, fidelity, log_bias_field
-from her2core.phantom import SITES, draw_protocol, make_patient
-from her2core.volume import to_sitk
+from her2core.formats.volume import to_sitk
+from her2core.phantom.patient import SITES, draw_protocol, make_patient
 
 SEEDS = range(300, 324)  # not those on which the settings were chosen
 SLOW = 3

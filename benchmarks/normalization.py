@@ -18,7 +18,7 @@ import torchio
 from monai.transforms import ScaleIntensityRangePercentiles
 
 from her2core.normalize import exact_quantiles, to_8bit
-from her2core.phantom import SITES, make_patient
+from her2core.phantom.patient import SITES, make_patient
 
 SHAPES = {(24, 128, 128): 5, (80, 256, 256): 2}  # voxels of a phase: turns
 CALLS = 10  # of each package in a turn, the first with cold caches

@@ -21,9 +21,9 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from her2core.dicom import read_dce
-from her2core.dicom_write import Acquisition, write_dce
-from her2core.volume import DceSeries, Geometry
+from her2core.formats.dicom import read_dce
+from her2core.formats.dicom_write import Acquisition, write_dce
+from her2core.formats.volume import DceSeries, Geometry
 
 SHAPE = (8, 80, 256, 256)  # (T, Z, Y, X)
 REPEATS = 5

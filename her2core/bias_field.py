@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from her2core.volume import to_sitk
+from her2core.formats.volume import to_sitk
 
 FIELDS = ("shared", "per_phase")
 

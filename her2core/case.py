@@ -21,13 +21,13 @@ import pandas as pd
 
 from her2core.config import build
 from her2core.dataset import load_standard, read_prepared, with_neighbours
-from her2core.dicom import read_dce, read_seg
+from her2core.formats.dicom import read_dce, read_seg
+from her2core.formats.nifti import PHASE_COLUMNS, min_crop, read_breastdcedl
+from her2core.formats.volume import Geometry, nearest_phases
 from her2core.kinetics import lesion_features
-from her2core.nifti import PHASE_COLUMNS, min_crop, read_breastdcedl
 from her2core.normalize import Window, knots, piecewise
 from her2core.preprocess import as_uint16, pack
 from her2core.runs import sees_neighbours
-from her2core.volume import Geometry, nearest_phases
 
 TAILS = (0.01, 0.99)  # quantiles of the training patients that bound their range
 # Of the range's width, granted beyond it: of normal values 1 in 200 lies outside instead of 1 in 50, so that ten

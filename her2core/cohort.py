@@ -10,7 +10,7 @@ from textwrap import fill
 
 import pandas as pd
 
-from her2core import manifest
+from her2core.cohorts import manifest
 
 SPLITS = {0: "train", 1: "test", 2: "validation"}
 SPLIT_ORDER = ("train", "validation", "test")

@@ -23,8 +23,9 @@ POLL_S = 0.5
 
 def sources_digest():
     """SHA-256 over the names and contents of this package's modules."""
-    modules = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(m.name.encode() + b"\0" + m.read_bytes() for m in modules)).hexdigest()
+    top = Path(__file__).parent
+    named = sorted((m.relative_to(top).as_posix(), m) for m in top.rglob("*.py"))
+    return hashlib.sha256(b"".join(n.encode() + b"\0" + m.read_bytes() for n, m in named)).hexdigest()
 
 
 SOURCES = sources_digest()  # as imported: a worker that lives on through an edit still runs the old code

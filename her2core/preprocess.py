@@ -31,13 +31,13 @@ from scipy import ndimage
 
 from her2core.audit import AuditConfig
 from her2core.bias_field import N4Config, correct_patient
-from her2core.dicom import read_dce, read_seg
+from her2core.formats.dicom import read_dce, read_seg
+from her2core.formats.nifti import read_breastdcedl
+from her2core.formats.volume import nearest_phases
 from her2core.kinetics import lesion_features
-from her2core.nifti import read_breastdcedl
 from her2core.normalize import SCOPES, statistics
 from her2core.parallel import SOURCES, each
 from her2core.records import check_complete, record_path
-from her2core.volume import nearest_phases
 
 MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
 # Interpolation on the scanner undershoots at sharp edges; a magnitude image has no other values below zero, so

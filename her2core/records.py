@@ -61,9 +61,11 @@ def check_complete(patient, folder):
     """Raise ValueError naming what is missing or truncated; called before every use of a patient's files."""
     path = record_path(folder, patient)
     if not path.is_file():
-        raise ValueError(f"{patient}: not acquired; run: python -m her2core.acquire")
+        raise ValueError(f"{patient}: not acquired; run: python -m her2core.cohorts.acquire")
     if problems := incomplete_files(json.loads(path.read_text()), Path(folder)):
-        raise ValueError(f"{patient}: {problems[0]} ({len(problems)} such files); run: python -m her2core.acquire")
+        raise ValueError(
+            f"{patient}: {problems[0]} ({len(problems)} such files); run: python -m her2core.cohorts.acquire"
+        )
 
 
 def files_row(record):

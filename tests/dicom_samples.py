@@ -6,8 +6,8 @@ import numpy as np
 import pydicom
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from her2core.dicom_write import Acquisition, write_dce
-from her2core.volume import DceSeries, Geometry
+from her2core.formats.dicom_write import Acquisition, write_dce
+from her2core.formats.volume import DceSeries, Geometry
 
 NAN = float("nan")
 TIMES = (0.0, 92.5, 180.0)

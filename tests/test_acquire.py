@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from her2core import acquire as a
+from her2core.cohorts import acquire as a
+from her2core.cohorts.phantom import EmbeddedConfig
 from her2core.config import params
-from her2core.embedded import EmbeddedConfig
 from her2core.records import read_record
 
 TOP = Path(__file__).resolve().parents[1]
@@ -48,7 +48,11 @@ def test_the_truth_is_beside_the_table_and_not_in_it(raw):
 def command(*arguments, cwd=TOP):
     env = os.environ | {"PYTHONPATH": str(TOP)}
     return subprocess.run(
-        [sys.executable, "-m", "her2core.acquire", *arguments], cwd=cwd, env=env, capture_output=True, text=True
+        [sys.executable, "-m", "her2core.cohorts.acquire", *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
     )
 
 

@@ -18,13 +18,15 @@ import pytest
 from stand_in import serve
 from test_transfer import environment, wait_for
 
-from her2core import acquire as a
-from her2core import archive, embedded, manifest, phantom
-from her2core.labels import NUMBERS
-from her2core.nifti import PHASE_COLUMNS, min_crop, phase_files, read_breastdcedl
+from her2core.cohorts import acquire as a
+from her2core.cohorts import archive, manifest
+from her2core.cohorts import phantom as embedded
+from her2core.cohorts.labels import NUMBERS
+from her2core.cohorts.transfer import Unreachable
+from her2core.formats.nifti import PHASE_COLUMNS, min_crop, phase_files, read_breastdcedl
+from her2core.phantom.patient import patient as phantom
 from her2core.preprocess import read_patient
 from her2core.records import read_record
-from her2core.transfer import Unreachable
 
 TOP = Path(__file__).resolve().parents[1]
 CONFIG = archive.ArchiveConfig(
@@ -205,7 +207,9 @@ def test_a_patient_whose_stored_files_shrank_is_fetched_again_and_the_others_are
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from her2core import acquire, archive, nifti, records
+from her2core.cohorts import acquire, archive
+from her2core.formats import nifti
+from her2core import records
 archive.MINCROP = {{k: tuple(v) for k, v in json.loads({mincrop!r}).items()}}
 if {step!r} == "write":
     whole = nifti.os.replace

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from her2core.assumptions import ASSUMPTIONS, markdown
 from her2core.config import lookup
+from her2core.report.assumptions import ASSUMPTIONS, markdown
 
 PARAMS = YAML(typ="safe").load(Path(__file__).resolve().parents[1] / "params.yaml")
 PAIRS = pd.DataFrame(

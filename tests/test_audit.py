@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from her2core import audit as a
-from her2core.phantom import draw_protocol, make_patient
+from her2core.phantom.patient import draw_protocol, make_patient
 from her2core.preprocess import PrepareConfig, pack
 
 CONFIG = a.AuditConfig()

@@ -11,19 +11,19 @@ import pydicom
 import pytest
 
 from her2core import case as c
-from her2core.acquire import acquire
 from her2core.baselines import ModelConfig
 from her2core.cohort import included, patient_table
+from her2core.cohorts.acquire import acquire
+from her2core.cohorts.phantom import EmbeddedConfig, draw_cohort, site_of
 from her2core.config import params
 from her2core.dataset import load_slices
-from her2core.dicom_write import Acquisition, write_dce, write_seg
-from her2core.embedded import EmbeddedConfig, draw_cohort, site_of
+from her2core.formats.dicom_write import Acquisition, write_dce, write_seg
+from her2core.formats.nifti import min_crop, write_breastdcedl
+from her2core.formats.volume import DceSeries, Geometry
 from her2core.model import ThdaConfig
-from her2core.nifti import min_crop, write_breastdcedl
-from her2core.phantom import make_patient
+from her2core.phantom.patient import make_patient
 from her2core.preprocess import PrepareConfig, prepare
 from her2core.runs import Run
-from her2core.volume import DceSeries, Geometry
 
 TOP = Path(__file__).resolve().parents[1]
 IDENTITY = "DOE-JANE-1970"

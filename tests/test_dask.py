@@ -159,8 +159,8 @@ def here(tmp_path, monkeypatch):
     import pandas as pd
     from test_preprocess import COHORT, CONFIG
 
-    from her2core.acquire import acquire
     from her2core.cohort import included, patient_table
+    from her2core.cohorts.acquire import acquire
     from her2core.preprocess import prepare
 
     monkeypatch.delenv("DASK_SCHEDULER", raising=False)

@@ -6,8 +6,8 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
-from her2core import diagrams, figures
 from her2core.model import ThdaConfig, ThdaResNet
+from her2core.report import diagrams, figures
 
 matplotlib.use("Agg")
 CONFIGS = {

@@ -30,10 +30,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from her2core import dicom
-from her2core.dicom import read_dce, read_seg, read_seg_labels
-from her2core.dicom_write import write_seg
-from her2core.volume import DceSeries, Geometry
+from her2core.formats import dicom
+from her2core.formats.dicom import read_dce, read_seg, read_seg_labels
+from her2core.formats.dicom_write import write_seg
+from her2core.formats.volume import DceSeries, Geometry
 
 NAN = float("nan")
 

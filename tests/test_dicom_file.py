@@ -9,7 +9,7 @@ import pytest
 from dicom_samples import edit, files_at, item, put, series, write
 from pydicom.filereader import read_dataset as parse
 
-from her2core.dicom_file import ATTRIBUTES, DEFERRED_BYTES, Header, image_of, read_dataset
+from her2core.formats.dicom_file import ATTRIBUTES, DEFERRED_BYTES, Header, image_of, read_dataset
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from dicom_samples import (
     write,
 )
 
-from her2core import dicom_write
-from her2core.dicom_write import write_dce, write_seg
-from her2core.volume import from_sitk
+from her2core.formats import dicom_write
+from her2core.formats.dicom_write import write_dce, write_seg
+from her2core.formats.volume import from_sitk
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
-from her2core import documents
 from her2core.config import build
+from her2core.report import documents
 from her2core.runs import Run
 from her2core.train import TrainConfig
 

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from her2core import embedded as e
-from her2core.acquire import acquire
 from her2core.cohort import patient_table
-from her2core.dicom import read_dce, read_seg
+from her2core.cohorts import phantom as e
+from her2core.cohorts.acquire import acquire
 from her2core.evaluate import auc
-from her2core.nifti import read_breastdcedl
-from her2core.phantom import SITES, draw_protocol, make_patient
+from her2core.formats.dicom import read_dce, read_seg
+from her2core.formats.nifti import read_breastdcedl
+from her2core.phantom.patient import SITES, draw_protocol, make_patient
 from her2core.records import check_complete
 
 CONFIG = e.EmbeddedConfig(
@@ -123,7 +123,7 @@ def test_a_damaged_patient_is_named_and_made_again_and_the_others_are_left(raw, 
     victim.write_bytes(victim.read_bytes()[:-7]) if damage == "truncated" else victim.unlink()
     if damage == "half a patient":
         (tmp_path / "records" / f"{name}.json").unlink()
-    with pytest.raises(ValueError, match=f"{name}: .*(expected|not acquired).*python -m her2core.acquire"):
+    with pytest.raises(ValueError, match=f"{name}: .*(expected|not acquired).*python -m her2core.cohorts.acquire"):
         check_complete(name, tmp_path)
     other = next((tmp_path / "ambl").rglob("*.dcm"))
     before = other.stat().st_mtime_ns

@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 from PIL import Image
 
-from her2core import figures
 from her2core.evaluate import Estimate
+from her2core.report import figures
 
 matplotlib.use("Agg")
 RUNS = [f"thda_separate{k:02d}-channel_q98-raw" for k in range(20)]

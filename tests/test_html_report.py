@@ -11,8 +11,8 @@ import pytest
 from nbformat import write
 from PIL import Image
 
-from her2core import html_report
-from her2core.html_report import build
+from her2core.report import page as html_report
+from her2core.report.page import build
 
 TOP = Path(__file__).resolve().parents[1]
 EXECUTED = TOP / "results/embedded/executed"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from her2core.cohort import flow, patient_table
-from her2core.labels import (
+from her2core.cohorts.labels import (
     DISCORDANT,
     NO_HER2,
     agreement,

@@ -6,8 +6,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from her2core import manifest
-from her2core.manifest import COLLECTIONS, INDEX_COLUMNS, REGISTERED, ambl, ispy1, ispy2, plan, read_manifest
+from her2core.cohorts import manifest
+from her2core.cohorts.manifest import (
+    COLLECTIONS,
+    INDEX_COLUMNS,
+    REGISTERED,
+    ambl,
+    ispy1,
+    ispy2,
+    plan,
+    read_manifest,
+)
 
 TOP = Path(__file__).resolve().parents[1]
 TABLE = TOP.parent / "shared" / "real" / "BreastDCEDL_ISPY2_metadata.csv"

@@ -168,7 +168,7 @@ def test_fusion_by_attention_weighs_phases_with_weights_that_sum_to_one(slices):
 
 
 def test_it_overfits_eight_phantom_slices():
-    from her2core.phantom import SITES, make_patient
+    from her2core.phantom.patient import SITES, make_patient
 
     site, images = SITES["spy1"], []
     for seed in range(8):

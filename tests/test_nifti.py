@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from her2core.nifti import phase_files, read_breastdcedl, read_mask, write_breastdcedl
-from her2core.volume import DceSeries, Geometry
+from her2core.formats.nifti import phase_files, read_breastdcedl, read_mask, write_breastdcedl
+from her2core.formats.volume import DceSeries, Geometry
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real"
 ROW = {"slice_thick": 2.0, "xy_spacing": 0.7, "pre": 0.0, "post_early": 2.0, "post_late": float("nan")}

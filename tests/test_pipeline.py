@@ -113,7 +113,12 @@ def changed_stages(study):
     ("path", "old", "new", "stages"),
     [
         ("params.yaml", "lr: 0.004", "lr: 0.005", {f"train@{r}" for r in RUNS} | LATE | {"study"}),
-        ("her2core/figures.py", "ONE_COLUMN, TWO_COLUMNS = 3.5", "ONE_COLUMN, TWO_COLUMNS = 3.6", {"report"}),
+        (
+            "her2core/report/figures.py",
+            "ONE_COLUMN, TWO_COLUMNS = 3.5",
+            "ONE_COLUMN, TWO_COLUMNS = 3.6",
+            {"report"},
+        ),
         ("params.yaml", "bootstrap: 200 ", "bootstrap: 201 ", set()),
         ("params.yaml", "bootstrap: 200\n", "bootstrap: 201\n", LATE | {"study"}),
     ],

@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 
 from her2core import preprocess as p
-from her2core.acquire import acquire
 from her2core.bias_field import N4Config
 from her2core.cohort import included, patient_table
+from her2core.cohorts.acquire import acquire
+from her2core.cohorts.phantom import EmbeddedConfig
 from her2core.config import build
-from her2core.embedded import EmbeddedConfig
+from her2core.formats.nifti import write_breastdcedl
+from her2core.formats.volume import DceSeries, Geometry
 from her2core.kinetics import lesion_features
-from her2core.nifti import write_breastdcedl
 from her2core.normalize import SCOPES
-from her2core.volume import DceSeries, Geometry
 
 TOP = Path(__file__).resolve().parents[1]
 CONFIG = p.PrepareConfig(

@@ -36,7 +36,7 @@ def test_the_digest_is_of_the_contents_whatever_the_names(folder):
     [
         (lambda f: (f / "dce/2.dcm").write_bytes(b"tw"), "P1: dce/2.dcm: expected 4 bytes, found 2"),
         (lambda f: (f / "dce/2.dcm").unlink(), "P1: dce/2.dcm: expected 4 bytes, found no file"),
-        (lambda f: (f / "records/P1.json").unlink(), "P1: not acquired; run: python -m her2core.acquire"),
+        (lambda f: (f / "records/P1.json").unlink(), "P1: not acquired; run: python -m her2core.cohorts.acquire"),
     ],
     ids=["truncated", "missing", "no record"],
 )

@@ -16,8 +16,8 @@ from typing import get_type_hints
 import pytest
 from ruamel.yaml import YAML
 
-from her2core.acquire import SOURCES
 from her2core.baselines import ModelConfig
+from her2core.cohorts.acquire import SOURCES
 from her2core.config import build, of_source
 from her2core.evaluate import EvaluateConfig
 from her2core.preprocess import PrepareConfig
@@ -197,7 +197,7 @@ def test_a_stage_tracks_exactly_the_parameters_its_notebook_reads(notebook):
 
 
 def test_acquire_tracks_exactly_the_parameters_it_reads():
-    source = (TOP / "her2core/acquire.py").read_text()
+    source = (TOP / "her2core/cohorts/acquire.py").read_text()
     assert set(STAGES["acquire"]["params"]) == read_by(source)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stand_in import Archive, serve
 
-from her2core import transfer
+from her2core.cohorts import transfer
 
 UUID, UID = "835d740c-f130-47a8-a5af-713b3e2257a0", "1.2.3.4"
 
@@ -83,7 +83,7 @@ def test_an_archive_that_cannot_be_reached_is_one_clear_line(series, tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from her2core.transfer import fetch_series
+from her2core.cohorts.transfer import fetch_series
 fetch_series({series!r}, Path(sys.argv[1]), sys.argv[2], 1)
 """
 

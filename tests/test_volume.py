@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from her2core.volume import DceSeries, Geometry, from_sitk, to_sitk
+from her2core.formats.volume import DceSeries, Geometry, from_sitk, to_sitk
 
 TILT = np.deg2rad(20)
 OBLIQUE = ((0.0, -np.sin(TILT), np.cos(TILT)), (0.0, np.cos(TILT), np.sin(TILT)), (-1.0, 0.0, 0.0))

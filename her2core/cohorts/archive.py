@@ -23,15 +23,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from her2core import manifest
+from her2core.cohorts import manifest
+from her2core.cohorts.labels import breastdcedl_phases, index_lesion, read_ambl_clinical, read_breastdcedl
+from her2core.cohorts.transfer import Unreachable, check_reachable, check_space, fetch_file, fetch_series
 from her2core.config import root
-from her2core.dicom import read_dce, read_seg, read_seg_labels
-from her2core.labels import breastdcedl_phases, index_lesion, read_ambl_clinical, read_breastdcedl
-from her2core.nifti import PHASE_COLUMNS, mask_file, min_crop, phase_files, write_breastdcedl
+from her2core.formats.dicom import read_dce, read_seg, read_seg_labels
+from her2core.formats.nifti import PHASE_COLUMNS, mask_file, min_crop, phase_files, write_breastdcedl
+from her2core.formats.volume import DceSeries, nearest_phases
 from her2core.parallel import each
 from her2core.records import read_record, write_record
-from her2core.transfer import Unreachable, check_reachable, check_space, fetch_file, fetch_series
-from her2core.volume import DceSeries, nearest_phases
 
 MINCROP = {  # of Zenodo record 18114231: file, MD5
     "spy2": ("BreastDCEDL_ISPY2_min_crop.tar.gz", "2f1a00310bd00d344664319fb7bd679c"),

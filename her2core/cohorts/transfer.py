@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from her2core.manifest import BUCKET
+from her2core.cohorts.manifest import BUCKET
 
 
 class Unreachable(OSError):

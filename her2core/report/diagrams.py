@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 from her2core.cohort import draw_flow
-from her2core.figures import COLOURS, TWO_COLUMNS, headline
+from her2core.report.figures import COLOURS, TWO_COLUMNS, headline
 
 HEADS = {
     "phase": "a head sees\nits phase",

@@ -17,7 +17,7 @@ from pydicom.pixels import pack_bits
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from her2core.dicom import MEANINGS
+from her2core.formats.dicom import MEANINGS
 
 FIXED_DATE, NOON = "20000101", 12 * 3600  # a fixed clock, so that equal input gives equal bytes
 

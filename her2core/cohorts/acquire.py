@@ -1,5 +1,5 @@
-"""Get or make the raw files:  python -m her2core.acquire          (the cohort of params.yaml)
-What that would mean, without network:  python -m her2core.acquire --dry [cohort]
+"""Get or make the raw files:  python -m her2core.cohorts.acquire          (the cohort of params.yaml)
+What that would mean, without network:  python -m her2core.cohorts.acquire --dry [cohort]
 
 data/<cohort>/acquire/
     the patients' files (see `embedded` and `archive`), records/<patient>.json
@@ -13,7 +13,8 @@ import sys
 
 import pandas as pd
 
-from her2core import archive, embedded
+from her2core.cohorts import archive
+from her2core.cohorts import phantom as embedded
 from her2core.config import cohort, data_folder, params, steady_dependencies
 from her2core.records import files_row, write_whole
 
@@ -69,7 +70,7 @@ def main(arguments):
         elif arguments:
             sys.exit(__doc__)
         else:
-            with steady_dependencies("her2core/acquire.py"):
+            with steady_dependencies("her2core/cohorts/acquire.py"):
                 acquire(params("acquire", SOURCES), data_folder("acquire"))
     except (ValueError, OSError) as error:
         sys.exit(f"\nacquire: {error}")

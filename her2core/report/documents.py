@@ -15,7 +15,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from scipy.stats import binomtest
 
-from her2core.manifest import MANIFESTS, MINCROP_LICENCE
+from her2core.cohorts.manifest import MANIFESTS, MINCROP_LICENCE
 
 BANNER = "embedded synthetic cohort: phantom images, no patients; no number here tests a number of the paper"
 NO_RESULT = "not run"
@@ -399,14 +399,14 @@ def release_source(dataset, address):
         "described_in": BREASTDCEDL,
         "licence": MINCROP_LICENCE,
         "version": f"record {record[1]}",
-        "pinned_in": "her2core/archive.py",
+        "pinned_in": "her2core/cohorts/archive.py",
     }
 
 
 def phantom_source(acquire):
     """A synthetic cohort is its parameters; `jobs` changes no byte."""
     return {
-        "source": "phantom: made by her2core.phantom",
+        "source": "phantom: made by her2core.phantom.patient",
         "doi": None,
         "licence": "MIT, as the code",
         "seed": acquire["seed"],

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from her2core.volume import DceSeries, Geometry
+from her2core.formats.volume import DceSeries, Geometry
 
 # NIfTI's identity affine as SimpleITK sees it: RAS turned into LPS
 IDENTITY_AFFINE = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import SegmentationStorage
 
-from her2core.dicom_file import (
+from her2core.formats.dicom_file import (
     DEFERRED_BYTES,
     MULTI_FRAME,
     Header,
@@ -23,7 +23,7 @@ from her2core.dicom_file import (
     image_of,
     read_dataset,
 )
-from her2core.volume import DceSeries, Geometry
+from her2core.formats.volume import DceSeries, Geometry
 
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 MEANINGS = ("segments", "tumour_is_zero")

@@ -1,4 +1,4 @@
-"""Which series of the archive make the real cohort:  python -m her2core.manifest [BreastDCEDL's I-SPY2 table]
+"""Which series of the archive make the real cohort:  python -m her2core.cohorts.manifest [BreastDCEDL's I-SPY2 table]
 
 Found by rule in the offline index of the NCI Imaging Data Commons (package idc-index-data), never by hand.
 Every patient of a collection is either in its manifest or a row with a reason in excluded.csv.  What the

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from her2core.config import setting
-from her2core.documents import is_synthetic
 from her2core.evaluate import POWER
+from her2core.report.documents import is_synthetic
 
 plt.style.use(Path(__file__).with_name("her2.mplstyle"))
 

@@ -1,4 +1,4 @@
-"""All executed notebooks of a cohort as one HTML page:  python -m her2core.html_report
+"""All executed notebooks of a cohort as one HTML page:  python -m her2core.report.page
 
 The page stands alone: pictures are inside it, and it loads nothing and runs no script.  Prose, tables and figures
 are open, code is folded.  The same notebooks give the same bytes.
@@ -23,8 +23,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from her2core.config import cohort, results_folder, setting, steady_dependencies
-from her2core.documents import BANNER, is_synthetic
 from her2core.records import write_whole
+from her2core.report.documents import BANNER, is_synthetic
 
 PATTERN = "0[0-6]_*.ipynb"  # the study; 07_predict_case is somebody's own examination
 LIMIT = 4_000_000  # bytes of the page; larger, and its images are reduced to 256 colours
@@ -315,7 +315,7 @@ def build(folder, title, out, synthetic, limit=LIMIT):
 def main():
     name = cohort()
     try:
-        with steady_dependencies("her2core/html_report.py"):
+        with steady_dependencies("her2core/report/page.py"):
             title = f"HER2 on breast DCE-MRI: the study on the {name} cohort"
             out, synthetic = results_folder() / "report.html", is_synthetic(setting(name))
             build(results_folder() / "executed", title, out, synthetic)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from her2core import manifest
+from her2core.cohorts import manifest
 
 PATIENT = manifest.COLUMNS["patient"][1]  # an identifier becomes a folder's name
 DATASETS = {"ISPY2-": "spy2", "ACRIN-6698-": "spy2", "ISPY1_": "spy1", "Breast_MRI_": "duke"}  # by identifier
