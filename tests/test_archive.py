@@ -24,7 +24,7 @@ from her2core.cohorts import phantom as embedded
 from her2core.cohorts.labels import NUMBERS
 from her2core.cohorts.transfer import Unreachable
 from her2core.formats.nifti import PHASE_COLUMNS, min_crop, phase_files, read_breastdcedl
-from her2core.phantom.patient import patient as phantom
+from her2core.phantom import patient as phantom
 from her2core.preprocess import read_patient
 from her2core.records import read_record
 

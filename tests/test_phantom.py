@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
+from her2core.phantom import patient as phantom
 from her2core.phantom.patient import SITES, draw_protocol, draw_truth, make_patient
-from her2core.phantom.patient import patient as phantom
 
 SMALL = {
     name: dataclasses.replace(site, shape=(12, 64, 64), spacing_mm=(5.0, 2.8, 2.8)) for name, site in SITES.items()

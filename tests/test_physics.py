@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from her2core.phantom.patient import physics
+from her2core.phantom import physics
 
 
 def parker_scalar(t):

@@ -20,8 +20,8 @@ import numpy as np
 
 from her2core.formats import dicom, dicom_write, nifti, volume
 from her2core.parallel import each
-from her2core.phantom.patient import patient as phantom
-from her2core.phantom.patient import physics
+from her2core.phantom import patient as phantom
+from her2core.phantom import physics
 from her2core.records import read_record, write_record, write_whole
 
 SPLIT_CODES = {"train": 0, "test": 1, "validation": 2}  # the column `test` of BreastDCEDL

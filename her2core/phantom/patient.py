@@ -15,7 +15,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from her2core.formats.volume import DceSeries, Geometry
-from her2core.phantom.patient import physics
+from her2core.phantom import physics
 from her2core.phantom.physics import RELAXIVITY_PER_S_MM
 
 DENSITY_SHARES = {0.10: 0.10, 0.22: 0.40, 0.38: 0.40, 0.55: 0.10}  # gland share of the breast: BI-RADS a to d
