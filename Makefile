@@ -1,29 +1,40 @@
 # Needs git, make and Python 3.11 or later; everything else is installed into .venv by the first target used.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export OMP_NUM_THREADS ?= 1
 
-repro: .venv/ok ## run the whole study; stages that are up to date are skipped
+repro: .venv/ok ## run the embedded study; stages that are up to date are skipped
+	python -m her2core.machine
 	nbstripout --keep-id --extra-keys metadata.language_info notebooks/*.ipynb
 	dvc repro
 
-test: .venv/ok ## style, structure and behaviour, warnings as errors
+check: .venv/ok ## style, structure, behaviour on small inputs: minutes, whatever the results in git are
+	ruff check
+	ruff format --check
+	pytest -n 2 --dist loadfile -m "not slow" --ignore tests/test_lock.py
+
+test: .venv/ok ## check, and the slow tests, the whole pipeline on a tiny study, and that results, lock and code agree
 	ruff check
 	ruff format --check
 	pytest -n 2 --dist loadfile
 
-lab: .venv/ok ## open the notebooks
-	jupyter lab notebooks
+lab: .venv/ok ## open the notebooks; their kernels inherit the instructions that her2core pins
+	python -c 'import her2core, os; os.execlp("jupyter", "jupyter", "lab")'
 
-figures: .venv/ok ## redraw the figures from saved results
+figures: .venv/ok ## redraw the figures, from the tables in git; those of images too where `make repro` has run
+	if [ -d models/embedded ]; then dvc repro --single-item --force cohort phantom preparation network external; fi
 	dvc repro --single-item --force report
 
 lock: .venv/ok ## renew requirements.txt from pyproject.toml, for all platforms
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.txt
 
-clean: ## remove the environment and all that can be made again
-	rm -rf .venv .dvc/cache .dvc/tmp data models .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## remove the environment, caches, and what the embedded study can make again; data of other studies stay
+	rm -rf .venv .dvc/tmp data/embedded models/embedded .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+clean-all: clean ## remove all data and weights too, downloaded ones included, and asks twice
+	@read -p "Delete data/, models/ and DVC's cache of every study? Real data have to be downloaded again. [yes/no] " a; [ "$$a" = yes ]
+	@read -p "Really, all of them? Type delete: " a; [ "$$a" = delete ]
+	rm -rf .dvc/cache data models
 
 .venv/ok: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -31,4 +42,4 @@ clean: ## remove the environment and all that can be made again
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.txt -e .
 	touch $@
 
-.PHONY: repro test lab figures lock clean
+.PHONY: repro check test lab figures lock clean clean-all

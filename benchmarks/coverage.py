@@ -7,12 +7,13 @@ Two runs of four seeds score the same patients, at the sizes of the study: 180 t
 half of their variance is the patient's, 30 % the run's and 20 % the seed's own.  Seeds are better or worse with a
 standard deviation of 0.025 in true AUC.
 
-`auc` and `difference` are the intervals of `her2core.evaluate`; `false_positives` is the share of its p-values
+`auc` and `difference` are the intervals of `her2core.auc`; `false_positives` is the share of its p-values
 below 0.05 for two equally good runs.  Beside them what was not chosen: the percentile bootstrap and DeLong's normal
 interval of one AUC; for the difference DeLong's test, which knows of patients only, and the percentile bootstrap
 that redraws patients and seeds, three seeds in a draw, as redrawing all four would lose a quarter of the variance.
 """
 
+import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import json
 from pathlib import Path
 
@@ -20,8 +21,16 @@ import numpy as np
 from scipy.stats import norm
 from tqdm import tqdm
 
-from her2core import evaluate
-from her2core.evaluate import EvaluateConfig, bootstrap_auc, bootstrap_difference, delong_test, delong_variance
+from her2core.auc import (
+    EvaluateConfig,
+    bootstrap_auc,
+    bootstrap_difference,
+    comparison,
+    delong_test,
+    delong_variance,
+    resample_weights,
+    resampled_moments,
+)
 
 CONFIG = EvaluateConfig()
 SETTINGS = {"simulations": 1000, "bootstrap": CONFIG.bootstrap, "confidence": CONFIG.confidence} | {
@@ -58,8 +67,8 @@ def percentiles(samples):
 
 def resampled(labels, scores):
     """AUC of every seed in every resample, `(seeds, bootstrap)`."""
-    weights = evaluate.resample_weights(labels, CONFIG)
-    return np.stack([evaluate.resampled_moments(c, weights)[0] for c in evaluate.comparison(labels, scores)])
+    weights = resample_weights(labels, CONFIG)
+    return np.stack([resampled_moments(c, weights)[0] for c in comparison(labels, scores)])
 
 
 def one_study(labels, scores, truths, rng):

@@ -9,6 +9,7 @@ trainings of one seed, an epoch long, end with equal weights.
 Needs torch, torchvision, numpy, scipy, scikit-learn and safetensors.
 """
 
+import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import argparse
 import json
 import os

@@ -9,6 +9,7 @@ THDA's own backbone.  A patient's slices and the networks are those of `params.y
 thread, no gradients; rounds follow each other, the best counts.
 """
 
+import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import time
 from dataclasses import replace
 from functools import partial

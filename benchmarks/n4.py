@@ -9,6 +9,7 @@ one thread for three phases.  The rest are medians over patients; the slow arms 
 site, and ours is repeated on just those.
 """
 
+import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import time
 from dataclasses import replace
 
@@ -17,7 +18,8 @@ import SimpleITK as sitk
 
 from her2core.bias_field import N4Config, correct, fidelity, log_bias_field
 from her2core.formats.volume import to_sitk
-from her2core.phantom.patient import SITES, draw_protocol, make_patient
+from her2core.phantom.patient import make_patient
+from her2core.phantom.sites import SITES, draw_protocol
 
 SEEDS = range(300, 324)  # not those on which the settings were chosen
 SLOW = 3

@@ -9,6 +9,7 @@ error.  The three take turns, some calls each, and the best call counts.  On a b
 is the fair one, with one thread; the clock's prefers what is short.
 """
 
+import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import time
 from dataclasses import replace
 
@@ -18,7 +19,8 @@ import torchio
 from monai.transforms import ScaleIntensityRangePercentiles
 
 from her2core.normalize import exact_quantiles, to_8bit
-from her2core.phantom.patient import SITES, make_patient
+from her2core.phantom.patient import make_patient
+from her2core.phantom.sites import SITES
 
 SHAPES = {(24, 128, 128): 5, (80, 256, 256): 2}  # voxels of a phase: turns
 CALLS = 10  # of each package in a turn, the first with cold caches

@@ -9,6 +9,7 @@ of each phase, which is not timed; pydicom reads file by file, sorts and stacks.
 anything is timed.  Memory is the peak of a process of its own above its imports (Linux).
 """
 
+from her2core import PINS  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import re
 import subprocess
 import sys

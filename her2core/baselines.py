@@ -16,7 +16,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from her2core.model import IMAGENET_MEAN, IMAGENET_STD, AttentionResNet, ThdaConfig, ThdaResNet
 
 MODELS = ("thda", "resnet34_rgb", "vit", "cvt")
-VARIANT = re.compile(r"thda_[a-z0-9_]+")  # its changes stand under models.variants
+_VARIANT = re.compile(r"thda_[a-z0-9_]+")  # its changes stand under models.variants
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ModelConfig:
     cvt: CvtConfig = field(default_factory=CvtConfig)
     variants: dict[str, dict] = field(default_factory=dict)
 
-    def thda_of(self, model):
+    def thda_of(self, model: str) -> ThdaConfig:
         """THDA's configuration for `thda` or one of its variants."""
         if model == "thda":
             return self.thda
@@ -84,7 +84,7 @@ class ModelConfig:
         return replace(self.thda, **changes)
 
 
-class RgbNetwork(nn.Module):
+class _RgbNetwork(nn.Module):
     """ImageNet's colour statistics, a backbone to features, one linear layer to a logit."""
 
     def __init__(self, backbone, features, dropout=0.0):
@@ -98,7 +98,7 @@ class RgbNetwork(nn.Module):
         return self.classifier(self.dropout(features)).squeeze(1)
 
 
-class Only(nn.Module):
+class _Only(nn.Module):
     """A backbone of which `take` picks the features."""
 
     def __init__(self, backbone, take):
@@ -109,20 +109,20 @@ class Only(nn.Module):
         return self.take(self.backbone(x))
 
 
-def resnet34_rgb(config):
+def _resnet34_rgb(config):
     """Plain ResNet-34 of THDA's width and start, without heads and without attention."""
     backbone = AttentionResNet(replace(config, attention="none", head_input="phase", share_weights=True))
-    return RgbNetwork(Only(backbone, lambda out: out[0]), backbone.channels, config.dropout)
+    return _RgbNetwork(_Only(backbone, lambda out: out[0]), backbone.channels, config.dropout)
 
 
-def unavailable(what, error):
+def _unavailable(what, error):
     return OSError(
         f"{what} are neither in the cache nor downloadable here ({error}); set pretrained to false or "
         '"" to train from scratch'
     )
 
 
-def vit(config, image_px):
+def _vit(config, image_px):
     """torchvision's Vision Transformer; pretrained position embeddings are interpolated to the image."""
     if image_px % config.patch_px:
         raise ValueError(f"patches of {config.patch_px} px do not tile an image of {image_px} px")
@@ -133,13 +133,13 @@ def vit(config, image_px):
         try:
             weights = vit_b_16(weights="IMAGENET1K_V1").state_dict()
         except OSError as error:
-            raise unavailable("ImageNet weights of ViT-B/16", error) from error
+            raise _unavailable("ImageNet weights of ViT-B/16", error) from error
         backbone.load_state_dict(interpolate_embeddings(image_px, config.patch_px, weights))
     backbone.heads = nn.Identity()
-    return RgbNetwork(backbone, config.dim)
+    return _RgbNetwork(backbone, config.dim)
 
 
-def cvt_from_scratch(config):
+def _cvt_from_scratch(config):
     """transformers' CvT with PyTorch's own initial weights.
 
     Those of its authors, all of a standard deviation of 0.02, are for wide layers: narrow ones shrink the image
@@ -158,7 +158,7 @@ def cvt_from_scratch(config):
     return backbone
 
 
-def cvt(config):
+def _cvt(config):
     """transformers' CvT; the class token of the last stage goes to the classifier."""
     import transformers  # seconds of import that only this network needs
 
@@ -166,25 +166,25 @@ def cvt(config):
         try:
             backbone = transformers.CvtModel.from_pretrained(config.pretrained)
         except OSError as error:
-            raise unavailable(f"weights {config.pretrained}", str(error).splitlines()[0]) from error
+            raise _unavailable(f"weights {config.pretrained}", str(error).splitlines()[0]) from error
     else:
-        backbone = cvt_from_scratch(config)
-    return RgbNetwork(Only(backbone, lambda out: out.cls_token_value[:, 0]), backbone.config.embed_dim[-1])
+        backbone = _cvt_from_scratch(config)
+    return _RgbNetwork(_Only(backbone, lambda out: out.cls_token_value[:, 0]), backbone.config.embed_dim[-1])
 
 
-def is_model(name):
+def is_model(name: str) -> bool:
     """Whether a run may name it."""
-    return name in MODELS or bool(VARIANT.fullmatch(name))
+    return name in MODELS or bool(_VARIANT.fullmatch(name))
 
 
-def build_model(name, config, image_px):
+def build_model(name: str, config: ModelConfig, image_px: int) -> nn.Module:
     """One of MODELS or a variant `thda_<name>`, fresh weights; seed first."""
     if name == "resnet34_rgb":
-        return resnet34_rgb(config.thda)
+        return _resnet34_rgb(config.thda)
     if name == "vit":
-        return vit(config.vit, image_px)
+        return _vit(config.vit, image_px)
     if name == "cvt":
-        return cvt(config.cvt)
+        return _cvt(config.cvt)
     if not is_model(name):
         raise ValueError(f"model {name!r}: expected one of {', '.join(MODELS)} or thda_<variant>")
     return ThdaResNet(config.thda_of(name))

@@ -1,9 +1,8 @@
 """N4 bias-field correction: one field per patient, from the pre-contrast phase, for all phases.
 
 A shared field leaves the ratios between phases alone.  A field per phase does not: contrast agent brightens some
-tissues more than others, and N4 takes part of that for coil shading.  On 24 phantom patients it changes the
-enhancement of the lesion by 8 % in the median and by up to 35 %, a shared one by less than 0.3 %: see
-benchmarks/n4.py.
+tissues more than others, and N4 takes part of that for coil shading.  On 24 phantom patients such fields change the
+enhancement of the lesion by 8 % in the median and by up to 35 %, a shared one by less than 0.3 % (benchmarks/n4.py).
 Tustison et al., IEEE Trans Med Imaging 2010;29:1310.
 """
 
@@ -12,17 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from her2core.formats.volume import to_sitk
+from her2core.formats.volume import Geometry, to_sitk
 
-FIELDS = ("shared", "per_phase")
+_FIELDS = ("shared", "per_phase")
 
 
 @dataclass(frozen=True)
 class N4Config:
-    """grid_mm: the field is fitted on voxels of about this size; picked, not averaged, which would mix tissues.
+    """grid_mm: the field is fitted on voxels about this far apart; picked, not averaged, which would mix tissues.
 
-    iterations: per fitting level, all of them run.  The number of levels is the length; most belong to the first
-    and smoothest one, since fat whose suppression failed enters the field at the finer ones.
+    iterations: of each fitting level; all of them run.  Most belong to the first and smoothest level, since fat
+    whose suppression failed enters the field at the finer ones.
     field: "shared" fits the pre phase and corrects all by it; "per_phase" fits and corrects each on its own.
     """
 
@@ -35,17 +34,17 @@ class N4Config:
             raise ValueError(f"grid_mm must be positive, found {self.grid_mm}")
         if not self.iterations or min(self.iterations) < 1:
             raise ValueError(f"iterations must be positive, one number per level, found {self.iterations}")
-        if self.field not in FIELDS:
-            raise ValueError(f"field={self.field!r}: expected one of {', '.join(FIELDS)}")
+        if self.field not in _FIELDS:
+            raise ValueError(f"field={self.field!r}: expected one of {', '.join(_FIELDS)}")
 
 
-def body_mask(phase):
-    """Voxels of tissue `(Z, Y, X)`: above Otsu's threshold of the logarithm, which air and noise stay below."""
+def body_mask(phase: np.ndarray) -> np.ndarray:
+    """Voxels of tissue, bool `(Z, Y, X)`: above Otsu's threshold of the logarithm; air and noise stay below it."""
     log = np.log1p(phase.astype(np.float32))
     return sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(log), 0, 1)).astype(bool)
 
 
-def pick_voxels(phase, mask, geometry, grid_mm):
+def _pick_voxels(phase, mask, geometry, grid_mm):
     """Phase and mask on a grid of about `grid_mm`, as SimpleITK images; refused where they determine no field."""
     factors = [max(1, round(grid_mm / s)) for s in geometry.spacing_mm[::-1]]
     image = sitk.Shrink(to_sitk(np.maximum(phase, 1).astype(np.float32), geometry), factors)  # N4 takes logarithms
@@ -58,10 +57,10 @@ def pick_voxels(phase, mask, geometry, grid_mm):
     return image, body
 
 
-def log_bias_field(phase, geometry, config):
+def log_bias_field(phase: np.ndarray, geometry: Geometry, config: N4Config) -> np.ndarray:
     """Logarithm of the multiplicative field of one phase `(Z, Y, X)`, float32, zero on average in the body.
 
-    ValueError where less than 1 % of the voxels are tissue, or the picked ones are too few or all alike.
+    ValueError where less than 1 % of the voxels are tissue, or the picked ones are too few or all equal.
     The result of ITK's N4 depends on the global thread count, not on the filter's own: it is set to 1 here,
     and patients run in parallel instead.
     """
@@ -72,22 +71,22 @@ def log_bias_field(phase, geometry, config):
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(list(config.iterations))
     n4.SetConvergenceThreshold(0)  # the field grows in small steps, and ITK's 0.001 stops it half-way
-    n4.Execute(*pick_voxels(phase, mask, geometry, config.grid_mm))
+    n4.Execute(*_pick_voxels(phase, mask, geometry, config.grid_mm))
     full_grid = to_sitk(phase.astype(np.float32), geometry)
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(full_grid))
     return field - field[mask].mean()
 
 
-def correct(array, log_field):
+def correct(array: np.ndarray, log_field: np.ndarray) -> np.ndarray:
     """All phases `(P, Z, Y, X)` uint16 divided by the same field `(Z, Y, X)`; uint16."""
     corrected = array / np.exp(log_field)[None]
     return np.clip(np.rint(corrected), 0, np.iinfo(np.uint16).max).astype(np.uint16)
 
 
-def fidelity(log_field, true_field, mask):
-    """How well an estimated field `(Z, Y, X)` follows the true one (not its logarithm) in the mask.
+def fidelity(log_field: np.ndarray, true_field: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """How well an estimated log field `(Z, Y, X)` follows the true field (not its logarithm) in the mask.
 
-    Returns Pearson's r of the logarithms, and the coefficient of variation of what shading is left after the
+    Returns Pearson's r of the logarithms, and the coefficient of variation of the shading that is left after the
     correction relative to that of the true field: 1 if nothing was gained.
     """
     true = np.log(true_field[mask])
@@ -95,7 +94,7 @@ def fidelity(log_field, true_field, mask):
     return np.corrcoef(true, log_field[mask])[0, 1], (left.std() / left.mean()) / (before.std() / before.mean())
 
 
-def correct_patient(phases, geometry, config):
+def correct_patient(phases: np.ndarray, geometry: Geometry, config: N4Config) -> np.ndarray:
     """Phases `(P, Z, Y, X)` uint16 of one patient, the pre-contrast phase first → corrected, uint16."""
     if config.field == "shared":
         return correct(phases, log_bias_field(phases[0], geometry, config))

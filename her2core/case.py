@@ -13,6 +13,7 @@ Nothing that says who the patient is leaves this module: messages name the case 
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,24 +21,25 @@ import numpy as np
 import pandas as pd
 
 from her2core.config import build
-from her2core.dataset import load_standard, read_prepared, with_neighbours
-from her2core.formats.dicom import read_dce, read_seg
-from her2core.formats.nifti import PHASE_COLUMNS, min_crop, read_breastdcedl
-from her2core.formats.volume import Geometry, nearest_phases
+from her2core.dataset import with_neighbours
+from her2core.formats.dicom import read_dce
+from her2core.formats.nifti import min_crop, read_breastdcedl
+from her2core.formats.seg import read_seg
+from her2core.formats.volume import PHASE_COLUMNS, Geometry, Phases, nearest_phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import Window, knots, piecewise
-from her2core.preprocess import as_uint16, pack
-from her2core.runs import sees_neighbours
+from her2core.preprocess import PrepareConfig, as_uint16, pack
+from her2core.runs import Run
 
-TAILS = (0.01, 0.99)  # quantiles of the training patients that bound their range
+_TAILS = (0.01, 0.99)  # quantiles of the training patients that bound their range
 # Of the range's width, granted beyond it: of normal values 1 in 200 lies outside instead of 1 in 50, so that ten
 # measures warn of 1 in 20 patients like the training ones.  The tails' own error among 100 patients is as large.
-MARGIN = 0.1
-ROUNDING = 0.01  # of the limit: headers are rounded, and one protocol for all has a range without width
+_MARGIN = 0.1
+_ROUNDING = 0.01  # of the limit: headers are rounded, and one protocol for all has a range without width
 # A phase of I-SPY2 lasts about 80 to 100 s: the nearest to the wanted time begins no more than half of that away.
-TIME_TOLERANCE_S = 50.0
-TIME_GRACE_S = 20.0  # beyond the range: a phase takes a minute or more, and its beginning is what files note
-CUT_OFF = 0.5  # of its largest section; a sphere cut there has 6 % of its volume beyond.  Masks have stray voxels
+_TIME_TOLERANCE_S = 50.0
+_TIME_GRACE_S = 20.0  # beyond the range: a phase takes a minute or more, and its beginning is what files note
+_CUT_OFF = 0.5  # of its largest section; a sphere cut there has 6 % of its volume beyond.  Masks have stray voxels
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -62,15 +64,15 @@ class Sidecar:
 
     def __post_init__(self):
         named = [getattr(self, c) for c in PHASE_COLUMNS]
-        if named != [None] * 3 and (None in named or not 0 <= named[0] < named[1] < named[2]):
-            raise ValueError(f"phases {named}, expected pre < post_early < post_late from 0, or none of them")
+        if self.phases is None and named != [None] * 3:
+            raise ValueError(f"phases {named}, expected {', '.join(PHASE_COLUMNS)}, or none of them")
 
     @property
-    def phases(self):
-        """The three indices, None where they are left to the files' times."""
-        return None if self.pre is None else [self.pre, self.post_early, self.post_late]
+    def phases(self) -> Phases | None:
+        """The three phases, None where they are left to the files' times."""
+        return Phases.named(vars(self))
 
-    def known_times(self, times_s):
+    def known_times(self, times_s: Sequence[float]) -> tuple[float, ...]:
         """Times of pre, early and late: those written here, else those of the files."""
         given = (None, self.early_s, self.late_s)
         return tuple(t if g is None else g for g, t in zip(given, times_s, strict=True))
@@ -90,7 +92,7 @@ class Case:
     remarks: tuple[str, ...] = ()
 
 
-def read_sidecar(folder):
+def _read_sidecar(folder):
     path = folder / "case.json"
     if not path.is_file():
         return Sidecar()
@@ -100,7 +102,7 @@ def read_sidecar(folder):
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def read_series(folder):
+def _read_series(folder):
     """`read_dce` with what it doubts: the series, and its warnings as text."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=re.escape(f"{folder}: "))
@@ -109,90 +111,91 @@ def read_series(folder):
     return series, remarks
 
 
-def read_dicom(folder, sidecar, config):
+def _read_dicom(folder, sidecar, config):
     """dce/ and seg.dcm → the fields of `Case` after its name.
 
     A series that announces other phases than are there is an error, unless the sidecar names those to take.
     """
-    series, remarks = read_series(folder / "dce")
+    series, remarks = _read_series(folder / "dce")
     if remarks and sidecar.phases is None:
         raise ValueError(f"doubtful series, export it again or name the phases to take in case.json ({remarks[0]})")
     chosen = sidecar.phases or nearest_phases(series.times_s, config.early_s, config.late_s)
-    if chosen[2] >= len(series.array):
-        raise ValueError(f"case.json names the phases {chosen}, there are {len(series.array)}, counted from 0")
+    try:
+        chosen.check(len(series.array))
+    except ValueError as error:
+        raise ValueError(f"case.json's {error}") from error
     mask = read_seg(folder / "seg.dcm", series.geometry, series.array.shape[1:], meaning="segments")
-    times_s = sidecar.known_times([series.times_s[k] - series.times_s[chosen[0]] for k in chosen])
-    return series.array[chosen], mask, series.geometry, times_s, tuple(remarks)
+    times_s = sidecar.known_times([series.times_s[k] - series.times_s[chosen.pre] for k in chosen])
+    return series.array[list(chosen)], mask, series.geometry, times_s, tuple(remarks)
 
 
-def patient_of(folder):
+def _patient_of(folder):
     """The id in the name of the one mask file, None where it does not say."""
     names = [p.name for p in folder.glob("mask/*")]
     match = re.fullmatch(r"(.+)_[^_]+_vis1_mask\.nii(\.gz)?", names[0]) if len(names) == 1 else None
     return match and match[1]
 
 
-def read_nifti(folder, sidecar):
+def _read_nifti(folder, sidecar):
     """dce/, mask/ and case.json → the fields of `Case` after its name."""
     known = {k: v for k, v in asdict(sidecar).items() if v is not None}
     if missing := [k for k in (*PHASE_COLUMNS, "slice_thick", "xy_spacing") if k not in known]:
         raise ValueError(f"{folder}: these NIfTI files say nothing of {', '.join(missing)}; expected in case.json")
-    if (patient := patient_of(folder)) is None:
+    if (patient := _patient_of(folder)) is None:
         raise ValueError(f"{folder}/mask: expected one file <patient>_<collection>_vis1_mask.nii.gz")
     series, mask = read_breastdcedl(folder, patient, known, phases=sidecar.phases)
-    return series.array, mask, series.geometry, sidecar.known_times([0.0, np.nan, np.nan]), ()
+    phases = series.array[[0, 1, -1]]  # as read, in order; the early phase may also be the late one
+    return phases, mask, series.geometry, sidecar.known_times([0.0, np.nan, np.nan]), ()
 
 
-def anonymous(text, folder):
+def _anonymous(text, folder):
     """A message without the folders above the case and without the patient's id."""
     text = text.replace(str(folder), folder.name)
-    patient = patient_of(folder)
+    patient = _patient_of(folder)
     return re.sub(rf"(?<!\w){re.escape(patient)}(?=[_:])", folder.name, text) if patient else text
 
 
-def read_files(folder, config):
+def _read_files(folder, config):
     """Whichever layout the folder has → the fields of `Case` after its name."""
-    sidecar = read_sidecar(folder)
+    sidecar = _read_sidecar(folder)
     if (folder / "seg.dcm").is_file():
-        return read_dicom(folder, sidecar, config)
+        return _read_dicom(folder, sidecar, config)
     if (folder / "mask").is_dir():
-        return read_nifti(folder, sidecar)
+        return _read_nifti(folder, sidecar)
     raise ValueError(f"{folder}: expected dce/ and seg.dcm (DICOM), or dce/, mask/ and case.json (NIfTI)")
 
 
-def read_case(folder, config, cut=None):
+def read_case(folder: Path, config: PrepareConfig, cut: tuple[int, int] | None = None) -> Case:
     """A folder, of either layout → `Case`.
 
-    config: `PrepareConfig`, whose wanted times choose the phases of a DICOM series.  cut: (slices beyond the
+    config: its wanted times choose the phases of a DICOM series.  cut: (slices beyond the
     lesion, pixels) where the cohort's volumes were cut before the stage `prepare`, as those of MinCrop: a window
     counts the intensities of the whole volume, so the case has to be cut alike.  ValueError for a case that is
     incomplete or cannot be read.
     """
     folder = Path(folder)
     try:
-        phases, mask, geometry, times_s, remarks = read_files(folder, config)
+        phases, mask, geometry, times_s, remarks = _read_files(folder, config)
         phases = as_uint16(phases, folder.name)
     except (ValueError, OSError) as error:
-        text = anonymous(str(error), folder)
+        text = _anonymous(str(error), folder)
         raise ValueError(text if text.startswith(folder.name) else f"{folder.name}: {text}") from None
     if cut:
         phases, mask, _ = min_crop(phases, mask, *cut)
-    return Case(folder.name, phases, mask, geometry, times_s, tuple(anonymous(r, folder) for r in remarks))
+    return Case(folder.name, phases, mask, geometry, times_s, tuple(_anonymous(r, folder) for r in remarks))
 
 
-def network_input(case, config, run, models, prepared):
+def network_input(case: Case, config: PrepareConfig, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the networks of a run see of a case, in a few slices through the lesion.
 
-    models: `ModelConfig`; prepared: folder of the cohort they were trained on, where Nyúl's standard is learnt.
     Returns images `(n, 3, H, W)` uint8, the lesion in them, bool `(n, H, W)`, and what the networks are fed: the
-    images or, where heads see adjacent slices, `(n, 9, H, W)` as `dataset.load_slices`.
+    images or, where heads see adjacent slices, `(n, 9, H, W)` as `Prepared.under`.
     """
-    window, neighbours = Window.parse(run.window), sees_neighbours(run.model, models)
+    window, neighbours = Window.parse(run.window), run.sees_neighbours
     config = replace(config, bias_fields=(run.bias_field,), neighbours=neighbours)
     _, masks, packed = pack(case.phases, case.mask, case.geometry, config)
     found = packed[run.bias_field]
-    standard = load_standard(prepared, window, run.bias_field)
-    x, y = knots(window, found["quantiles"], config.quantiles, found["moments"], standard)
+    x, y = knots(window, found["quantiles"], config.quantiles, found["moments"], run.opened.standard(window))
     images = piecewise(found["images"], x, y)
     if not neighbours:
         return images, masks, images
@@ -205,7 +208,7 @@ def network_input(case, config, run, models, prepared):
 
 @dataclass(frozen=True)
 class Measure:
-    """words, unit, doubt: for the reader; doubt is what a value outside the range gives him to think.
+    """words, unit, doubt: for the reader; doubt: what a value outside the range suggests.
     log: the margin is that of the logarithm.  margin_below: of the range's width.  least: margin in the unit.
     """
 
@@ -213,27 +216,27 @@ class Measure:
     unit: str
     doubt: str
     log: bool = False
-    margin_below: float = MARGIN
+    margin_below: float = _MARGIN
     least: float = 0.0
 
 
-OTHER_GRID = "The lesion's texture looks coarser or finer than the networks know it."
-OTHER_TIME = "The lesion had more or less time to take up and wash out contrast."
-OTHER_GREY = "Other fat suppression, another sequence, or images processed before the export?"
+_OTHER_GRID = "The lesion's texture looks coarser or finer than the networks know it."
+_OTHER_TIME = "The lesion had more or less time to take up and wash out contrast."
+_OTHER_GREY = "Other fat suppression, another sequence, or images processed before the export?"
 MEASURES = {
-    "slice_mm": Measure("Slice spacing", "mm", OTHER_GRID),
-    "pixel_mm": Measure("Pixel spacing", "mm", OTHER_GRID),
+    "slice_mm": Measure("Slice spacing", "mm", _OTHER_GRID),
+    "pixel_mm": Measure("Pixel spacing", "mm", _OTHER_GRID),
     "volume_ml": Measure("Lesion volume", "ml", "Is the whole lesion outlined, and nothing else?", log=True),
-    "early_s": Measure("Early phase, time after the first", "s", OTHER_TIME, least=TIME_GRACE_S),
-    "late_s": Measure("Late phase, time after the first", "s", OTHER_TIME, least=TIME_GRACE_S),
+    "early_s": Measure("Early phase, time after the first", "s", _OTHER_TIME, least=_TIME_GRACE_S),
+    "late_s": Measure("Late phase, time after the first", "s", _OTHER_TIME, least=_TIME_GRACE_S),
     # no margin below: a missing contrast agent that passes costs more than a false alarm
     "uptake": Measure("Contrast enhancement of the lesion", "%", "Are these subtraction images?", margin_below=0.0),
-    "grey_pre": Measure("Mean grey level, pre-contrast phase", "% of white", OTHER_GREY),
-    "grey_early": Measure("Mean grey level, early phase", "% of white", OTHER_GREY),
-    "grey_late": Measure("Mean grey level, late phase", "% of white", OTHER_GREY),
-    "white": Measure("Saturated pixels", "%", OTHER_GREY),
+    "grey_pre": Measure("Mean grey level, pre-contrast phase", "% of white", _OTHER_GREY),
+    "grey_early": Measure("Mean grey level, early phase", "% of white", _OTHER_GREY),
+    "grey_late": Measure("Mean grey level, late phase", "% of white", _OTHER_GREY),
+    "white": Measure("Saturated pixels", "%", _OTHER_GREY),
 }
-NO_UPTAKE = (
+_NO_UPTAKE = (
     "Little or no contrast enhancement in the lesion",
     "Was contrast given, and is the first phase really the one before it?",
 )
@@ -247,28 +250,30 @@ class Range:
     high: float
     of: str = "98 % of the training patients"
 
-    def holds(self, value, measure):
+    def holds(self, value: float, measure: Measure) -> bool:
         """Whether a value lies inside, the margin granted."""
         scale = np.log if measure.log else float
         low, high, value = scale(self.low), scale(self.high), scale(value)
         width = high - low
-        below = max(measure.margin_below * width, ROUNDING * abs(low), measure.least) if measure.margin_below else 0
-        above = max(MARGIN * width, ROUNDING * abs(high), measure.least)
+        below = (
+            max(measure.margin_below * width, _ROUNDING * abs(low), measure.least) if measure.margin_below else 0
+        )
+        above = max(_MARGIN * width, _ROUNDING * abs(high), measure.least)
         return bool(low - below <= value <= high + above)
 
 
-def grey_measures(images):
+def _grey_measures(images):
     """How bright images `(N, 3, H, W)` uint8 are → {measure: percent `(N,)`}."""
     mean = images.mean((2, 3)).T / 2.55
     names = ("grey_pre", "grey_early", "grey_late")
     return dict(zip(names, mean, strict=True)) | {"white": 100 * (images == 255).mean((1, 2, 3))}
 
 
-def measures(case, images):
+def measures(case: Case, images: np.ndarray) -> dict[str, float]:
     """{name: value} of a case, for each of `MEASURES`; of its images, `network_input`'s, the middle one counts."""
     lesion = lesion_features(case.phases, case.mask, case.geometry.spacing_mm)
     middle = len(images) // 2
-    grey = grey_measures(images[middle : middle + 1])
+    grey = _grey_measures(images[middle : middle + 1])
     return {
         "slice_mm": case.geometry.spacing_mm[0],
         "pixel_mm": case.geometry.spacing_mm[1],
@@ -279,26 +284,21 @@ def measures(case, images):
     } | {name: float(values[0]) for name, values in grey.items()}
 
 
-def training_images(prepared, run):
-    """The middle slice of each training patient as the networks of a run saw it, `(n, 3, H, W)` uint8."""
-    images, quantiles, moments, levels, (patient, split, _) = read_prepared(prepared, run.bias_field)
-    train = np.flatnonzero(split == "train")
-    _, first, count = np.unique(patient[train], return_index=True, return_counts=True)
-    rows = train[np.sort(first + count // 2)]
-    window = Window.parse(run.window)
-    standard = load_standard(prepared, window, run.bias_field)
-    return piecewise(images[rows], *knots(window, quantiles[rows], levels, moments[rows], standard))
+def _training_measures(run):
+    """{name: values `(n,)`} of the training patients, for each of `MEASURES`; unknown times are NaN.
 
-
-def training_measures(prepared, run):
-    """{name: values `(n,)`} of the training patients, for each of `MEASURES`; unknown times are NaN."""
-    path = prepared / "kinetics.csv"
+    The grey levels are those of the middle slice of each patient under the run's window.
+    """
+    prepared = run.opened
+    path = prepared.folder / "kinetics.csv"
     if not path.is_file():
-        raise ValueError(f"{path.name}: not in {prepared.name}/; run the stage prepare first")
+        raise ValueError(f"{path.name}: not in {path.parent.name}/; run again: dvc repro prepare")
     table = pd.read_csv(path)
     table = table[table["split"] == "train"]
     if table.empty:
-        raise ValueError(f"{path.name}: no training patient, whose range a case could lie in")
+        raise ValueError("kinetics.csv: no training patient, whose range a case could lie in")
+    middle = prepared.middle()
+    images = prepared.under(run.window, rows=middle[prepared.split[middle] == "train"]).images.numpy()
     return {
         "slice_mm": table["slice_mm"],
         "pixel_mm": table["pixel_native_mm"],
@@ -306,52 +306,51 @@ def training_measures(prepared, run):
         "early_s": table["early_s"],
         "late_s": table["late_s"],
         "uptake": 100 * table["pe_early"],
-    } | grey_measures(training_images(prepared, run))
+    } | _grey_measures(images)
 
 
-def training_ranges(prepared, run, config):
-    """{name: `Range`} of the training patients, for each of `MEASURES`.
+def training_ranges(run: Run, config: PrepareConfig) -> dict[str, Range]:
+    """{name: `Range`} of a run's training patients, for each of `MEASURES`.
 
-    prepared: folder of the stage `prepare`; run: `Run`, whose window and bias field give the grey levels.
     Where no training file carries times, the phases' times have to lie near those `config` wants.
     """
-    prepared, ranges = Path(prepared), {}
-    for name, values in training_measures(prepared, run).items():
+    ranges = {}
+    for name, values in _training_measures(run).items():
         values = np.asarray(values, float)
         known = values[~np.isnan(values)]
         if known.size:
-            ranges[name] = Range(*np.quantile(known, TAILS).tolist())
+            ranges[name] = Range(*np.quantile(known, _TAILS).tolist())
         else:
             wanted = {"early_s": config.early_s, "late_s": config.late_s}[name]
-            ranges[name] = Range(wanted - TIME_TOLERANCE_S, wanted + TIME_TOLERANCE_S, "wanted")
+            ranges[name] = Range(wanted - _TIME_TOLERANCE_S, wanted + _TIME_TOLERANCE_S, "wanted")
     return ranges
 
 
-def digits(value):
+def _digits(value):
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def warning(name, value, limits):
+def _warning(name, value, limits):
     """One measure outside its range, in words."""
     measure = MEASURES[name]
-    words, doubt = NO_UPTAKE if name == "uptake" and value < limits.low else (measure.words, measure.doubt)
-    low, high = digits(limits.low), digits(limits.high)
-    return f"{words}: {digits(value)} {measure.unit}; {limits.of}: {low} to {high} {measure.unit}. {doubt}"
+    words, doubt = _NO_UPTAKE if name == "uptake" and value < limits.low else (measure.words, measure.doubt)
+    low, high = _digits(limits.low), _digits(limits.high)
+    return f"{words}: {_digits(value)} {measure.unit}; {limits.of}: {low} to {high} {measure.unit}. {doubt}"
 
 
-def border_warnings(mask):
-    """Where the images cut the lesion off: outermost planes with `CUT_OFF` of its largest section or more."""
+def _border_warnings(mask):
+    """Where the images cut the lesion off: outermost planes with `_CUT_OFF` of its largest section or more."""
     found = []
     for axis, plane in enumerate(("slice", "row", "column")):
         voxels = mask.sum(tuple({0, 1, 2} - {axis}))
         share = max(voxels[0], voxels[-1]) / voxels.max()
-        if share >= CUT_OFF:
+        if share >= _CUT_OFF:
             section = f"the outermost {plane} of the images, with {share:.0%} of its largest section"
             found.append(f"The lesion reaches {section}. Does part of it lie outside?")
     return found
 
 
-def warnings_for(case, images, ranges):
+def warnings_for(case: Case, images: np.ndarray, ranges: dict[str, Range]) -> list[str]:
     """Why the networks may not apply to a case: sentences for its reader, none where nothing speaks against it.
 
     images: `network_input`'s; ranges: `training_ranges`'s.
@@ -365,6 +364,6 @@ def warnings_for(case, images, ranges):
     return [
         *(f"Doubtful series: {remark}." for remark in case.remarks),
         *(times if unknown else []),
-        *(warning(name, found[name], ranges[name]) for name in outside),
-        *border_warnings(case.mask),
+        *(_warning(name, found[name], ranges[name]) for name in outside),
+        *_border_warnings(case.mask),
     ]

@@ -7,39 +7,40 @@ image can be replayed from its draw.
 
 import csv
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from her2core.normalize import Window, knots, learn_standard, piecewise
+from her2core.normalize import PHASES, SCOPES, Window, columns, knots, learn_standard, piecewise
 
 BIAS_FIELDS = ("raw", "n4")
-PREPARED = ("images", "quantiles", "moments")
 
 
 @dataclass(frozen=True)
 class Slices:
     """Slices under one window, those of a patient next to each other.
 
-    images: `(N, P, H, W)` uint8.  patient, split: `(N,)` strings; her2: `(N,)` 0 or 1.
+    images: `(N, P, H, W)` uint8.  patient, split: `(N,)` strings.  label: `(N,)` 0 or 1, what a network is to tell:
+    the HER2 status, but for the shortcut probe.
     """
 
     images: torch.Tensor
     patient: np.ndarray
     split: np.ndarray
-    her2: np.ndarray
+    label: np.ndarray
 
-    def of_split(self, *names):
+    def of_split(self, *names: str) -> "Slices":
         """The slices of one or more splits."""
         if missing := set(names) - set(self.split):
             found = ", ".join(sorted(set(self.split)))
             raise ValueError(f"no slices in split {', '.join(sorted(missing))}; splits here: {found}")
         rows = np.flatnonzero(np.isin(self.split, names))
-        return Slices(self.images[torch.from_numpy(rows)], self.patient[rows], self.split[rows], self.her2[rows])
+        return Slices(self.images[torch.from_numpy(rows)], self.patient[rows], self.split[rows], self.label[rows])
 
-    def patients(self):
+    def patients(self) -> tuple[np.ndarray, np.ndarray]:
         """Row of each patient's first slice, and its number of slices."""
         first = np.flatnonzero(np.append(True, self.patient[1:] != self.patient[:-1]))
         if len(set(self.patient)) != first.size:
@@ -47,76 +48,122 @@ class Slices:
         return first, np.diff(np.append(first, self.patient.size))
 
 
-def read_prepared(folder, bias_field):
-    """What the stage `prepare` wrote for every slice: images, quantiles and moments (memory-mapped), the
-    quantiles' levels, and the labels of `Slices`.
+@dataclass(frozen=True)
+class Prepared:
+    """What the stage `prepare` wrote of a cohort, opened: unnormalised slices and exact statistics.
+
+    images: `(N, P, H, W)` uint16, memory-mapped.  quantiles: `(N, scopes, P, L)` uint16 at `levels` `(L,)`;
+    moments: `(N, scopes, P, 2)`, mean and standard deviation.  patient, split, dataset: `(N,)` strings.
+    label: `(N,)`, the HER2 status.  pixel_mm: `(N,)`.
     """
-    if bias_field not in BIAS_FIELDS:
-        raise ValueError(f"bias_field={bias_field!r}: expected one of {', '.join(BIAS_FIELDS)}")
-    arrays = {name: np.load(folder / f"{name}_{bias_field}.npy", mmap_mode="r") for name in PREPARED}
-    with open(folder / "slices.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if any(len(array) != len(rows) for array in arrays.values()):
-        found = ", ".join(f"{len(array)} {name}" for name, array in arrays.items())
-        raise ValueError(f"{folder}: {len(rows)} rows, {found}")
-    patient, split = (np.array([row[c] for row in rows]) for c in ("patient", "split"))
-    labels = patient, split, np.array([int(row["her2"]) for row in rows])
-    return *arrays.values(), np.load(folder / "levels.npy"), labels
+
+    folder: Path
+    bias_field: str
+    images: np.ndarray
+    quantiles: np.ndarray
+    moments: np.ndarray
+    levels: np.ndarray
+    patient: np.ndarray
+    split: np.ndarray
+    dataset: np.ndarray
+    label: np.ndarray
+    pixel_mm: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path, bias_field: str = "raw") -> "Prepared":
+        """folder: of the stage `prepare`; bias_field: "raw" or "n4".  ValueError where its arrays disagree."""
+        folder = Path(folder)
+        if bias_field not in BIAS_FIELDS:
+            raise ValueError(f"bias_field={bias_field!r}: expected one of {', '.join(BIAS_FIELDS)}")
+        with open(folder / "slices.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        arrays = {
+            name: np.load(folder / f"{name}_{bias_field}.npy", mmap_mode="r")
+            for name in ("images", "quantiles", "moments")
+        }
+        if any(len(array) != len(rows) for array in arrays.values()):
+            found = ", ".join(f"{len(array)} {name}" for name, array in arrays.items())
+            raise ValueError(f"{folder}: {len(rows)} rows, {found}; run again: dvc repro prepare")
+        texts = {name: np.array([row[name] for row in rows]) for name in ("patient", "split", "dataset")}
+        label, pixel_mm = np.array([int(r["her2"]) for r in rows]), np.array([float(r["pixel_mm"]) for r in rows])
+        levels = np.load(folder / "levels.npy")
+        return cls(folder, bias_field, **arrays, levels=levels, **texts, label=label, pixel_mm=pixel_mm)
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """The lesion in each slice, bool `(N, H, W)`."""
+        return np.load(self.folder / "masks.npy", mmap_mode="r")
+
+    @cached_property
+    def neighbours(self) -> np.ndarray:
+        """The slices below and above each slice, `(N, 2, P, H, W)` uint16."""
+        path = self.folder / f"neighbours_{self.bias_field}.npy"
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; adjacent slices need prepare.neighbours: true")
+        return np.load(path, mmap_mode="r")
+
+    def quantile(self, scope: str, phase: str, level: float) -> np.ndarray:
+        """One stored quantile of every slice, `(N,)` uint16, such as ("channel", "early", 0.98)."""
+        for name, known in ((scope, SCOPES), (phase, PHASES)):
+            if name not in known:
+                raise ValueError(f"no stored quantile of {name!r}: expected one of {', '.join(known)}")
+        column = columns(self.levels, [level])[0]
+        return self.quantiles[:, SCOPES.index(scope), PHASES.index(phase), column]
+
+    def middle(self) -> np.ndarray:
+        """Row of the middle slice of each patient, `(n,)`, in the table's order."""
+        _, first, count = np.unique(self.patient, return_index=True, return_counts=True)
+        return np.sort(first + count // 2)
+
+    def standard(self, window: Window) -> np.ndarray | None:
+        """What a window has learnt on the training patients: Nyúl's standard, None for any other method.
+
+        A case outside the cohort needs it for its own `knots`.
+        """
+        if window.method != "nyul":
+            return None
+        train = np.flatnonzero(self.split == "train")
+        names, first = np.unique(self.patient[train], return_index=True)  # a patient counts once
+        return learn_standard(window, self.quantiles[train[first]], self.levels, names)
+
+    def under(
+        self,
+        window: Window | str,
+        device: str | torch.device = "cpu",
+        neighbours: bool = False,
+        rows: np.ndarray | None = None,
+    ) -> Slices:
+        """The slices under a window (or its name), 8-bit and on `device`; rows: of some only, by number.
+
+        neighbours: images are `(N, 3·P, H, W)` instead, of each phase the slice below, the slice, the slice above;
+        all three under the window of the slice.
+        """
+        window = Window.parse(window) if isinstance(window, str) else window
+        rows = np.arange(len(self.images)) if rows is None else rows
+        x, y = knots(window, self.quantiles[rows], self.levels, self.moments[rows], self.standard(window))
+        _, phases, height, width = self.images.shape
+        shape = (len(rows), phases * (3 if neighbours else 1), height, width)
+        out = torch.empty(shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(rows), 512):  # in pieces: beside the result, one of them is in memory
+            part = slice(start, start + 512)
+            block = self.images[rows[part]]
+            if neighbours:
+                block = with_neighbours(block, self.neighbours[rows[part]])
+            shown = piecewise(block, x[part], y[part]).reshape(len(block), *shape[1:])
+            out[part] = torch.from_numpy(shown)
+        return Slices(out, self.patient[rows], self.split[rows], self.label[rows])
 
 
-def load_standard(folder, window, bias_field="raw"):
-    """What a window has learnt on a cohort's training patients: Nyúl's standard, None for any other method.
-
-    A case outside the cohort needs it for its own `knots`.
-    """
-    if window.method != "nyul":
-        return None
-    _, quantiles, _, levels, (patient, split, _) = read_prepared(Path(folder), bias_field)
-    train = np.flatnonzero(split == "train")
-    names, first = np.unique(patient[train], return_index=True)  # a patient counts once, however many its slices
-    return learn_standard(window, quantiles[train[first]], levels, names)
-
-
-def load_slices(folder, window, bias_field="raw", device="cpu", neighbours=False):
-    """Prepared arrays of a cohort, brought to 8 bits.
-
-    folder: what the stage `prepare` wrote; window: a `Window` or its name; bias_field: "raw" or "n4".
-    neighbours: images are `(N, 3·P, H, W)` instead, of each phase the slice below, the slice, the slice above;
-    all three under the window of the slice.
-    """
-    window = Window.parse(window) if isinstance(window, str) else window
-    images, quantiles, moments, levels, labels = read_prepared(Path(folder), bias_field)
-    x, y = knots(window, quantiles, levels, moments, load_standard(folder, window, bias_field))
-    beside = load_neighbours(Path(folder), bias_field) if neighbours else None
-    n, phases, height, width = images.shape
-    shape = (n, phases * (3 if neighbours else 1), height, width)
-    out = torch.empty(shape, dtype=torch.uint8, device=device)
-    for start in range(0, n, 512):  # in pieces: beside the result, one of them is in memory
-        part = slice(start, start + 512)
-        block = images[part] if beside is None else with_neighbours(images[part], beside[part])
-        shown = piecewise(block, x[part], y[part]).reshape(len(block), *shape[1:])
-        out[part] = torch.from_numpy(shown)
-    return Slices(out, *labels)
-
-
-def load_neighbours(folder, bias_field):
-    path = folder / f"neighbours_{bias_field}.npy"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; adjacent slices need prepare.neighbours: true")
-    return np.load(path, mmap_mode="r")
-
-
-def with_neighbours(images, beside):
+def with_neighbours(images: np.ndarray, beside: np.ndarray) -> np.ndarray:
     """Images `(n, P, H, W)` and those below and above `(n, 2, P, H, W)` → `(n, P, 3·H, W)`, stacked downwards."""
     stacked = np.stack([beside[:, 0], images, beside[:, 1]], 2)  # (n, P, 3, H, W)
     return stacked.reshape(*images.shape[:2], -1, images.shape[-1])
 
 
-def epoch_batches(data, batch_size, generator):
+def epoch_batches(data: Slices, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Row numbers of one epoch's batches: every patient once, one of its slices drawn at random.
 
-    Batches hold `batch_size` or a little more, so that none is a lonely rest on which batch normalisation
-    fails.
+    Batches hold `batch_size` or a little more: a last batch of one patient would break batch normalisation.
     """
     first, count = (torch.from_numpy(v) for v in data.patients())
     if len(first) < 2:
@@ -137,7 +184,7 @@ class AugmentConfig:
     flip: bool = True
 
 
-def draw_augmentation(n, config, generator):
+def draw_augmentation(n: int, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
     """Inverse affine maps `(n, 2, 3)` in the units of `affine_grid`; drawn on the CPU, the same everywhere."""
     spread = torch.rand(n, 4, generator=generator) * 2 - 1
     angle = torch.deg2rad(spread[:, 0] * config.rotate_deg)
@@ -146,16 +193,12 @@ def draw_augmentation(n, config, generator):
     shift = spread[:, 2:] * 2 * config.shift  # the width is 2 in these units
     rows = (
         (zoom * angle.cos() * mirror, -zoom * angle.sin(), shift[:, 0]),
-        (
-            zoom * angle.sin() * mirror,
-            zoom * angle.cos(),
-            shift[:, 1],
-        ),
+        (zoom * angle.sin() * mirror, zoom * angle.cos(), shift[:, 1]),
     )
     return torch.stack([torch.stack(row, 1) for row in rows], 1)  # (n, 2, 3)
 
 
-def augment(images, maps):
+def augment(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     """images `(n, P, H, W)` uint8 and maps `(n, 2, 3)` → float in [0, 1], all phases moved alike."""
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
     unit = images.float() / 255

@@ -14,14 +14,15 @@ from torch import nn
 from torchvision.models import resnet34
 from torchvision.models.resnet import BasicBlock
 
-PHASES = ("pre", "early", "late")
+from her2core.normalize import PHASES
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ATTENTION = ("both", "channel", "spatial", "none")
-FUSION = ("concat", "attention")
-HEAD_INPUT = ("phase", "adjacent_slices", "rgb_fused")
+_ATTENTION = ("both", "channel", "spatial", "none")
+_FUSION = ("concat", "attention")
+_HEAD_INPUT = ("phase", "adjacent_slices", "rgb_fused")
 
 
-def require(name, value, allowed):
+def _require(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(str, allowed))}")
 
@@ -61,11 +62,11 @@ class ThdaConfig:
     dropout: float = 0.5
 
     def __post_init__(self):
-        require("attention", self.attention, ATTENTION)
-        require("fusion", self.fusion, FUSION)
-        require("head_input", self.head_input, HEAD_INPUT)
+        _require("attention", self.attention, _ATTENTION)
+        _require("fusion", self.fusion, _FUSION)
+        _require("head_input", self.head_input, _HEAD_INPUT)
         for stage in self.attention_stages:
-            require("attention_stages", stage, (1, 2, 3, 4))
+            _require("attention_stages", stage, (1, 2, 3, 4))
         if len(self.blocks) != 4 or min(self.blocks) < 1:
             raise ValueError(f"blocks={self.blocks}: expected four stages of at least one block")
         if self.pretrained and (self.width, tuple(self.blocks)) != (64, (3, 4, 6, 3)):
@@ -77,13 +78,13 @@ class ThdaConfig:
 class ChannelAttention(nn.Module):
     """Which channels matter: one perceptron over mean- and max-pooled channels (Woo et al., CBAM, 2018)."""
 
-    def __init__(self, channels, reduction, gate_bias):
+    def __init__(self, channels: int, reduction: int, gate_bias: float) -> None:
         super().__init__()
         hidden = max(channels // reduction, 4)
         self.perceptron = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
         nn.init.constant_(self.perceptron[2].bias, gate_bias / 2)  # the gate adds two of these
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x `(N, C, H, W)` → gate `(N, C, 1, 1)` in [0, 1]."""
         gate = self.perceptron(x.mean((2, 3))) + self.perceptron(x.amax((2, 3)))  # (N, C)
         return gate.sigmoid()[:, :, None, None]
@@ -92,12 +93,12 @@ class ChannelAttention(nn.Module):
 class MultiScaleSpatialAttention(nn.Module):
     """Where to look: parallel convolutions of several sizes on the mean and max over channels, added up."""
 
-    def __init__(self, kernels, gate_bias):
+    def __init__(self, kernels: tuple[int, ...], gate_bias: float) -> None:
         super().__init__()
         self.scales = nn.ModuleList(nn.Conv2d(2, 1, k, padding=k // 2, bias=False) for k in kernels)
         self.bias = nn.Parameter(torch.tensor(float(gate_bias)))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x `(N, C, H, W)` → gate `(N, 1, H, W)` in [0, 1]."""
         summary = torch.stack((x.mean(1), x.amax(1)), 1)  # (N, 2, H, W)
         return (sum(scale(summary) for scale in self.scales) + self.bias).sigmoid()
@@ -106,7 +107,7 @@ class MultiScaleSpatialAttention(nn.Module):
 class DualAttention(nn.Module):
     """Channel attention, then multi-scale spatial attention on what it let through."""
 
-    def __init__(self, channels, config):
+    def __init__(self, channels: int, config: ThdaConfig) -> None:
         super().__init__()
         self.channel = self.spatial = None
         if config.attention in ("both", "channel"):
@@ -114,7 +115,7 @@ class DualAttention(nn.Module):
         if config.attention in ("both", "spatial"):
             self.spatial = MultiScaleSpatialAttention(config.spatial_kernels, config.gate_bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """x `(N, C, H, W)` → gated x, and the gates that acted, by name."""
         gates = {}
         if self.channel is not None:
@@ -129,7 +130,7 @@ class DualAttention(nn.Module):
 class AttentionResNet(nn.Module):
     """ResNet of basic blocks with dual attention after stages; the names of its parts are torchvision's."""
 
-    def __init__(self, config):
+    def __init__(self, config: ThdaConfig) -> None:
         super().__init__()
         width, acts = config.width, config.attention != "none"
         self.channels = width * 8
@@ -138,7 +139,7 @@ class AttentionResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, blocks in enumerate(config.blocks, start=1):
             out = width * 2 ** (stage - 1)
-            setattr(self, f"layer{stage}", make_stage(width if stage == 1 else out // 2, out, blocks, stage))
+            setattr(self, f"layer{stage}", _make_stage(width if stage == 1 else out // 2, out, blocks, stage))
         self.attention = nn.ModuleDict(
             {f"stage{s}": DualAttention(width * 2 ** (s - 1), config) for s in config.attention_stages if acts}
         )
@@ -146,14 +147,15 @@ class AttentionResNet(nn.Module):
         if config.pretrained:
             self.load_imagenet()
 
-    def init_convolutions(self):
+    def init_convolutions(self) -> None:
+        """He's initial weights (ICCV 2015), but for the attention modules."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and "attention" not in name:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, BasicBlock):  # residual branches start at zero: the net starts shallow
                 nn.init.zeros_(module.bn2.weight)
 
-    def load_imagenet(self):
+    def load_imagenet(self) -> None:
         """torchvision's ImageNet weights; only the attention modules keep their own start."""
         try:
             weights = resnet34(weights="IMAGENET1K_V1").state_dict()
@@ -169,14 +171,14 @@ class AttentionResNet(nn.Module):
         if strangers:
             raise ValueError(f"ImageNet weights do not fit: {strangers}")
 
-    def stem(self, x):
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
         """x `(N, 3, H, W)`, or `(N, 1, H, W)`: a grey image, which stands for three equal channels."""
         if x.shape[1] == 1:  # the kernels summed over their channels give the same result at a third of the cost
             grey = nn.functional.conv2d(x, self.conv1.weight.sum(1, keepdim=True), stride=2, padding=3)
             return grey.contiguous(memory_format=torch.channels_last)  # one channel does not tell the layout wanted
         return self.conv1(x)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
         """x `(N, 1 or 3, H, W)` → features `(N, C)` and the gates of each stage."""
         x = self.maxpool(self.relu(self.bn1(self.stem(x))))  # (N, width, H/4, W/4)
         gates = {}
@@ -187,7 +189,7 @@ class AttentionResNet(nn.Module):
         return x.mean((2, 3)), gates  # (N, C)
 
 
-def make_stage(inputs, outputs, blocks, stage):
+def _make_stage(inputs, outputs, blocks, stage):
     """Basic blocks of one stage; all stages but the first halve the resolution."""
     stride, shortcut = (1, None) if stage == 1 else (2, None)
     if stride != 1 or inputs != outputs:
@@ -199,7 +201,7 @@ def make_stage(inputs, outputs, blocks, stage):
 class ThdaResNet(nn.Module):
     """Triple-head dual-attention ResNet."""
 
-    def __init__(self, config=None):
+    def __init__(self, config: ThdaConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ThdaConfig()
         self.backbones = nn.ModuleList(
@@ -216,21 +218,21 @@ class ThdaResNet(nn.Module):
         self.register_buffer("mean", mean[:, None, None], persistent=False)
         self.register_buffer("std", std[:, None, None], persistent=False)
 
-    def heads(self, x):
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
         """x `(N, P, H, W)` → what each head receives, `(P·N, channels, H, W)`, head by head."""
         if self.config.head_input == "rgb_fused":
             return x.repeat(len(PHASES), 1, 1, 1)  # (P·N, 3, H, W)
         each = x.unflatten(1, (len(PHASES), -1))  # (N, P, 1 or 3, H, W)
         return each.transpose(0, 1).flatten(0, 1)  # (P·N, 1 or 3, H, W)
 
-    def fuse(self, features):
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """features `(N, P, C)` → `(N, P·C)` or, weighted over the phases, `(N, C)`."""
         if self.phase_score is None:
             return features.flatten(1)
         weights = self.phase_score(features).softmax(1)  # (N, P, 1)
         return (weights * features).sum(1)
 
-    def forward(self, x, return_attention=False):
+    def forward(self, x: torch.Tensor, return_attention: bool = False) -> torch.Tensor | tuple[torch.Tensor, dict]:
         """x `(N, P, H, W)`, 8-bit values as floats in [0, 1] → logits `(N,)`.
 
         With adjacent slices x is `(N, 3·P, H, W)`: below, the slice, above, phase by phase.
@@ -246,17 +248,25 @@ class ThdaResNet(nn.Module):
         else:
             each = [net(part) for net, part in zip(self.backbones, heads.split(n), strict=True)]
             features = torch.cat([f for f, _ in each])  # (P·N, C)
-            gates = {s: {k: torch.cat([g[s][k] for _, g in each]) for k in each[0][1][s]} for s in each[0][1]}
+            gates = _joined([g for _, g in each])
         features = features.unflatten(0, (len(PHASES), n)).transpose(0, 1)  # (N, P, C)
         logits = self.classifier(self.dropout(self.fuse(features))).squeeze(1)  # (N,)
-        return (logits, per_phase(gates, n)) if return_attention else logits
+        return (logits, _per_phase(gates, n)) if return_attention else logits
 
 
-def per_phase(gates, n):
+def _joined(each):
+    """The gates of separate heads, one dictionary a head, as one folded batch `(P·N, …)`."""
+    return {
+        stage: {kind: torch.cat([gates[stage][kind] for gates in each]) for kind in kinds}
+        for stage, kinds in each[0].items()
+    }
+
+
+def _per_phase(gates, n):
     """Gates of the folded batch, `(P·N, …)` → `(N, P, C)` for channels and `(N, P, h, w)` for positions."""
 
-    def unfold(gate, kind):
+    def unfolded(gate, kind):
         gate = gate.flatten(1) if kind == "channel" else gate.squeeze(1)
         return gate.unflatten(0, (len(PHASES), n)).transpose(0, 1)
 
-    return {s: {kind: unfold(g, kind) for kind, g in stage.items()} for s, stage in gates.items()}
+    return {stage: {kind: unfolded(gate, kind) for kind, gate in kinds.items()} for stage, kinds in gates.items()}

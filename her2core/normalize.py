@@ -8,28 +8,30 @@ channel_nyul, global_nyul                 inner knots too: quantiles are moved t
                                           over the training patients (Nyúl & Udupa, Magn Reson Med 42:1072, 1999;
                                           Nyúl, Udupa & Zhang, IEEE Trans Med Imaging 19:143, 2000)
 
-Only the standard of Nyúl's method is learnt, and from training patients alone; nothing else looks at another
-patient.  What a map needs of a volume is stored once (`preprocess.py`); a further one never reads a volume again.
+Only the standard of Nyúl's method is learnt, and from training patients alone; every other map depends on its own
+patient only.  `preprocess.py` stores once what the maps need of a volume: a new map never reads the volume again.
 
-Intensities are unsigned 16-bit integers; `statistics` refuses others, negative ones included, and never wraps
-them.  Below black is black, above white is white.  Without contrast between black and white (an empty or constant
-image, or a bright spot too small to reach the upper quantile) all is black.
+Intensities are unsigned 16-bit integers; `statistics` refuses all others, so that none wraps around.  Below black
+is black, above white is white.  Without contrast between black and white (an empty or constant image, or a bright
+spot too small to reach the upper quantile) all is black.
 """
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+PHASES = ("pre", "early", "late")
 SCOPES = ("slice", "channel", "global")
-NAME = re.compile(r"(slice|channel|global)_(?:(zscore)|(nyul)|minmax|(?:q(\d{2,3})_)?q(\d{2,3}))")
+_NAME = re.compile(r"(slice|channel|global)_(?:(zscore)|(nyul)|minmax|(?:q(\d{2,3})_)?q(\d{2,3}))")
 # Half of a breast volume is air: the darkest voxel lies 0.6 to 0.8 sd below the mean, the lesion up to 6 above.
-ZSCORE_LIMITS = (-1.0, 5.0)
+_ZSCORE_LIMITS = (-1.0, 5.0)
 # Deciles as Nyúl 2000, ends as Shah et al., Med Image Anal 15:267, 2011; of the whole volume, air included.
 LANDMARKS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
-BLOCK = 1 << 19  # voxels that are worked on at once: what fits the cache of a core
+_BLOCK = 1 << 19  # voxels that are worked on at once: what fits the cache of a core
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Window:
             raise ValueError(f"window needs {least} <= lower < upper <= {most}, found {self.lower}, {self.upper}")
 
     @classmethod
-    def parse(cls, name):
-        """`channel_q98` → Window("channel", 0, 0.98); q995 is 99.5 %."""
-        match = NAME.fullmatch(name)
+    def parse(cls, name: str) -> "Window":
+        """`channel_q98` → Window("channel", 0, 0.98); q995 is 99.5 %.  ValueError for a name that is none."""
+        match = _NAME.fullmatch(name)
         if not match:
             raise ValueError(
                 f"window {name!r}: expected scope_limits such as channel_q98, global_q02_q99, slice_minmax, "
@@ -70,18 +72,18 @@ class Window:
             )
         scope, zscore, nyul, lower, upper = match.groups()
         if zscore:
-            return cls(scope, *ZSCORE_LIMITS, zscore)
+            return cls(scope, *_ZSCORE_LIMITS, zscore)
         if nyul:
             return cls(scope, LANDMARKS[0], LANDMARKS[-1], nyul)
-        return cls(scope, fraction(lower) if lower else 0.0, fraction(upper) if upper else 1.0)
+        return cls(scope, _fraction(lower) if lower else 0.0, _fraction(upper) if upper else 1.0)
 
 
-def fraction(digits):
+def _fraction(digits):
     """Digits after the decimal point: "98" → 0.98, "995" → 0.995."""
     return int(digits) / 10 ** len(digits)
 
 
-def count(values):
+def _count(values):
     """How often each intensity occurs in unsigned 16-bit values: int64, from 0 to the largest that does."""
     if values.dtype != np.uint16 or values.size == 0:
         raise ValueError(f"expected a non-empty uint16 array, found {values.dtype} of shape {values.shape}")
@@ -91,7 +93,7 @@ def count(values):
     return torch.bincount(torch.from_numpy(np.require(signed, requirements="W"))).numpy()
 
 
-def quantiles_of(counts, levels):
+def _quantiles_of(counts, levels):
     """The smallest intensity whose share of values at or below it reaches the level: `(len(levels),)` uint16."""
     cumulative = np.cumsum(counts)
     # the counts are integers below 2**53: a level times the size is rounded up without a half-count's slip
@@ -99,38 +101,40 @@ def quantiles_of(counts, levels):
     return np.searchsorted(cumulative, ranks).astype(np.uint16)
 
 
-def moments_of(counts):
-    """Mean and standard deviation (the population's): `(2,)` float64, from integer sums and so exact to the end."""
+def _moments_of(counts):
+    """Mean and standard deviation (the population's): `(2,)` float64, from integer sums and so exact."""
     intensity = np.arange(counts.size)
     size, total, squares = int(counts.sum()), int(counts @ intensity), int(counts @ intensity**2)
     variance = (size * squares - total**2) / size**2  # Python's integers do not overflow
     return np.array([total / size, math.sqrt(variance)])
 
 
-def statistics(values, levels):
+def statistics(values: np.ndarray, levels: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """All that any map needs of unsigned 16-bit values of any shape, from one pass of counting, without sampling.
 
     Returns quantiles `(len(levels),)` uint16, as `numpy.quantile(method="inverted_cdf")`, level 0 being the
     minimum; and moments `(2,)` float64, mean and standard deviation.
     """
-    counts = count(values)
-    return quantiles_of(counts, levels), moments_of(counts)
+    counts = _count(values)
+    return _quantiles_of(counts, levels), _moments_of(counts)
 
 
-def exact_quantiles(values, levels):
+def exact_quantiles(values: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     """The quantiles of `statistics` alone."""
-    return quantiles_of(count(values), levels)
+    return _quantiles_of(_count(values), levels)
 
 
-def columns(levels, wanted):
-    """Which of the stored levels are the wanted quantiles."""
+def columns(levels: Sequence[float], wanted: Sequence[float]) -> np.ndarray:
+    """Index of each wanted quantile among the stored `levels`; ValueError where one is missing."""
     apart = np.abs(np.asarray(levels)[None] - np.asarray(wanted)[:, None])
     if missing := [q for q, row in zip(wanted, apart, strict=True) if not np.any(row < 1e-6)]:
         raise ValueError(f"no stored quantile {missing}; stored are {list(levels)}: add it to prepare.quantiles")
     return apart.argmin(1)
 
 
-def limits(window, quantiles, levels, moments=None):
+def limits(
+    window: Window, quantiles: np.ndarray, levels: Sequence[float], moments: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Black and white of every slice under any window.
 
     quantiles: `(N, scopes, P, L)` as `preprocess.py` stores them; levels: the L quantiles they are; moments:
@@ -146,7 +150,9 @@ def limits(window, quantiles, levels, moments=None):
     return quantiles[:, scope, :, lo].astype(np.float32), quantiles[:, scope, :, hi].astype(np.float32)
 
 
-def learn_standard(window, quantiles, levels, patients):
+def learn_standard(
+    window: Window, quantiles: np.ndarray, levels: Sequence[float], patients: Sequence[str]
+) -> np.ndarray:
     """Grey levels of Nyúl's landmarks: where they lie between black and white, averaged over training patients.
 
     quantiles: `(n, scopes, P, L)`, one row for each of the n training patients.  Returns `(P, landmarks)` float64
@@ -161,12 +167,18 @@ def learn_standard(window, quantiles, levels, patients):
     return 255 * ((own - black) / (white - black)).mean(0)
 
 
-def line(lo, hi):
+def _line(lo, hi):
     """Limits `(N, P)` as two knots."""
     return np.stack([lo, hi], -1), np.broadcast_to(np.float32([0, 255]), (*lo.shape, 2))
 
 
-def knots(window, quantiles, levels, moments=None, standard=None):
+def knots(
+    window: Window,
+    quantiles: np.ndarray,
+    levels: Sequence[float],
+    moments: np.ndarray | None = None,
+    standard: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """The map of every slice under any window, for `piecewise`.
 
     quantiles, levels, moments: as for `limits`; standard: what `learn_standard` returned, for "nyul" alone.
@@ -176,7 +188,7 @@ def knots(window, quantiles, levels, moments=None, standard=None):
     black (background cut off at 0) and the brightest white (saturation).
     """
     if window.method != "nyul":
-        return line(*limits(window, quantiles, levels, moments))
+        return _line(*limits(window, quantiles, levels, moments))
     if standard is None:
         raise ValueError(f"{window.scope}_nyul needs the standard learnt on the training patients, found none")
     x = quantiles[:, SCOPES.index(window.scope)][..., columns(levels, LANDMARKS)].astype(np.float32)
@@ -188,7 +200,7 @@ def knots(window, quantiles, levels, moments=None, standard=None):
     return x, y.astype(np.float32)
 
 
-def grey_levels(xp, images, x, y):
+def _grey_levels(xp, images, x, y):
     """Float32 images `(N, P, H, W)` through knots `(N, P, K)`: the sum of one clipped ramp from knot to knot.
 
     xp: numpy or torch.  The operations and their order are the same in both, and so are the bytes.  The images
@@ -206,32 +218,32 @@ def grey_levels(xp, images, x, y):
     return total
 
 
-def piecewise(images, x, y):
+def piecewise(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Integer images `(N, P, H, W)` of any type through their knots `(N, P, K)` → uint8 of the same shape."""
     out = np.empty_like(images, np.uint8)  # laid out as the images: a transposed volume stays one
-    step = max(BLOCK // max(math.prod(images.shape[1:]), 1), 1)
+    step = max(_BLOCK // max(math.prod(images.shape[1:]), 1), 1)
     for start in range(0, len(images), step):
         part = slice(start, start + step)
-        grey = grey_levels(np, images[part].astype(np.float32), x[part], y[part])
+        grey = _grey_levels(np, images[part].astype(np.float32), x[part], y[part])
         out[part] = np.rint(grey, out=grey)
     return out
 
 
-def piecewise_torch(images, x, y):
+def piecewise_torch(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """As `piecewise`, byte for byte, on the tensors' device."""
-    return grey_levels(torch, images.to(torch.float32, copy=True), x, y).round().to(torch.uint8)
+    return _grey_levels(torch, images.to(torch.float32, copy=True), x, y).round().to(torch.uint8)
 
 
-def to_8bit(images, lo, hi):
+def to_8bit(images: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     """Integer images `(N, P, H, W)` of any type and limits `(N, P)` → uint8 of the same shape.
 
     `round(255 · clip((x − lo) / (hi − lo), 0, 1))`; without contrast (hi = lo) 0 everywhere.  A volume
     `(P, Z, Y, X)` is N = Z slices with the same limits, `swapaxes(0, 1)`.
     """
-    return piecewise(images, *line(lo, hi))
+    return piecewise(images, *_line(lo, hi))
 
 
-def to_8bit_torch(images, lo, hi):
+def to_8bit_torch(images: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
     """As `to_8bit`, byte for byte, on the tensors' device."""
     grey = torch.tensor([0.0, 255.0], device=lo.device).expand(*lo.shape, 2)
     return piecewise_torch(images, torch.stack([lo, hi], -1), grey)

@@ -19,6 +19,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
@@ -31,18 +32,20 @@ from scipy import ndimage
 
 from her2core.audit import AuditConfig
 from her2core.bias_field import N4Config, correct_patient
-from her2core.formats.dicom import read_dce, read_seg
+from her2core.formats.dicom import read_dce
 from her2core.formats.nifti import read_breastdcedl
-from her2core.formats.volume import nearest_phases
+from her2core.formats.seg import read_seg
+from her2core.formats.volume import Geometry, Phases, nearest_phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import SCOPES, statistics
-from her2core.parallel import SOURCES, each
-from her2core.records import check_complete, record_path
+from her2core.parallel import CODE_DIGEST, each
+from her2core.records import check_complete, record_path, whole
 
-MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
+_KEPT = ("patient", "split", "her2", "dataset")  # columns of the patient table that go on into those of slices
+_MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
 # Interpolation on the scanner undershoots at sharp edges; a magnitude image has no other values below zero, so
 # more of them mean another scale (a difference of phases, a wrong rescale).
-MOST_UNDERSHOOT = 0.001  # of all voxels
+_MOST_UNDERSHOOT = 0.001  # of all voxels
 
 
 @dataclass(frozen=True)
@@ -74,68 +77,63 @@ class PrepareConfig:
             raise ValueError(f"bias_fields: {', '.join(sorted(strangers))} unknown, expected raw or n4")
 
 
-def read_patient(row, folder, config):
+def read_patient(
+    row: Mapping, folder: Path, config: PrepareConfig
+) -> tuple[np.ndarray, np.ndarray, Geometry, list[float]]:
     """One row of the patient table → pre, early and late phase `(P, Z, Y, X)`, mask `(Z, Y, X)`, geometry and the
     phases' times in seconds from the first (NaN where the files do not say)."""
     if row["layout"] == "breastdcedl":  # MinCrop keeps only the files of the three phases the table names
-        named = named_phases(row)
+        named = _named(row)
         series, mask = read_breastdcedl(folder / row["dataset"], row["patient"], row, phases=named)
-        kept = sorted(set(named)) if named else range(len(series.array))
-        if named is None and len(kept) != 3:
-            found = f"{len(kept)} phases, of which the table names none"
+        if named is None and len(series.array) != 3:
+            found = f"{len(series.array)} phases, of which the table names none"
             raise ValueError(f"{row['patient']}: {found}; expected pre, post_early and post_late")
-        chosen = [list(kept).index(k) for k in named or kept]
+        chosen = [0, 1, len(series.array) - 1]  # as read, in order; the early phase may also be the late one
     else:
         home = folder / row["dataset"] / row["patient"]
         series = read_dce(home / "dce")
-        shape, meaning = series.array.shape[1:], MEANINGS[row["layout"]]
+        shape, meaning = series.array.shape[1:], _MEANINGS[row["layout"]]
         mask = read_seg(home / "seg.dcm", series.geometry, shape, meaning=meaning)
-        chosen = choose_phases(row, series.times_s, config)
+        chosen = list(_choose_phases(row, series.times_s, config))
     return series.array[chosen], mask, series.geometry, [series.times_s[k] for k in chosen]
 
 
-def named_phases(row):
-    """The acquisition indices that the table names as pre, early and late; None where it leaves one open.
-
-    Early may be late: of one patient of I-SPY1 the published table has only two phases.
-    """
-    named = [row[c] for c in ("pre", "post_early", "post_late")]
-    if any(pd.isna(k) for k in named):
-        return None
-    pre, early, late = named = [int(k) for k in named]
-    if not 0 <= pre < early <= late:
-        raise ValueError(f"{row['patient']}: phases {named} of the table are not pre < early ≤ late")
-    return named
+def _named(row):
+    """The phases that the table names, None where it leaves one open."""
+    try:
+        return Phases.named(row)
+    except ValueError as error:
+        raise ValueError(f"{row['patient']}: the table's {error}") from error
 
 
-def choose_phases(row, times_s, config):
-    """Indices of the pre, early and late phase: those the table names, else the nearest in time after the first."""
-    named = named_phases(row)
-    if named is None:
-        try:
+def _choose_phases(row, times_s, config):
+    """The phases the table names, else the nearest in time after the first."""
+    named = _named(row)
+    try:
+        if named is None:
             return nearest_phases(times_s, config.early_s, config.late_s)
-        except ValueError as error:
-            raise ValueError(f"{row['patient']}: the table names no phases, and {error}") from error
-    if named[2] >= len(times_s):
-        raise ValueError(f"{row['patient']}: the table names phases {named}, there are {len(times_s)}")
+        named.check(len(times_s))
+    except ValueError as error:
+        says = "the table names no phases, and" if named is None else "the table's"
+        raise ValueError(f"{row['patient']}: {says} {error}") from error
     return named
 
 
-def choose_slices(mask, count):
+def _choose_slices(mask, count):
     """z of `count` slices that split the lesion's volume evenly; fewer if the lesion has fewer slices."""
     cumulative = np.cumsum(mask.sum((1, 2)))
     wanted = (np.arange(count) + 0.5) / count * cumulative[-1]
     return np.unique(np.searchsorted(cumulative, wanted))
 
 
-def crop(volume, z, centre_px, spacing_mm, config):
+def _crop(volume, z, centre_px, spacing_mm, config):
     """Slice `z` of `(P, Z, Y, X)`: a square around `centre_px` (y, x) as `(P, crop_px, crop_px)` uint16.
 
     With crop_mm it is centred on the very point and interpolated linearly; without, it is whole pixels, shifted
     inside the image.  Beyond the edge of the image the outermost voxel is repeated.
     """
     if config.crop_mm is None:
-        return native_crop(volume[:, z], centre_px, config.crop_px)
+        return _native_crop(volume[:, z], centre_px, config.crop_px)
     offset = ((np.arange(config.crop_px) + 0.5) / config.crop_px - 0.5) * config.crop_mm
     y, x = (centre_px[k] + offset / spacing_mm[k + 1] for k in (0, 1))
     grid = np.meshgrid(y, x, indexing="ij")
@@ -143,7 +141,7 @@ def crop(volume, z, centre_px, spacing_mm, config):
     return np.rint(planes).astype(np.uint16)
 
 
-def native_crop(image, centre_px, size_px):
+def _native_crop(image, centre_px, size_px):
     """`size_px` square of `(P, Y, X)` around `centre_px`, inside the image; a smaller image is padded evenly."""
     for axis, centre in enumerate(centre_px, start=1):
         last_start = max(image.shape[axis] - size_px, 0)
@@ -153,7 +151,7 @@ def native_crop(image, centre_px, size_px):
     return np.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in lacking)], mode="edge")
 
 
-def pixel_mm(geometry, config):
+def pixel_mm(geometry: Geometry, config: PrepareConfig) -> float:
     """Edge of a pixel of the images."""
     if config.crop_mm is not None:
         return config.crop_mm / config.crop_px
@@ -163,7 +161,7 @@ def pixel_mm(geometry, config):
     return row_mm
 
 
-def statistics_of(phases, images, levels):
+def _statistics_of(phases, images, levels):
     """Stored statistics per slice: phases `(P, Z, Y, X)`, images `(n, P, H, W)`.
 
     Returns quantiles `(n, scopes, P, L)` uint16 and moments `(n, scopes, P, 2)` float32.
@@ -183,21 +181,23 @@ def statistics_of(phases, images, levels):
     return quantiles, moments
 
 
-def pack(phases, mask, geometry, config):
-    """Three phases of one patient → chosen z, masks `(n, H, W)`, and {bias field: {"images", "quantiles",
-    "moments"}}, with neighbours too where configured."""
-    chosen = choose_slices(mask, config.slices)
+def pack(
+    phases: np.ndarray, mask: np.ndarray, geometry: Geometry, config: PrepareConfig
+) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, np.ndarray]]]:
+    """Three phases `(3, Z, Y, X)` of one patient → chosen z, masks `(n, H, W)`, and {bias field: {"images",
+    "quantiles", "moments"}}, with neighbours too where configured."""
+    chosen = _choose_slices(mask, config.slices)
     centre = np.argwhere(mask).mean(0)[1:]
 
     def crops(volume, z):
-        return np.stack([crop(volume, k, centre, geometry.spacing_mm, config) for k in z])
+        return np.stack([_crop(volume, k, centre, geometry.spacing_mm, config) for k in z])
 
     masks = crops(mask[None].astype(np.float32) * 255, chosen)[:, 0] > 127
     packed = {}
     for name in config.bias_fields:
         volume = phases if name == "raw" else correct_patient(phases, geometry, config.n4)
         images = crops(volume, chosen)
-        quantiles, moments = statistics_of(volume, images, config.quantiles)
+        quantiles, moments = _statistics_of(volume, images, config.quantiles)
         packed[name] = {"images": images, "quantiles": quantiles, "moments": moments}
         if config.neighbours:
             beside = [np.clip(chosen + step, 0, len(mask) - 1) for step in (-1, 1)]
@@ -205,7 +205,7 @@ def pack(phases, mask, geometry, config):
     return chosen, masks, packed
 
 
-def as_uint16(phases, patient):
+def as_uint16(phases: np.ndarray, patient: str) -> np.ndarray:
     """Signed or real intensities as uint16, rounded; undershoot below zero becomes 0.
 
     What does not fit is an error, not a wrap-around: not finite, above 65535, or more than one voxel in a thousand
@@ -218,64 +218,89 @@ def as_uint16(phases, patient):
         raise ValueError(f"{patient}: intensities from {low} to {high}, expected 0 to 65535")
     rounded = np.rint(phases)
     negative = np.mean(rounded < 0)
-    if negative >= MOST_UNDERSHOOT:
+    if negative >= _MOST_UNDERSHOOT:
         raise ValueError(
             f"{patient}: intensities from {low} to {high}, {100 * negative:.2g} % of them below zero; "
-            f"expected less than {100 * MOST_UNDERSHOOT:g} %, which interpolation may leave"
+            f"expected less than {100 * _MOST_UNDERSHOOT:g} %, which interpolation may leave"
         )
     return np.maximum(rounded, 0).astype(np.uint16)
 
 
-def prepare_patient(row, raw, config):
-    """One patient → arrays by name: per slice z, tumour_mm2, pixel_mm, masks, images_raw, …; and kinetics."""
+@dataclass(frozen=True)
+class Part:
+    """One prepared patient, n slices.
+
+    z, tumour_mm2, pixel_mm: `(n,)`.  arrays: {"masks": bool `(n, H, W)`, "images_raw": `(n, P, H, W)`, …}, a row a
+    slice, as in the files of the stage.  kinetics: {name: value} of the lesion.
+    """
+
+    z: np.ndarray
+    tumour_mm2: np.ndarray
+    pixel_mm: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+    kinetics: dict[str, float]
+
+    def save(self, path: Path) -> None:
+        """Write one npz file."""
+        own = {name: getattr(self, name) for name in ("z", "tumour_mm2", "pixel_mm")}
+        with whole(path, uuid4().hex) as part, open(part, "wb") as file:  # a cluster may run one task twice
+            np.savez(file, **own, **self.arrays, **{f"kinetics_{k}": v for k, v in self.kinetics.items()})
+
+    @classmethod
+    def load(cls, path: Path) -> "Part":
+        """What `save` wrote; one of `arrays` is read from the disk each time it is asked for."""
+        stored = np.load(path)
+        names = [k for k in stored.files if k.startswith("kinetics_")]
+        kinetics = {k.removeprefix("kinetics_"): float(stored[k]) for k in names}
+        return cls(*(stored[name] for name in ("z", "tumour_mm2", "pixel_mm")), stored, kinetics)
+
+
+def prepare_patient(row: Mapping, raw: Path, config: PrepareConfig) -> Part:
+    """One patient, a row of the patient table; raw: the folder of the stage `acquire`."""
     check_complete(row["patient"], raw)
     phases, mask, geometry, times_s = read_patient(row, raw, config)
     phases = as_uint16(phases, row["patient"])
     chosen, masks, packed = pack(phases, mask, geometry, config)
     area = mask.sum((1, 2)) * geometry.spacing_mm[1] * geometry.spacing_mm[2]
-    lines = {"z": chosen, "tumour_mm2": area[chosen], "pixel_mm": np.full(len(chosen), pixel_mm(geometry, config))}
-    worksheet = lesion_features(phases, mask, geometry.spacing_mm) | {
+    kinetics = lesion_features(phases, mask, geometry.spacing_mm) | {
         "slice_mm": geometry.spacing_mm[0],
         "pixel_native_mm": geometry.spacing_mm[1],
         "early_s": times_s[1] - times_s[0],
         "late_s": times_s[2] - times_s[0],
     }
-    lines |= {f"kinetics_{name}": value for name, value in worksheet.items()} | {"masks": masks}
-    return lines | {f"{kind}_{name}": values for name, kinds in packed.items() for kind, values in kinds.items()}
+    arrays = {f"{kind}_{name}": values for name, kinds in packed.items() for kind, values in kinds.items()}
+    edges = np.full(len(chosen), pixel_mm(geometry, config))
+    return Part(chosen, area[chosen], edges, {"masks": masks} | arrays, kinetics)
 
 
-def make_part(job, raw, config):
+def _make_part(job, raw, config):
     """Prepare one patient (row, part) into its part unless that is there; returns None, or the reason why not."""
     row, part = job
     if zipfile.is_zipfile(part):
         return None
     try:
-        arrays = prepare_patient(row, raw, config)
-        unfinished = part.with_name(f".{uuid4().hex}.partial")  # a cluster may run one task twice
-        with open(unfinished, "wb") as file:
-            np.savez(file, **arrays)
-        unfinished.replace(part)
+        prepare_patient(row, raw, config).save(part)
     except (ValueError, OSError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
         return str(error)
     return None
 
 
-def part_key(row, raw, config):
+def _part_key(row, raw, config):
     """Digest of all that a part depends on: sources, parameters, the patient's row and the record of its files."""
     record = record_path(raw, row["patient"])
     parameters = {k: v for k, v in asdict(config).items() if k not in ("jobs", "audit")}
-    text = json.dumps([SOURCES, parameters, row, record.read_text() if record.is_file() else None], default=str)
+    text = json.dumps([CODE_DIGEST, parameters, row, record.read_text() if record.is_file() else None], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def start_parts(folder, parts):
+def _start_parts(folder, parts):
     """Make the folder; delete what other parameters or an interrupted writer left there."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in set(folder.iterdir()) - set(parts):
         path.unlink()
 
 
-def prepare(patients, raw, out, config):
+def prepare(patients: pd.DataFrame, raw: Path, out: Path, config: PrepareConfig) -> pd.DataFrame:
     """Prepare all patients and write the packed arrays.  patients: `cohort.included` rows.
 
     A patient that fails does not stop the others; in the end all failures are raised together, and `out` is as it
@@ -286,9 +311,9 @@ def prepare(patients, raw, out, config):
     if not rows:
         raise ValueError("no patients to prepare")
     scratch = out.with_name(f".{out.name}-parts")
-    parts = [scratch / f"{row['patient']}.{part_key(row, raw, config)}.npz" for row in rows]
-    start_parts(scratch, parts)
-    make = partial(make_part, raw=raw, config=config)
+    parts = [scratch / f"{row['patient']}.{_part_key(row, raw, config)}.npz" for row in rows]
+    _start_parts(scratch, parts)
+    make = partial(_make_part, raw=raw, config=config)
     reasons = each(make, zip(rows, parts, strict=True), config.jobs, "prepare")
     failures = [f"{row['patient']}: {reason}" for row, reason in zip(rows, reasons, strict=True) if reason]
     if failures:
@@ -298,51 +323,43 @@ def prepare(patients, raw, out, config):
             f"{len(lost)} of {len(rows)} patients were prepared, but {lost[0]} is not here: "
             "the workers of a cluster need this file system under the same path"
         )
-    table = assemble(rows, parts, out, config)
+    table = _assemble(rows, parts, out, config)
     shutil.rmtree(scratch)
     return table
 
 
-def assemble(rows, parts, out, config):
+def _assemble(rows, parts, out, config):
     """Parts → the files of `out`, which replace it when all are written; returns the table of slices."""
-    fresh = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    table = pd.DataFrame([line for row, part in zip(rows, parts, strict=True) for line in lines_of(row, part)])
-    table.to_csv(fresh / "slices.csv", index=False)
-    np.save(fresh / "levels.npy", np.asarray(config.quantiles))
-    worksheet = pd.DataFrame([kinetics_of(row, part) for row, part in zip(rows, parts, strict=True)])
-    worksheet.round(6).to_csv(fresh / "kinetics.csv", index=False)
-    concatenate("masks", parts, len(table), fresh)
+    table = pd.DataFrame([line for row, part in zip(rows, parts, strict=True) for line in _lines_of(row, part)])
+    worksheet = pd.DataFrame([_kinetics_of(row, part) for row, part in zip(rows, parts, strict=True)])
     kinds = ("images", "quantiles", "moments", "neighbours")[: 4 if config.neighbours else 3]
-    for kind, name in product(kinds, config.bias_fields):
-        concatenate(f"{kind}_{name}", parts, len(table), fresh)
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    with whole(out) as fresh:
+        fresh.mkdir()
+        table.to_csv(fresh / "slices.csv", index=False)
+        np.save(fresh / "levels.npy", np.asarray(config.quantiles))
+        worksheet.round(6).to_csv(fresh / "kinetics.csv", index=False)
+        for name in ("masks", *(f"{kind}_{field}" for kind, field in product(kinds, config.bias_fields))):
+            _concatenate(name, parts, len(table), fresh)
     return table
 
 
-def lines_of(row, part):
+def _lines_of(row, path):
     """A patient's rows of slices.csv."""
-    keep = {k: row[k] for k in ("patient", "split", "her2", "dataset")}
-    with np.load(part) as stored:
-        columns = [stored[k].tolist() for k in ("z", "tumour_mm2", "pixel_mm")]
+    part, keep = Part.load(path), {k: row[k] for k in _KEPT}
+    columns = part.z.tolist(), part.tumour_mm2.tolist(), part.pixel_mm.tolist()
     return [keep | {"z": z, "tumour_mm2": round(a, 1), "pixel_mm": p} for z, a, p in zip(*columns, strict=True)]
 
 
-def kinetics_of(row, part):
+def _kinetics_of(row, path):
     """A patient's row of kinetics.csv."""
-    with np.load(part) as stored:
-        found = {k.removeprefix("kinetics_"): float(stored[k]) for k in stored.files if k.startswith("kinetics_")}
-    return {k: row[k] for k in ("patient", "split", "her2", "dataset")} | found
+    return {k: row[k] for k in _KEPT} | Part.load(path).kinetics
 
 
-def concatenate(name, parts, count, folder):
+def _concatenate(name, paths, count, folder):
     """Array `name` of all parts, `count` rows, as folder/<name>.npy; one part in memory at a time."""
     with open(folder / f"{name}.npy", "wb") as file:
-        for part in parts:
-            with np.load(part) as stored:
-                values = stored[name]
+        for path in paths:
+            values = Part.load(path).arrays[name]
             if file.tell() == 0:
                 header = np.lib.format.header_data_from_array_1_0(values)
                 np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *values.shape[1:])})

@@ -12,32 +12,38 @@ import numpy as np
 import pandas as pd
 
 from her2core.baselines import build_model
+from her2core.dataset import Slices
 from her2core.parallel import each
+from her2core.runs import Run
 from her2core.train import fit, predict
 
 
-def label_by_site(slices, site):
-    """Slices whose label is the site, 1 for the second in alphabetical order.  site: {patient: name}."""
+def label_by_site(slices: Slices, site: dict[str, str]) -> tuple[Slices, list[str]]:
+    """Slices whose label is the site, 1 for the second in alphabetical order, and both names.
+
+    site: {patient: name}.
+    """
     inside = slices.of_split("train", "validation", "test")
     names = sorted({site[p] for p in inside.patient})
     if len(names) != 2:
         raise ValueError(f"patients of {', '.join(names)}: the probe tells two sites apart")
-    return replace(inside, her2=np.array([int(site[p] == names[1]) for p in inside.patient])), names
+    return replace(inside, label=np.array([int(site[p] == names[1]) for p in inside.patient])), names
 
 
-def probe_seed(seed, run, slices, models, config):
+def _probe_seed(seed, run, slices, config):
     """Train one network on the sites; returns its predictions of the test patients."""
-    build = partial(build_model, run.model, models, slices.images.shape[-1])
+    build = partial(build_model, run.model, run.models, slices.images.shape[-1])
     model, _ = fit(build, slices.of_split("train"), slices.of_split("validation"), config, seed)
-    patient, site, probability = predict(model, slices.of_split("test"), config.aggregate)
-    return pd.DataFrame({"seed": seed, "patient": patient, "site": site, "probability": probability.round(6)})
+    patient, label, probability = predict(model, slices.of_split("test"), config.aggregate)
+    rows = {"run": "site from image", "seed": seed, "patient": patient, "label": label}
+    return pd.DataFrame(rows | {"probability": probability.round(6)})
 
 
-def probe_sites(run, slices, site, models, config):
+def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame:
     """Predictions of the site, one row per test patient and seed; a quarter of the epochs is ample for it."""
     labelled, names = label_by_site(slices, site)
-    short = replace(config, epochs=max(config.epochs // 4, 1))
-    train = partial(probe_seed, run=run, slices=labelled, models=models, config=short)
+    config = replace(run.training, epochs=max(run.training.epochs // 4, 1))
+    train = partial(_probe_seed, run=run, slices=labelled, config=config)
     if slices.images.device.type == "cpu":
         parts = each(train, config.seeds, config.jobs, f"sites {names[0]}, {names[1]}", unit="training")
     else:
@@ -45,7 +51,7 @@ def probe_sites(run, slices, site, models, config):
     return pd.concat(parts, ignore_index=True)
 
 
-def her2_by_site(table):
+def her2_by_site(table: pd.DataFrame) -> pd.DataFrame:
     """Probability of HER2 by the training prevalence of the patient's site.
 
     table: one row per patient with split, dataset and her2.  Returns its test rows with `probability`.

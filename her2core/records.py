@@ -1,4 +1,4 @@
-"""What lies on disk of each patient: a record, written last and at once, says which files make it whole.
+"""What lies on disk of each patient: a record, written last, says which files make the patient complete.
 
 Raw files are many and large, so DVC tracks only a table of their digests; whether they are all there and have
 the right size is checked against the record before every use.
@@ -8,10 +8,43 @@ the right size is checked against the record before every use.
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+PATIENT_ID = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"  # what an identifier must match: it becomes a folder's name
 
-def record_path(folder, patient):
+
+@contextmanager
+def whole(path: Path, mark: str = "") -> Iterator[Path]:
+    """A path beside `path` to write a file or folder to; it takes the name `path` when the block ends.
+
+    So that name only ever stands for the whole of it: a block that fails leaves what was there before.  An older
+    folder is replaced.  mark: tells two writers of the same path apart.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".partial-{mark}{path.name}")
+    _remove(part)
+    try:
+        yield part
+        if part.is_dir():
+            _remove(path)
+        part.replace(path)
+    finally:
+        _remove(part)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def record_path(folder: Path, patient: str) -> Path:
+    """Where a patient's record lies."""
     return Path(folder) / "records" / f"{patient}.json"
 
 
@@ -22,31 +55,30 @@ def write_whole(path, text):
     partial_path.replace(path)
 
 
-def digest(paths):
+def _digest(paths):
     """SHA-256 over the contents, whatever the names: the same files under another patient's name are found."""
     each = sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths)
     return hashlib.sha256(b"".join(each)).hexdigest()
 
 
-def write_record(folder, patient, paths, **more):
+def write_record(folder: Path, patient: str, paths: Iterable[Path], **more) -> dict:
     """Record that `paths` make the patient whole; returns the record.  Written after all of them."""
     folder, paths = Path(folder), sorted(paths)
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}
-    record = {"patient": patient, "files": sizes, "sha256": digest(paths)} | more
-    path = record_path(folder, patient)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record))
+    record = {"patient": patient, "files": sizes, "sha256": _digest(paths)} | more
+    with whole(record_path(folder, patient)) as part:
+        part.write_text(json.dumps(record))
     return record
 
 
-def read_record(folder, patient):
-    """The record of a patient whose files are all there; None where it has none or a file lacks or has shrunk."""
+def read_record(folder: Path, patient: str) -> dict | None:
+    """The record of a patient whose files are all there in full size; None where a file or the record lacks."""
     path = record_path(folder, patient)
     record = json.loads(path.read_text()) if path.is_file() else None
-    return None if record is None or incomplete_files(record, Path(folder)) else record
+    return None if record is None or _incomplete_files(record, Path(folder)) else record
 
 
-def incomplete_files(record, folder):
+def _incomplete_files(record, folder):
     """Files of a patient that are missing or have another size, with what was found."""
     problems = []
     for name, size in record["files"].items():
@@ -57,18 +89,18 @@ def incomplete_files(record, folder):
     return problems
 
 
-def check_complete(patient, folder):
+def check_complete(patient: str, folder: Path) -> None:
     """Raise ValueError naming what is missing or truncated; called before every use of a patient's files."""
     path = record_path(folder, patient)
     if not path.is_file():
-        raise ValueError(f"{patient}: not acquired; run: python -m her2core.cohorts.acquire")
-    if problems := incomplete_files(json.loads(path.read_text()), Path(folder)):
+        raise ValueError(f"{patient}: not acquired; run: python -m her2core.cohorts.acquire COHORT")
+    if problems := _incomplete_files(json.loads(path.read_text()), Path(folder)):
         raise ValueError(
-            f"{patient}: {problems[0]} ({len(problems)} such files); run: python -m her2core.cohorts.acquire"
+            f"{patient}: {problems[0]} ({len(problems)} such files); run: python -m her2core.cohorts.acquire COHORT"
         )
 
 
-def files_row(record):
+def files_row(record: dict) -> dict:
     """One patient's row of files.csv, which stands for the raw files in DVC's record."""
     return {
         "patient": record["patient"],

@@ -1,8 +1,9 @@
-"""Execute one notebook, strictly:  python -m her2core.run 02_training run=thda-channel_q98-raw
+"""Execute one notebook, strictly:  python -m her2core.run 02_training cohort=embedded run=thda-channel_q98-raw
 
 Reads notebooks/NAME.ipynb, writes results/<cohort>/executed/NAME[-value…].ipynb, and shows what the notebook
 prints as it runs, progress bars included.  What plain papermill lets pass is an error here: an unknown
-parameter, a dependency edited in mid-run.  The written notebook is the same from run to run, byte for byte.
+parameter, a dependency edited in mid-run.  The written notebook is the same from run to run, byte for byte, and
+replaces that of the last run only when it is complete.
 """
 
 import logging
@@ -12,16 +13,17 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from her2core.config import cohort, results_folder, root, steady_dependencies
+from her2core.config import Study, root, steady_dependencies
 
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's optional checker: a second of import, unused here
 
-ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
-WIDGET = "application/vnd.jupyter.widget-view+json"
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def scrub(notebook):
+def scrub(notebook: Any) -> Any:
     """Drop what depends on when, where or how fast the notebook ran."""
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec}
     for number, cell in enumerate(notebook.cells):
@@ -29,20 +31,20 @@ def scrub(notebook):
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [
-                o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})
+                o for o in cell.outputs if o.get("name") != "stderr" and _WIDGET not in o.get("data", {})
             ]
             for output in cell.outputs:
-                scrub_addresses(output)
+                _scrub_addresses(output)
     return notebook
 
 
-def scrub_addresses(output):
+def _scrub_addresses(output):
     text = output if "text" in output else output.get("data", {})
     for key in {"text", "text/plain", "text/html"} & text.keys():
-        text[key] = ADDRESS.sub("0x0", text[key])
+        text[key] = _ADDRESS.sub("0x0", text[key])
 
 
-def check_parameters(source, given):
+def _check_parameters(source, given):
     """Papermill would warn of an unknown parameter and run with the defaults."""
     import papermill
 
@@ -53,14 +55,13 @@ def check_parameters(source, given):
         )
 
 
-def execute(source, part, parameters):
+def _execute(source, part, parameters):
     """Run `source` into `part`; its folder is the working directory, as in JupyterLab."""
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # an interrupt leaves a task whose fate nobody asks
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it warns of what an interrupt leaves undone
     os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # other thread counts give other last bits
     return papermill.execute_notebook(
         str(source),
         str(part),
@@ -75,36 +76,40 @@ def execute(source, part, parameters):
     )
 
 
-def run(name, parameters):
-    """Execute notebooks/`name`.ipynb; returns the path written.  Raises ValueError on anything unexpected."""
+def run(name: str, parameters: dict[str, str]) -> Path:
+    """Execute notebooks/`name`.ipynb; returns the path written.  Raises ValueError on anything unexpected.
+
+    parameters: of the notebook; `cohort`, the study, is the top level's where it is not given.
+    """
     import nbformat
     from papermill.exceptions import PapermillExecutionError
 
-    top = root()
-    source = top / "notebooks" / f"{name}.ipynb"
+    study = Study.open(parameters.get("cohort"))
+    parameters = {"cohort": study.name} | parameters
+    source = study.top / "notebooks" / f"{name}.ipynb"
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb")))
         raise ValueError(f"no notebook {name!r}; there are {known}")
-    check_parameters(source, parameters)
-    values = [Path(value).name for value in parameters.values()]  # of a path, its last part
-    out = results_folder() / "executed" / ("-".join([name, *values]) + ".ipynb")
+    _check_parameters(source, parameters)
+    item = {k: v for k, v in parameters.items() if k != "cohort"}
+    values = [Path(value).name for value in item.values()]  # of a path, its last part
+    out = study.results / "executed" / ("-".join([name, *values]) + ".ipynb")
     part = out.with_suffix(".part.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)  # a failed run must not leave the last one's pages as if they were its own
     try:
-        with steady_dependencies(f"notebooks/{name}.ipynb", **parameters):
-            notebook = execute(source, part, parameters)
+        with steady_dependencies(f"notebooks/{name}.ipynb", study, **item):
+            notebook = _execute(source, part, parameters)
     except PapermillExecutionError as error:
         raise ValueError(
             f"notebooks/{name}.ipynb, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-            f"The notebook as far as it got, with the traceback: {part.relative_to(top)}"
+            f"The notebook as far as it got, with the traceback: {part.relative_to(study.top)}"
         ) from error
     nbformat.write(scrub(notebook), part)
     part.replace(out)
     return out
 
 
-def parse(arguments):
+def parse(arguments: list[str]) -> dict[str, str]:
     """["run=x"] → {"run": "x"}; a value, or its last part, becomes part of a file name."""
     pairs = {}
     for argument in arguments:
@@ -117,10 +122,11 @@ def parse(arguments):
     return pairs
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         sys.exit(__doc__)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the kernel is shut down first
+    for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background inherits SIGINT as ignored
+        signal.signal(number, signal.default_int_handler)  # either way the kernel is shut down first
     start = time.monotonic()
     try:
         out = run(arguments[0], parse(arguments[1:]))
@@ -128,7 +134,7 @@ def main(arguments):
         sys.exit("\nstopped")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"\n{error}")
-    print(f"{out.relative_to(root())}  {cohort()}  {time.monotonic() - start:.0f} s", file=sys.stderr)
+    print(f"{out.relative_to(root())}  {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
-from her2core.dataset import AugmentConfig, augment, draw_augmentation, epoch_batches
+from her2core.dataset import AugmentConfig, Slices, augment, draw_augmentation, epoch_batches
+from her2core.records import whole
 
 AGGREGATE = {"median": np.median, "mean": np.mean, "max": np.max}
 
@@ -75,12 +78,12 @@ class TrainConfig:
             raise ValueError(f"patience={self.patience}: expected one validation or more, or null")
 
     @property
-    def reference(self):
+    def reference(self) -> str:
         """Name of the run with which all others are compared."""
         return f"thda-{self.window}-raw"
 
 
-def choose_device(name):
+def choose_device(name: str) -> torch.device:
     """ "auto" → CUDA, else Apple's MPS, else the CPU."""
     if name != "auto":
         return torch.device(name)
@@ -89,7 +92,7 @@ def choose_device(name):
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def seed_everything(seed, config):
+def seed_everything(seed: int, config: TrainConfig) -> torch.Generator:
     """Same seed, same thread count, same machine kind: same bytes."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
@@ -102,7 +105,7 @@ def seed_everything(seed, config):
     return torch.Generator().manual_seed(seed)
 
 
-def learning_rate(step, steps, config):
+def _learning_rate(step, steps, config):
     """Share of the peak: a linear warm-up, then a cosine down to zero."""
     warm = max(round(config.warmup * steps), 1)
     if step < warm:
@@ -110,17 +113,17 @@ def learning_rate(step, steps, config):
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
 
-def learning_rates(done, batches, config):
+def _learning_rates(done, batches, config):
     """Learning rate of each of an epoch's batches, after `done` epochs of as many."""
     steps = range(done * batches, (done + 1) * batches)
-    return [config.lr * learning_rate(step, config.epochs * batches, config) for step in steps]
+    return [config.lr * _learning_rate(step, config.epochs * batches, config) for step in steps]
 
 
-def positive_weight(data, config):
+def _positive_weight(data, config):
     """Weight of HER2-positives in the loss: negatives / positives over the training patients."""
     if config.class_weight == "none":
         return torch.tensor(1.0)
-    labels = data.her2[data.patients()[0]]
+    labels = data.label[data.patients()[0]]
     positives = int(labels.sum())
     if positives in (0, labels.size):
         raise ValueError(f"{positives} of {labels.size} training patients are HER2-positive: nothing to learn")
@@ -146,12 +149,12 @@ class Training:
     best: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
 
-    def exhausted(self, patience):
+    def exhausted(self, patience: int | None) -> bool:
         """Whether the last `patience` validations were none better than those before."""
         aucs = [row["validation_auc"] for row in self.history]
         return bool(patience and aucs) and len(aucs) - 1 - aucs.index(max(aucs)) >= patience
 
-    def random_states(self):
+    def random_states(self) -> dict[str, tuple[Callable, Callable]]:
         """Getter and setter of every random generator in use."""
         states = {
             "generator": (self.generator.get_state, self.generator.set_state),
@@ -162,7 +165,7 @@ class Training:
             states["device"] = (module.get_rng_state, module.set_rng_state)
         return states
 
-    def save(self, path, key):
+    def save(self, path: Path, key: str) -> None:
         """Write all of it to one safetensors file, whole or not at all; key: what it belongs to."""
         state = self.optimizer.state
         groups = {
@@ -173,39 +176,37 @@ class Training:
         }
         tensors = {f"{group}/{n}": t.contiguous() for group, named in groups.items() for n, t in named.items()}
         header = {"key": key, "epoch": self.epoch, "history": self.history}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(tensors, partial, {"training": json.dumps(header)})
-        partial.replace(path)
+        with whole(path) as part:
+            save_file(tensors, part, {"training": json.dumps(header)})
 
-    def resume(self, path, key):
+    def resume(self, path: Path, key: str) -> None:
         """Continue from the file if there is one and it has this key; else nothing happens."""
-        header, tensors = read_checkpoint(path) if path.is_file() else ({"key": None}, {})
+        header, tensors = _read_checkpoint(path) if path.is_file() else ({"key": None}, {})
         if header["key"] != key:
             return
-        self.epoch, self.history, self.best = header["epoch"], header["history"], under("best", tensors)
-        self.model.load_state_dict(under("model", tensors))
-        self.resume_optimizer(under("optimizer", tensors))
+        self.epoch, self.history, self.best = header["epoch"], header["history"], _under("best", tensors)
+        self.model.load_state_dict(_under("model", tensors))
+        self.resume_optimizer(_under("optimizer", tensors))
         for name, (_, put) in self.random_states().items():
             put(tensors[f"random/{name}"])
 
-    def resume_optimizer(self, tensors):
+    def resume_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
         """AdamW's moments, in the memory format of their parameters: the fused kernel walks them side by side."""
         states = {}
         for number, (name, parameter) in enumerate(self.model.named_parameters()):
-            states[number] = under(name, tensors)
+            states[number] = _under(name, tensors)
             for moment in ("exp_avg", "exp_avg_sq"):
                 like = torch.empty_like(parameter, requires_grad=False)
                 states[number][moment] = like.copy_(states[number][moment])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
 
 
-def under(group, tensors):
+def _under(group, tensors):
     """The tensors whose names begin with `group/`, without it."""
     return {name.removeprefix(f"{group}/"): t for name, t in tensors.items() if name.startswith(f"{group}/")}
 
 
-def read_checkpoint(path):
+def _read_checkpoint(path):
     """What `Training.save` wrote: header and tensors."""
     try:
         with safe_open(path, "pt") as file:
@@ -214,20 +215,22 @@ def read_checkpoint(path):
         raise ValueError(f"{path}: damaged checkpoint ({error}); delete it to start anew") from error
 
 
-def training_key(model, parts, config, seed, version):
+def _training_key(model, parts, config, seed, version):
     """SHA-256 of all that a training depends on: data, untrained network, configuration, versions."""
     device = parts[0].images.device.type
     sha = hashlib.sha256(repr((config, seed, version, torch.__version__, device, str(model))).encode())
     for data in parts:
         sha.update("\0".join(data.patient).encode())
-        sha.update(np.ascontiguousarray(data.her2))
+        sha.update(np.ascontiguousarray(data.label))
         sha.update(np.ascontiguousarray(data.images.cpu()))
     for tensor in (*model.parameters(), *model.buffers()):
         sha.update(np.ascontiguousarray(tensor.detach().cpu()))
     return sha.hexdigest()
 
 
-def begin(build, device, config, seed):
+def begin(
+    build: Callable[[], torch.nn.Module], device: torch.device, config: TrainConfig, seed: int
+) -> Training:
     """A training before its first step; build: () → model, called after seeding."""
     generator = seed_everything(seed, config)
     model = build().to(device, memory_format=torch.channels_last)  # faster convolutions, on the CPU too
@@ -240,13 +243,13 @@ def begin(build, device, config, seed):
     return Training(model, network, optimizer, generator, device)
 
 
-def mixed_precision(device, config):
+def mixed_precision(device: torch.device, config: TrainConfig) -> torch.autocast:
     """The context of a training step's forward pass: bfloat16 where the card computes in it."""
     half = device.type == "cuda" and config.precision == "auto" and torch.cuda.is_bf16_supported(False)
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
-def train_one_epoch(training, data, config):
+def train_one_epoch(training: Training, data: Slices, config: TrainConfig) -> float:
     """One pass over the patients of `data`.  Returns the mean loss.
 
     A loss that is not finite is an error after the pass: a look at every step would make a GPU wait.
@@ -255,9 +258,9 @@ def train_one_epoch(training, data, config):
     sizes, device = [len(rows) for rows in batches], training.device
     # drawn for all batches and copied to the device at once
     maps = torch.cat([draw_augmentation(n, config.augment, training.generator) for n in sizes]).to(device)
-    rates = learning_rates(training.epoch, len(batches), config)
-    target = torch.as_tensor(data.her2, dtype=torch.float32, device=device)
-    weight, losses = positive_weight(data, config).to(device), []
+    rates = _learning_rates(training.epoch, len(batches), config)
+    target = torch.as_tensor(data.label, dtype=torch.float32, device=device)
+    weight, losses = _positive_weight(data, config).to(device), []
     training.network.train()
     for rows, moved, rate in zip(torch.cat(batches).to(device).split(sizes), maps.split(sizes), rates, strict=True):
         training.optimizer.param_groups[0]["lr"] = rate
@@ -271,10 +274,10 @@ def train_one_epoch(training, data, config):
         training.optimizer.step()
         losses.append(loss.detach())
     training.epoch += 1
-    return finite_mean(torch.stack(losses).cpu(), data, batches)
+    return _finite_mean(torch.stack(losses).cpu(), data, batches)
 
 
-def finite_mean(losses, data, batches):
+def _finite_mean(losses, data, batches):
     """Mean of the batches' losses; ValueError with the patients of the first batch whose loss is not finite."""
     if not losses.isfinite().all():
         number = int((~losses.isfinite()).nonzero()[0])
@@ -284,21 +287,23 @@ def finite_mean(losses, data, batches):
 
 
 @torch.inference_mode()
-def predict_slices(model, images, batch_size=128):
+def predict_slices(model: torch.nn.Module, images: torch.Tensor, batch_size: int = 128) -> np.ndarray:
     """HER2 probability of each slice, `(N,)` float64; images `(N, P, H, W)` uint8."""
     model.eval()
     parts = [model(part.float() / 255).sigmoid() for part in images.split(batch_size)]
     return torch.cat(parts).cpu().double().numpy()
 
 
-def predict(model, data, aggregate="median"):
+def predict(
+    model: torch.nn.Module, data: Slices, aggregate: str = "median"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One probability per patient: patients `(n,)`, labels `(n,)` and probabilities `(n,)`."""
     first, count = data.patients()
     parts = np.split(predict_slices(model, data.images), first[1:])
-    return data.patient[first], data.her2[first], np.array([AGGREGATE[aggregate](p) for p in parts])
+    return data.patient[first], data.label[first], np.array([AGGREGATE[aggregate](p) for p in parts])
 
 
-def validate(training, validation, config, seed, loss):
+def _validate(training, validation, config, seed, loss):
     """Look at the validation patients, keep the weights if they are the best so far, and note it."""
     _, labels, probabilities = predict(training.model, validation, config.aggregate)
     auc = float(roc_auc_score(labels, probabilities))
@@ -308,7 +313,16 @@ def validate(training, validation, config, seed, loss):
     training.history.append({"seed": seed, "epoch": training.epoch, "loss": loss, "validation_auc": auc})
 
 
-def fit(build, train, validation, config, seed, progress=iter, checkpoint=None, version=""):
+def fit(
+    build: Callable[[], torch.nn.Module],
+    train: Slices,
+    validation: Slices,
+    config: TrainConfig,
+    seed: int,
+    progress: Callable = iter,
+    checkpoint: Path | None = None,
+    version: str = "",
+) -> tuple[torch.nn.Module, list[dict]]:
     """Train one seed.
 
     build: () → model, called after seeding.  train, validation: `Slices`.  progress: wraps the epochs (tqdm).
@@ -318,11 +332,11 @@ def fit(build, train, validation, config, seed, progress=iter, checkpoint=None, 
     network, configuration or version is overwritten by a training that starts anew.
     Returns the model with the weights of its best validation, and `Training.history`.
     """
-    if len(set(validation.her2)) < 2:
+    if len(set(validation.label)) < 2:
         raise ValueError(f"all {len(validation.patients()[0])} validation patients are of one class: no AUC")
     training = begin(build, train.images.device, config, seed)
     if checkpoint:
-        key = training_key(training.model, (train, validation), config, seed, version)
+        key = _training_key(training.model, (train, validation), config, seed, version)
         training.resume(checkpoint, key)
     bar = progress(range(training.epoch + 1, config.epochs + 1))
     for epoch in bar:
@@ -331,7 +345,7 @@ def fit(build, train, validation, config, seed, progress=iter, checkpoint=None, 
         loss = train_one_epoch(training, train, config)
         if epoch % config.validate_every and epoch != config.epochs:
             continue
-        validate(training, validation, config, seed, loss)
+        _validate(training, validation, config, seed, loss)
         if hasattr(bar, "set_postfix"):
             bar.set_postfix(loss=f"{loss:.3f}", validation_auc=f"{training.history[-1]['validation_auc']:.3f}")
         if checkpoint:

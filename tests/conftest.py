@@ -1,10 +1,9 @@
-import os
+import her2core  # noqa: F401, I001 - first: it pins the instruction set before numpy and torch are loaded
 
 import numpy as np
 import pytest
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 

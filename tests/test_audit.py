@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from her2core import audit as a
-from her2core.phantom.patient import draw_protocol, make_patient
+from her2core.phantom.patient import make_patient
+from her2core.phantom.sites import draw_protocol
 from her2core.preprocess import PrepareConfig, pack
 
 CONFIG = a.AuditConfig()
@@ -69,7 +70,7 @@ def failed(result):
 
 def rescan(images, rng, turn=0, shift=1, gain=1.3, noise=0.05):
     """The same slices on another scanner: gain, noise of 5 % of the mean, shifted by a pixel, turned."""
-    copy = gain * a.turn(np.roll(images, shift, axis=-1).astype(float), turn)
+    copy = gain * a._turn(np.roll(images, shift, axis=-1).astype(float), turn)
     return np.rint(copy + noise * copy.mean() * rng.standard_normal(copy.shape)).clip(0, 65535).astype(np.uint16)
 
 
@@ -118,7 +119,7 @@ def test_one_slice_copied_to_the_external_site_is_found(case):
     ]
 
 
-@pytest.mark.parametrize("turn", range(8), ids=a.ORIENTATIONS)
+@pytest.mark.parametrize("turn", range(8), ids=a._ORIENTATIONS)
 def test_one_slice_scanned_again_is_found_in_every_orientation(case, rng, turn):
     source, target = rows_of(case, "P03")[0], rows_of(case, "P01")[2]  # a later row, so the turn is undone
     case["images"][target] = rescan(case["images"][source], rng, turn)
@@ -126,7 +127,7 @@ def test_one_slice_scanned_again_is_found_in_every_orientation(case, rng, turn):
     assert failed(result) == {"near_duplicates"}
     (leak,) = result["checks"]["near_duplicates"]["leaks"]
     assert leak["patients"] == ["P01 (train)", "P03 (test)"]
-    assert f", {a.ORIENTATIONS[turn]}, rows {target} and {source} " in leak["share"]
+    assert f", {a._ORIENTATIONS[turn]}, rows {target} and {source} " in leak["share"]
 
 
 @pytest.mark.parametrize(
@@ -136,10 +137,10 @@ def test_one_slice_scanned_again_is_found_in_every_orientation(case, rng, turn):
 )
 def test_every_slice_scanned_again_lies_above_the_threshold_and_strangers_below(clean, rng, how):
     again = rescan(clean["images"], rng, **how)
-    prints = a.fingerprints(clean["images"])
-    own = a.shifted_correlation(a.turn(prints, how.get("turn", 0)), a.fingerprints(again), CONFIG.shift_px)
+    prints = a._fingerprints(clean["images"])
+    own = a._shifted_correlation(a._turn(prints, how.get("turn", 0)), a._fingerprints(again), CONFIG.shift_px)
     assert own.min() > CONFIG.near_duplicate
-    strangers = a.similar_pairs(prints, pd.factorize(clean["slices"]["patient"])[0], replace(CONFIG, coarse=0.3))
+    strangers = a._similar_pairs(prints, pd.factorize(clean["slices"]["patient"])[0], replace(CONFIG, coarse=0.3))
     assert len(strangers) > 20 and strangers["correlation"].max() < CONFIG.near_duplicate - 0.05
 
 
@@ -225,7 +226,7 @@ def test_many_leaks_are_told_by_the_first_and_their_number(case):
     result = run(case)
     across = COUNT * (COUNT - 1) // 2 - 45 - 3 * 10  # pairs, less those within train and within the other three
     assert result["checks"]["near_duplicates"]["leaks_in_all"] == across
-    assert len(result["checks"]["near_duplicates"]["leaks"]) == a.LISTED
+    assert len(result["checks"]["near_duplicates"]["leaks"]) == a._LISTED
     with pytest.raises(a.LeakageError, match=f"near_duplicates: {across - 5} more"):
         a.check(result)
 
@@ -234,29 +235,29 @@ def test_a_fingerprint_does_not_know_gain_offset_or_slow_shading(rng):
     image = rng.normal(1000, 100, (1, 3, 64, 64))
     shading = np.array([0.5, 2.0, 3.0])[:, None, None] * np.linspace(0, 40, 64)
     gains, offsets = np.array([2.0, 0.5, 7.0])[:, None, None], np.array([0, 50, 900])[:, None, None]
-    plain, other = a.fingerprints(image)[0], a.fingerprints(gains * image + offsets + shading)[0]
+    plain, other = a._fingerprints(image)[0], a._fingerprints(gains * image + offsets + shading)[0]
     assert np.sum(plain * plain) == pytest.approx(1)
     assert np.sum(plain * other) > 0.99
 
 
 def test_block_means_are_means_of_blocks_whatever_the_size(rng):
     image = rng.integers(0, 65535, (2, 96, 96)).astype(np.uint16)
-    np.testing.assert_allclose(a.block_means(image, 32), image.reshape(2, 32, 3, 32, 3).mean((2, 4)))
-    uneven = a.block_means(image[:, :50, :50], 32)
+    np.testing.assert_allclose(a._block_means(image, 32), image.reshape(2, 32, 3, 32, 3).mean((2, 4)))
+    uneven = a._block_means(image[:, :50, :50], 32)
     assert uneven.shape == (2, 32, 32) and uneven[0, 0, 0] == image[0, 0, 0]
     assert uneven[0, 31, 31] == image[0, 48:50, 48:50].mean()
     assert (
-        a.block_means(image[:, :20, :20], 32) is not None and a.block_means(image[:, :20, :20], 32).shape[1] == 20
+        a._block_means(image[:, :20, :20], 32) is not None and a._block_means(image[:, :20, :20], 32).shape[1] == 20
     )
 
 
 def test_small_shifts_are_followed_and_larger_ones_are_not(rng):
-    prints = a.unit(rng.standard_normal((4, 32, 32)))
-    assert a.shifted_correlation(prints, prints, 0).tolist() == [1.0] * 4
+    prints = a._unit(rng.standard_normal((4, 32, 32)))
+    assert a._shifted_correlation(prints, prints, 0).tolist() == [1.0] * 4
     moved = np.roll(prints, (2, -1), axis=(1, 2))
-    assert a.shifted_correlation(prints, moved, 2).tolist() == [1.0] * 4
-    assert a.shifted_correlation(prints, moved, 1).max() < 0.2
-    assert a.shifted_correlation(prints[:0], moved[:0], 1).shape == (0,)
+    assert a._shifted_correlation(prints, moved, 2).tolist() == [1.0] * 4
+    assert a._shifted_correlation(prints, moved, 1).max() < 0.2
+    assert a._shifted_correlation(prints[:0], moved[:0], 1).shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import SimpleITK as sitk
 
 from her2core.bias_field import N4Config, body_mask, correct, correct_patient, fidelity, log_bias_field
 from her2core.formats.volume import Geometry
-from her2core.phantom.patient import SITES, draw_protocol, make_patient
+from her2core.phantom.patient import make_patient
+from her2core.phantom.sites import SITES, draw_protocol
 
 CONFIG = N4Config()
 QUICK = N4Config(iterations=(20, 10, 5))

@@ -32,9 +32,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from her2core.formats.dicom import read_dce, read_seg, series_uid
+from her2core.formats.dicom import read_dce, series_uid
 from her2core.formats.dicom_write import write_seg
 from her2core.formats.nifti import read_breastdcedl, write_breastdcedl
+from her2core.formats.seg import read_seg
 
 SECRETS = ("Doe", "Jane", "MRN-4711", "19610203", "20110405", "110405", "Elsewhere", "Hyde")
 ROW = {"slice_thick": 2.5, "xy_spacing": 0.8, "pre": 0, "post_early": 1, "post_late": 2}

@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from prepared_samples import make_run
 
 from her2core import case as c
 from her2core.baselines import ModelConfig
 from her2core.cohort import included, patient_table
-from her2core.cohorts.acquire import acquire
+from her2core.cohorts.acquire import get_all
 from her2core.cohorts.phantom import EmbeddedConfig, draw_cohort, site_of
-from her2core.config import params
-from her2core.dataset import load_slices
+from her2core.config import Study
 from her2core.formats.dicom_write import Acquisition, write_dce, write_seg
 from her2core.formats.nifti import min_crop, write_breastdcedl
-from her2core.formats.volume import DceSeries, Geometry
+from her2core.formats.volume import DceSeries, Geometry, Phases
 from her2core.model import ThdaConfig
 from her2core.phantom.patient import make_patient
 from her2core.preprocess import PrepareConfig, prepare
-from her2core.runs import Run
+from her2core.runs import parse_run
 
 TOP = Path(__file__).resolve().parents[1]
 IDENTITY = "DOE-JANE-1970"
@@ -35,7 +35,6 @@ COHORT = EmbeddedConfig(
     source="phantom", seed=5, bayes_auc=0.95, prevalence=0.5, spy2=(8, 2, 0), spy1=(0, 0, 0), ambl=0,
     unknown_her2=0, coarse=2, jobs=1,
 )  # fmt: skip
-RUN = Run.parse("thda-channel_q98-raw", None)
 MODELS = ModelConfig(ThdaConfig(), variants={"adjacent": {"head_input": "adjacent_slices"}})
 LOW_HIGH = {  # the made-up training patients lie evenly between
     "log_volume_ml": (0.0, np.log(200)), "pe_early": (0.5, 3.0), "slice_mm": (4.0, 7.0),
@@ -54,7 +53,7 @@ def made_up_table():
 def prepared(tmp_path_factory):
     """Folder of the stage `prepare`, with a made-up table of kinetics."""
     folder = tmp_path_factory.mktemp("study")
-    acquire(COHORT, folder / "raw")
+    get_all(COHORT, folder / "raw")
     patients = included(patient_table(pd.read_csv(folder / "raw/metadata.csv")))
     prepare(patients, folder / "raw", folder / "prepare", CONFIG)
     made_up_table().to_csv(folder / "prepare/kinetics.csv", index=False)
@@ -62,8 +61,13 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ranges(prepared):
-    return c.training_ranges(prepared, RUN, CONFIG)
+def run(prepared):
+    return make_run(prepared, None, models=MODELS)
+
+
+@pytest.fixture(scope="module")
+def ranges(run):
+    return c.training_ranges(run, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +110,8 @@ def nifti(patient, tmp_path):
     }  # fmt: skip
 
 
-def doubts_of(case, prepared, ranges):
-    images, _, _ = c.network_input(case, CONFIG, RUN, MODELS, prepared)
+def doubts_of(case, run, ranges):
+    images, _, _ = c.network_input(case, CONFIG, run)
     return c.warnings_for(case, images, ranges)
 
 
@@ -211,14 +215,33 @@ def test_times_count_from_the_phase_that_is_named_pre(copied, patient):
 
 
 def test_phases_named_by_hand_are_taken_from_a_doubtful_series_and_the_doubt_is_a_warning(
-    copied, patient, prepared, ranges
+    copied, patient, run, ranges
 ):
     a_phase_less(3)(copied)
     (copied / "case.json").write_text('{"pre": 0, "post_early": 1, "post_late": 2}')
     case = c.read_case(copied, CONFIG)
     np.testing.assert_array_equal(case.phases, patient[0].array[:3])
-    first = doubts_of(case, prepared, ranges)[0]
+    first = doubts_of(case, run, ranges)[0]
     assert first.startswith("Doubtful series: case7/dce: NumberOfTemporalPositions is 4; ") and "3 phases" in first
+
+
+@pytest.mark.parametrize("layout", ["DICOM", "NIfTI"])
+def test_the_early_phase_may_also_be_the_late_one(layout, copied, nifti, patient, run, ranges):
+    folder, values = nifti if layout == "NIfTI" else (copied, {"pre": 0})
+    sidecar = values | {"post_early": 2, "post_late": 2, "early_s": 150, "late_s": 400.0}
+    (folder / "case.json").write_text(json.dumps(sidecar))
+    case = c.read_case(folder, CONFIG)
+    np.testing.assert_array_equal(case.phases, patient[0].array[[0, 2, 2]])
+    assert case.times_s == (0.0, 150, 400.0)
+    images, _, _ = c.network_input(case, CONFIG, run)
+    np.testing.assert_array_equal(images[:, 1], images[:, 2])
+    assert not any("phase, time" in doubt for doubt in doubts_of(case, run, ranges))
+
+
+def test_a_sidecar_names_all_phases_or_leaves_them_open():
+    assert c.Sidecar().phases is None and c.Sidecar(0, 2, 2).phases == Phases(0, 2, 2)
+    with pytest.raises(ValueError, match=r"phases \[0, None, 2\], expected pre, post_early, post_late, or none"):
+        c.Sidecar(0, None, 2)
 
 
 SPACING = "case7: these NIfTI files say nothing of"
@@ -231,8 +254,10 @@ SPACING = "case7: these NIfTI files say nothing of"
         ({"xy_spacing": None}, f"{SPACING} xy_spacing; expected in case.json"),
         ({"xy_spacing": -1.0}, "case7: slice_thick .* xy_spacing -1.0, expected positive mm"),
         ({"post_late": 6}, r"case7: missing phase file \[6\], found phases \[0, 1, 2, 3\]"),
-        ({"post_early": 3}, r"case7/case.json: phases \[0, 3, 3\], expected pre < post_early < post_late"),
-        ({"post_late": None}, r"case7/case.json: phases \[0, 2, None\], expected pre < post_early < post_late"),
+        ({"post_early": 3, "post_late": 2}, r"case7/case.json: phases \[0, 3, 2\], expected pre < early ≤ late"),
+        ({"pre": 2}, r"case7/case.json: phases \[2, 2, 3\], expected pre < early ≤ late, counted from 0"),
+        ({"pre": -1}, r"case7/case.json: phases \[-1, 2, 3\], expected pre < early ≤ late, counted from 0"),
+        ({"post_late": None}, r"case7/case.json: phases \[0, 2, None\], expected pre, post_early, post_late, or n"),
         ({"age": 51}, "case7/case.json: .*age"),
         ({"pre": "0"}, "case7/case.json: .*pre"),
     ],
@@ -254,7 +279,7 @@ def test_a_sidecar_that_is_not_json_and_a_phase_that_is_not_there_are_named(copi
         c.read_case(copied, CONFIG)
     (copied / "case.json").write_text('{"pre": 0, "post_early": 2, "post_late": 9}')
     with pytest.raises(
-        ValueError, match=r"^case7: case.json names the phases \[0, 2, 9\], there are [34], counted"
+        ValueError, match=r"^case7: case.json's phases \[0, 2, 9\], counted from 0, .* among the [34] found"
     ):
         c.read_case(copied, CONFIG)
 
@@ -274,12 +299,11 @@ def test_two_masks_are_refused(nifti):
     "name", ["thda-channel_q98-raw", "thda-channel_nyul-raw", "thda_adjacent-slice_minmax-raw"]
 )
 def test_a_training_patient_as_a_case_is_fed_to_the_networks_as_in_training(written, prepared, patient, name):
-    run, named = Run.parse(name, None), {"pre": 0, "post_early": 2, "post_late": len(patient[0].array) - 1}
-    case = c.read_case(written, CONFIG)
-    chosen = list(named.values())
-    case = replace(case, phases=patient[0].array[chosen])
-    images, outlines, fed = c.network_input(case, CONFIG, run, MODELS, prepared)
-    stored = load_slices(prepared, run.window, neighbours="adjacent" in name)
+    parts = dict(zip(("model", "window", "bias_field"), parse_run(name, "slice_minmax"), strict=True))
+    run = make_run(prepared, None, name=name, models=MODELS, **parts)
+    case = replace(c.read_case(written, CONFIG), phases=patient[0].array[[0, 2, -1]])
+    images, outlines, fed = c.network_input(case, CONFIG, run)
+    stored = run.opened.under(run.window, neighbours="adjacent" in name)
     rows = np.flatnonzero(stored.patient == draw_cohort(COHORT)[0]["patient"])
     np.testing.assert_array_equal(fed, stored.images[rows].numpy())
     np.testing.assert_array_equal(fed[:, 1::3] if "adjacent" in name else fed, images)
@@ -300,8 +324,8 @@ def test_ranges_are_the_outer_percents_of_the_training_patients_alone(ranges):
     assert set(ranges) == set(c.MEASURES)
 
 
-def test_grey_levels_are_those_of_each_training_patients_middle_slice(prepared, ranges):
-    stored = load_slices(prepared, "channel_q98").of_split("train")
+def test_grey_levels_are_those_of_each_training_patients_middle_slice(run, ranges):
+    stored = run.slices().of_split("train")
     first, count = stored.patients()
     middle = stored.images[first + count // 2].numpy()
     assert len(middle) == 8
@@ -326,41 +350,44 @@ def test_a_margin_is_granted_beyond_the_range(measure, limits, inside, outside):
         assert [c.Range(*limits).holds(v, c.MEASURES[measure]) for v in values] == [expected] * 2
 
 
-def test_a_case_like_the_training_patients_gets_no_warning(written, prepared, ranges):
-    assert doubts_of(c.read_case(written, CONFIG), prepared, ranges) == []
+def test_a_measure_may_grant_a_least_margin_of_its_own():
+    measure, limits = c.Measure("Field strength", "T", "Another scanner?", least=0.2), c.Range(1.5, 1.5)
+    assert [limits.holds(value, measure) for value in (1.3, 1.7, 1.29, 1.71)] == [True, True, False, False]
 
 
-def test_other_spacing_other_times_and_a_tiny_lesion_are_named_with_value_and_range(
-    written, patient, prepared, ranges
-):
+def test_a_case_like_the_training_patients_gets_no_warning(written, run, ranges):
+    assert doubts_of(c.read_case(written, CONFIG), run, ranges) == []
+
+
+def test_other_spacing_other_times_and_a_tiny_lesion_are_named_with_value_and_range(written, patient, run, ranges):
     case = c.read_case(written, CONFIG)
     _, y_mm, x_mm = case.geometry.spacing_mm
     other = replace(case, geometry=Geometry((9.5, y_mm, x_mm)), times_s=(0.0, 60.0, 900.0))
-    assert doubts_of(other, prepared, ranges) == [
-        "Slice spacing: 9.5 mm; 98 % of the training patients: 4.03 to 6.97 mm. " + c.OTHER_GRID,
-        "Early phase, time after the first: 60 s; 98 % of the training patients: 101 to 199 s. " + c.OTHER_TIME,
-        "Late phase, time after the first: 900 s; 98 % of the training patients: 352 to 548 s. " + c.OTHER_TIME,
+    assert doubts_of(other, run, ranges) == [
+        "Slice spacing: 9.5 mm; 98 % of the training patients: 4.03 to 6.97 mm. " + c._OTHER_GRID,
+        "Early phase, time after the first: 60 s; 98 % of the training patients: 101 to 199 s. " + c._OTHER_TIME,
+        "Late phase, time after the first: 900 s; 98 % of the training patients: 352 to 548 s. " + c._OTHER_TIME,
     ]
     centre = tuple(np.argwhere(case.mask)[0])
     tiny = np.zeros_like(case.mask)
     tiny[centre] = True
-    assert any(d.startswith("Lesion volume: 0.0") for d in doubts_of(replace(case, mask=tiny), prepared, ranges))
+    assert any(d.startswith("Lesion volume: 0.0") for d in doubts_of(replace(case, mask=tiny), run, ranges))
 
 
-def test_a_written_case_of_other_voxels_is_warned_of(patient, prepared, ranges, tmp_path):
+def test_a_written_case_of_other_voxels_is_warned_of(patient, run, ranges, tmp_path):
     series = changed(patient, spacing_mm=(9.0, 1.2, 1.2))
     case = c.read_case(write_case(tmp_path / "coarse", series, patient[1]), CONFIG)
-    found = [d.split(":")[0] for d in doubts_of(case, prepared, ranges)]
+    found = [d.split(":")[0] for d in doubts_of(case, run, ranges)]
     assert found[:2] == ["Slice spacing", "Pixel spacing"]
 
 
-def test_a_written_case_without_contrast_is_warned_of(patient, prepared, ranges, rng, tmp_path):
+def test_a_written_case_without_contrast_is_warned_of(patient, run, ranges, rng, tmp_path):
     series, mask = patient
     pre = series.array[0].astype(float)
     noisy = [pre + rng.normal(0, 10, pre.shape) for _ in series.times_s]
     array = np.rint(np.maximum(noisy, 0)).astype(np.uint16)
     case = c.read_case(write_case(tmp_path / "plain", changed(patient, array), mask), CONFIG)
-    found = [d for d in doubts_of(case, prepared, ranges) if d.startswith("Little or no contrast enhancement")]
+    found = [d for d in doubts_of(case, run, ranges) if d.startswith("Little or no contrast enhancement")]
     uptake = 100 * (array[1][mask].mean() / array[0][mask].mean() - 1)
     assert len(found) == 1 and abs(uptake) < 1
     assert found[0].endswith(
@@ -369,18 +396,18 @@ def test_a_written_case_without_contrast_is_warned_of(patient, prepared, ranges,
     )
 
 
-def test_a_lesion_that_enhances_more_than_any_is_another_doubt(written, prepared, ranges):
+def test_a_lesion_that_enhances_more_than_any_is_another_doubt(written, run, ranges):
     case = c.read_case(written, CONFIG)
     subtracted = np.stack([case.phases[0] // 20, *case.phases[1:]])
-    found = doubts_of(replace(case, phases=subtracted), prepared, ranges)
+    found = doubts_of(replace(case, phases=subtracted), run, ranges)
     assert any(d.startswith("Contrast enhancement of the lesion: ") and "subtraction" in d for d in found)
 
 
-def test_images_of_another_brightness_are_warned_of_and_another_gain_is_not(written, prepared, ranges):
+def test_images_of_another_brightness_are_warned_of_and_another_gain_is_not(written, run, ranges):
     case = c.read_case(written, CONFIG)
-    assert doubts_of(replace(case, phases=case.phases * 2), prepared, ranges) == []
+    assert doubts_of(replace(case, phases=case.phases * 2), run, ranges) == []
     flat = np.rint(4000 * (case.phases / case.phases.max()) ** 0.2).astype(np.uint16)
-    found = [d.split(":")[0] for d in doubts_of(replace(case, phases=flat), prepared, ranges)]
+    found = [d.split(":")[0] for d in doubts_of(replace(case, phases=flat), run, ranges)]
     assert "Mean grey level, pre-contrast phase" in found
 
 
@@ -391,34 +418,35 @@ def test_a_lesion_that_the_border_cuts_is_warned_of_and_one_that_touches_it_is_n
     for place, expected in ((8, 0), (7, 0), (4, 1), (0, 1)):  # of a radius of 8; the last is half a ball
         centre[axis] = place
         ball = sum((a - m) ** 2 for a, m in zip((z, y, x), centre, strict=True)) <= 64
-        found = c.border_warnings(ball)
+        found = c._border_warnings(ball)
         assert len(found) == expected
         assert all(f"outermost {plane} of the images, with " in f for f in found)
 
 
-def test_unknown_times_are_a_warning(nifti, prepared, ranges):
+def test_unknown_times_are_a_warning(nifti, run, ranges):
     folder, values = nifti
     (folder / "case.json").write_text(json.dumps(values))
-    found = doubts_of(c.read_case(folder, CONFIG), prepared, ranges)
+    found = doubts_of(c.read_case(folder, CONFIG), run, ranges)
     assert len(found) == 1 and found[0].startswith("The files do not say when the phases were acquired")
 
 
-def test_training_patients_without_times_leave_the_wanted_ones(prepared, tmp_path):
-    folder = shutil.copytree(prepared, tmp_path / "prepare")
+def test_training_patients_without_times_leave_the_wanted_ones(run, tmp_path):
+    folder = shutil.copytree(run.prepared, tmp_path / "prepare")
     made_up_table().assign(early_s=np.nan, late_s=np.nan).to_csv(folder / "kinetics.csv", index=False)
-    found = c.training_ranges(folder, RUN, CONFIG)
+    found = c.training_ranges(replace(run, prepared=folder), CONFIG)
     assert found["early_s"] == c.Range(100.0, 200.0, "wanted")
     assert found["late_s"] == c.Range(400.0, 500.0, "wanted")
 
 
-def test_a_preparation_without_table_or_training_patients_is_refused(prepared, tmp_path):
-    folder = shutil.copytree(prepared, tmp_path / "prepare")
+def test_a_preparation_without_table_or_training_patients_is_refused(run, tmp_path):
+    folder = shutil.copytree(run.prepared, tmp_path / "prepare")
+    other = replace(run, prepared=folder)
     made_up_table().query("split != 'train'").to_csv(folder / "kinetics.csv", index=False)
     with pytest.raises(ValueError, match="kinetics.csv: no training patient"):
-        c.training_ranges(folder, RUN, CONFIG)
+        c.training_ranges(other, CONFIG)
     (folder / "kinetics.csv").unlink()
-    with pytest.raises(ValueError, match="kinetics.csv: not in prepare/; run the stage prepare first"):
-        c.training_ranges(folder, RUN, CONFIG)
+    with pytest.raises(ValueError, match="kinetics.csv: not in prepare/; run again: dvc repro prepare"):
+        c.training_ranges(other, CONFIG)
 
 
 # ------------------------------------------------------------------------------------------------ the notebook
@@ -426,8 +454,9 @@ def test_a_preparation_without_table_or_training_patients_is_refused(prepared, t
 
 def test_the_notebooks_own_case_is_one_of_the_embedded_cohort(monkeypatch):
     monkeypatch.chdir(TOP)
-    cells = json.loads((TOP / "notebooks/07_predict_case.ipynb").read_text())["cells"]
+    (notebook,) = (TOP / "notebooks").glob("*_predict_case.ipynb")
+    cells = json.loads(notebook.read_text())["cells"]
     given = next("".join(cell["source"]) for cell in cells if cell["metadata"].get("tags") == ["parameters"])
-    rows = draw_cohort(params("acquire", EmbeddedConfig, "embedded"))
+    rows = draw_cohort(Study.open("embedded").params("acquire", EmbeddedConfig))
     known = [f"data/embedded/acquire/{r['dataset']}/{r['patient']}" for r in rows if r["dataset"] == "ambl"]
     assert given.split('"')[1] in known

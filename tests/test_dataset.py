@@ -3,17 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from prepared_samples import LEVELS, PATIENTS, write_prepared
 
-from her2core.dataset import (
-    AugmentConfig,
-    Slices,
-    augment,
-    draw_augmentation,
-    epoch_batches,
-    load_slices,
-    load_standard,
-)
-from her2core.normalize import Window, knots, learn_standard, piecewise, statistics
+from her2core.dataset import AugmentConfig, Prepared, Slices, augment, draw_augmentation, epoch_batches
+from her2core.normalize import PHASES, SCOPES, Window, knots, learn_standard, piecewise
 
 
 def make_slices(patients=7, each=3):
@@ -42,7 +35,7 @@ def test_several_splits_keep_the_slices_in_their_order():
 
 def test_scattered_slices_of_a_patient_are_refused():
     data = make_slices()
-    scattered = Slices(data.images, data.patient[::-1][np.r_[1, 0, 3, 2, 4:21]], data.split, data.her2)
+    scattered = Slices(data.images, data.patient[::-1][np.r_[1, 0, 3, 2, 4:21]], data.split, data.label)
     scattered.patient[[0, 5]] = scattered.patient[[5, 0]]
     with pytest.raises(ValueError, match="must stand together"):
         scattered.patients()
@@ -96,43 +89,89 @@ def test_the_same_generator_state_draws_the_same_augmentation():
     assert torch.equal(*draws)
 
 
-LEVELS = (0.0, 0.01, *(k / 10 for k in range(1, 10)), 0.95, 0.98, 0.99, 1.0)
-PATIENTS = [("007", "train", 1, 2), ("a", "test", 0, 2), ("b", "train", 0, 1), ("c", "validation", 1, 600)]
-
-
-def write_prepared(folder, rng, gains=None):
-    """Patients of the given name, split, HER2 and number of slices; gains: intensity of each, by name."""
-    lines, images, quantiles, moments = ["patient,split,her2"], [], [], []
-    for name, split, her2, count in PATIENTS:
-        slices = (rng.gamma(2, 100 * (gains or {}).get(name, 1), (count, 3, 4, 4)) + 5).astype(np.uint16)
-        stored = [statistics(slices[:, p], LEVELS) for p in range(3)]
-        lines += [f"{name},{split},{her2}"] * count
-        images += list(slices)
-        quantiles += [[[q for q, _ in stored]] * 3] * count
-        moments += [[[m for _, m in stored]] * 3] * count
-    np.save(folder / "images_raw.npy", np.array(images))
-    np.save(folder / "quantiles_raw.npy", np.array(quantiles))
-    np.save(folder / "moments_raw.npy", np.array(moments, np.float32))
-    np.save(folder / "levels.npy", np.array(LEVELS))
-    (folder / "slices.csv").write_text("\n".join(lines) + "\n")
-
-
 def test_prepared_arrays_arrive_with_their_labels_under_a_window_or_its_name(tmp_path, rng):
-    write_prepared(tmp_path, rng)
-    data = load_slices(tmp_path, Window.parse("channel_minmax"))
-    assert data.patient[:5].tolist() == ["007", "007", "a", "a", "b"] and data.her2[:5].tolist() == [1, 1, 0, 0, 0]
+    prepared = Prepared.open(write_prepared(tmp_path, rng))
+    data = prepared.under(Window.parse("channel_minmax"))
+    assert data.patient[:5].tolist() == ["007", "007", "a", "a", "b"] and data.label[:5].tolist() == [1, 1, 0, 0, 0]
     assert data.split[:5].tolist() == ["train", "train", "test", "test", "train"]
     assert data.images.shape == (605, 3, 4, 4)
-    assert torch.equal(data.images, load_slices(tmp_path, "channel_minmax").images)
+    assert torch.equal(data.images, prepared.under("channel_minmax").images)
+
+
+def test_what_was_prepared_opens_as_it_lies_on_disk(tmp_path, rng):
+    prepared = Prepared.open(str(write_prepared(tmp_path, rng)))
+    for name in ("images", "quantiles", "moments"):
+        found, stored = getattr(prepared, name), np.load(tmp_path / f"{name}_raw.npy")
+        assert isinstance(found, np.memmap) and found.dtype == stored.dtype
+        np.testing.assert_array_equal(found, stored)
+    np.testing.assert_array_equal(prepared.masks, np.load(tmp_path / "masks.npy"))
+    assert prepared.masks.dtype == bool and prepared.levels.tolist() == list(LEVELS)
+    assert prepared.dataset[:5].tolist() == ["spy1", "spy1", "spy2", "spy2", "spy1"]
+    assert (prepared.pixel_mm == 2.0).all() and prepared.pixel_mm.shape == prepared.label.shape == (605,)
+    assert prepared.folder == tmp_path and prepared.bias_field == "raw"
+
+
+def test_corrected_images_are_opened_by_the_name_of_their_bias_field(tmp_path, rng):
+    write_prepared(tmp_path, rng)
+    for name in ("images", "quantiles", "moments"):
+        np.save(tmp_path / f"{name}_n4.npy", np.load(tmp_path / f"{name}_raw.npy") + 1)
+    raw, n4 = Prepared.open(tmp_path), Prepared.open(tmp_path, "n4")
+    np.testing.assert_array_equal(n4.images, raw.images + 1)
+    np.testing.assert_array_equal(n4.quantiles, raw.quantiles + 1)
+    np.testing.assert_array_equal(n4.moments, raw.moments + 1)
+
+
+def test_a_quantile_is_the_stored_one_of_its_scope_phase_and_level(tmp_path, rng):
+    prepared, stored = Prepared.open(write_prepared(tmp_path, rng)), np.load(tmp_path / "quantiles_raw.npy")
+    assert (stored[:, 0] != stored[:, 1]).any() and (stored[:, 1] != stored[:, 2]).any()
+    for s, scope in enumerate(SCOPES):
+        for p, phase in enumerate(PHASES):
+            for column, level in enumerate(LEVELS):
+                found = prepared.quantile(scope, phase, level)
+                np.testing.assert_array_equal(found, stored[:, s, p, column])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("volume", "early", 0.98), "no stored quantile of 'volume': expected one of slice, channel, global"),
+        (("channel", "post", 0.98), "no stored quantile of 'post': expected one of pre, early, late"),
+        (("channel", "early", 0.97), r"no stored quantile \[0.97\].*add it to prepare.quantiles"),
+    ],
+)
+def test_a_quantile_that_is_not_stored_is_refused_by_name(tmp_path, rng, asked, message):
+    with pytest.raises(ValueError, match=message):
+        Prepared.open(write_prepared(tmp_path, rng)).quantile(*asked)
+
+
+def test_the_middle_is_one_slice_of_each_patient_in_the_tables_order(tmp_path, rng):
+    assert Prepared.open(write_prepared(tmp_path, rng)).middle().tolist() == [1, 3, 4, 305]
+    other_order = [PATIENTS[1], ("zero", "test", 0, 5), PATIENTS[0], ("B", "test", 1, 3)]  # not the alphabet's
+    prepared = Prepared.open(write_prepared(tmp_path, rng, other_order))
+    assert prepared.middle().tolist() == [1, 4, 8, 10]
+    assert prepared.patient[prepared.middle()].tolist() == ["a", "zero", "007", "B"]
+
+
+@pytest.mark.parametrize("name", ["channel_q98", "slice_minmax", "global_zscore", "channel_nyul"])
+def test_some_rows_under_a_window_are_those_of_all_slices(tmp_path, rng, name):
+    prepared = Prepared.open(write_prepared(tmp_path, rng))
+    np.save(tmp_path / "neighbours_raw.npy", rng.integers(0, 900, (605, 2, 3, 4, 4)).astype(np.uint16))
+    for neighbours in (False, True):
+        everything = prepared.under(name, neighbours=neighbours)
+        for rows in (np.array([604, 3, 0]), prepared.middle(), np.arange(20, 600), np.array([2])):
+            part = prepared.under(name, neighbours=neighbours, rows=rows)
+            assert torch.equal(part.images, everything.images[torch.from_numpy(rows)])
+            for column in ("patient", "split", "label"):
+                assert getattr(part, column).tolist() == getattr(everything, column)[rows].tolist()
 
 
 @pytest.mark.parametrize("name", ["channel_q98", "global_zscore", "channel_nyul"])
 def test_slices_are_those_of_the_map_in_every_piece(tmp_path, rng, name):
-    write_prepared(tmp_path, rng)
-    shown, raw = load_slices(tmp_path, name).images, np.load(tmp_path / "images_raw.npy")
+    prepared, raw = Prepared.open(write_prepared(tmp_path, rng)), np.load(tmp_path / "images_raw.npy")
+    shown = prepared.under(name).images
     quantiles, moments = (np.load(tmp_path / f"{n}_raw.npy") for n in ("quantiles", "moments"))
     window = Window.parse(name)
-    standard = load_standard(tmp_path, window)
+    standard = prepared.standard(window)
     assert (standard is None) == (name != "channel_nyul")
     for row in (0, 2, 511, 512, 604):  # each as a case of its own
         one = slice(row, row + 1)
@@ -141,43 +180,46 @@ def test_slices_are_those_of_the_map_in_every_piece(tmp_path, rng, name):
 
 
 def test_the_standard_is_learnt_on_training_patients_each_counting_once(tmp_path, rng):
-    write_prepared(tmp_path, rng)
+    prepared = Prepared.open(write_prepared(tmp_path, rng))
     window, quantiles = Window.parse("channel_nyul"), np.load(tmp_path / "quantiles_raw.npy")
-    learnt = load_standard(tmp_path, window)
+    learnt = prepared.standard(window)
     np.testing.assert_array_equal(learnt, learn_standard(window, quantiles[[0, 4]], LEVELS, ["007", "b"]))
-    before = load_slices(tmp_path, window).of_split("train").images
+    before = prepared.under(window).of_split("train").images
     strangers = np.r_[2, 3, 5:605]
     quantiles[strangers] = quantiles[strangers][:, ::-1, ::-1] // 3 + np.arange(len(LEVELS), dtype=np.uint16) ** 2
     np.save(tmp_path / "quantiles_raw.npy", quantiles)
-    np.testing.assert_array_equal(load_standard(tmp_path, window), learnt)
-    assert torch.equal(load_slices(tmp_path, window).of_split("train").images, before)
+    changed = Prepared.open(tmp_path)
+    np.testing.assert_array_equal(changed.standard(window), learnt)
+    assert torch.equal(changed.under(window).of_split("train").images, before)
 
 
 def test_a_cohort_without_training_patients_has_no_standard(tmp_path, rng):
-    write_prepared(tmp_path, rng)
-    table = tmp_path / "slices.csv"
+    table = write_prepared(tmp_path, rng) / "slices.csv"
     table.write_text(table.read_text().replace("train", "external"))
+    prepared = Prepared.open(tmp_path)
     with pytest.raises(ValueError, match="channel_nyul: no training patient"):
-        load_slices(tmp_path, "channel_nyul")
-    assert len(load_slices(tmp_path, "channel_q98").images) == 605
+        prepared.under("channel_nyul")
+    assert len(prepared.under("channel_q98").images) == 605
 
 
 def test_a_training_patient_without_contrast_is_named(tmp_path, rng):
-    write_prepared(tmp_path, rng, gains={"b": 0})
+    prepared = Prepared.open(write_prepared(tmp_path, rng, gains={"b": 0}))
     with pytest.raises(ValueError, match="^b: no contrast"):
-        load_slices(tmp_path, "channel_nyul")
+        prepared.under("channel_nyul")
 
 
-def test_arrays_that_disagree_are_refused(tmp_path, rng):
-    write_prepared(tmp_path, rng)
-    np.save(tmp_path / "moments_raw.npy", np.load(tmp_path / "moments_raw.npy")[1:])
-    with pytest.raises(ValueError, match="605 rows, 605 images, 605 quantiles, 604 moments"):
-        load_slices(tmp_path, "channel_minmax")
+@pytest.mark.parametrize("name", ["images", "quantiles", "moments"])
+def test_arrays_that_disagree_are_refused(tmp_path, rng, name):
+    path = write_prepared(tmp_path, rng) / f"{name}_raw.npy"
+    np.save(path, np.load(path)[1:])
+    counts = ", ".join(f"{605 - (kind == name)} {kind}" for kind in ("images", "quantiles", "moments"))
+    with pytest.raises(ValueError, match=f"605 rows, {counts}; run again: dvc repro prepare"):
+        Prepared.open(tmp_path)
 
 
 def test_an_unknown_bias_field_is_refused(tmp_path):
     with pytest.raises(ValueError, match="bias_field='n5': expected one of raw, n4"):
-        load_slices(tmp_path, Window.parse("channel_minmax"), "n5")
+        Prepared.open(tmp_path, "n5")
 
 
 def test_neighbours_stand_beside_their_slice_phase_by_phase_under_its_window(tmp_path, rng):
@@ -189,12 +231,14 @@ def test_neighbours_stand_beside_their_slice_phase_by_phase_under_its_window(tmp
     np.save(tmp_path / "quantiles_raw.npy", quantiles)
     np.save(tmp_path / "moments_raw.npy", np.ones((2, 3, 3, 2), np.float32))
     np.save(tmp_path / "levels.npy", [0.0, 1.0])
-    (tmp_path / "slices.csv").write_text("patient,split,her2\na,train,0\nb,train,1\n")
+    rows = "patient,split,her2,dataset,pixel_mm\na,train,0,spy1,2.0\nb,train,1,spy1,2.0\n"
+    (tmp_path / "slices.csv").write_text(rows)
+    prepared = Prepared.open(tmp_path)
     with pytest.raises(ValueError, match="neighbours_raw.npy: no such file; adjacent slices need"):
-        load_slices(tmp_path, "channel_minmax", neighbours=True)
+        prepared.under("channel_minmax", neighbours=True)
     np.save(tmp_path / "neighbours_raw.npy", beside)
-    found = load_slices(tmp_path, "channel_minmax", neighbours=True).images.numpy()
-    plain = load_slices(tmp_path, "channel_minmax").images.numpy()
+    found = prepared.under("channel_minmax", neighbours=True).images.numpy()
+    plain = prepared.under("channel_minmax").images.numpy()
     assert found.shape == (2, 9, 4, 4)
     np.testing.assert_array_equal(found[:, 1::3], plain)
     np.testing.assert_array_equal(found[:, ::3], np.rint(beside[:, 0] / np.float32(1000) * 255).astype(np.uint8))

@@ -4,6 +4,7 @@ import matplotlib
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from her2core.model import ThdaConfig, ThdaResNet
@@ -74,6 +75,27 @@ def test_the_flow_says_who_is_in_and_out_and_that_the_cohort_is_synthetic(counts
     text = all_text(figure)
     assert "Flow of patients, n = 163; 152 in use, 45 HER2+; embedded synthetic cohort" in text
     assert "out: 6\n4 HER2 unknown\n2 fewer than three\n   phases" in text and "external: 20 (6 HER2+)" in text
+
+
+def test_the_flow_diagram_shows_every_count():
+    out = {"HER2 unknown": 1, "fewer than three phases": 1}
+    collections = {
+        "ambl": count(1, {}, {"external": (1, 1)}),
+        "spy1": count(3, out, {"validation": (1, 0)}),
+        "spy2": count(4, {"no split published": 1}, {"train": (2, 1), "test": (1, 0)}),
+    }
+    axes = Figure().add_subplot()
+    diagrams._draw_flow(axes, {"collections": collections})
+    shown = [t.get_text() for t in axes.texts]
+    assert len(shown) == 3 * 4
+    assert shown[:4] == [
+        "validation: 1 (0 HER2+)",
+        "in use\nn = 1",
+        "out: 2\n1 HER2 unknown\n1 fewer than three\n   phases",
+        "I-SPY1\nn = 3",
+    ]
+    assert shown[4] == "train: 2 (1 HER2+)\ntest: 1 (0 HER2+)"
+    assert [s.split("\n")[0] for s in shown[3::4]] == ["I-SPY1", "I-SPY2", "AMBL"]
 
 
 def test_the_flow_of_a_real_cohort_says_what_it_lacks_of_the_published_one(counts):

@@ -9,7 +9,7 @@ import pytest
 from dicom_samples import edit, files_at, item, put, series, write
 from pydicom.filereader import read_dataset as parse
 
-from her2core.formats.dicom_file import ATTRIBUTES, DEFERRED_BYTES, Header, image_of, read_dataset
+from her2core.formats.dicom_file import _ATTRIBUTES, Header, image_of, read_dataset
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def test_no_element_is_read_but_those_allowed(folder):
     edit(folder, put(InstitutionName="Saint Elsewhere", OperatorsName="Hyde^Edward"))
     path, whole = files_at(folder)[0]
     found = {element.keyword for element in read_dataset(path)}
-    assert found <= {*ATTRIBUTES, "SpecificCharacterSet"}
+    assert found <= {*_ATTRIBUTES, "SpecificCharacterSet"}
     assert {"PatientName", "PatientID", "InstitutionName", "StudyDate"} <= set(whole.dir()) - found
     with pytest.raises(KeyError, match="PatientName"):
         Header(path, whole).text("PatientName")
 
 
 def test_nothing_that_says_who_or_on_which_day_is_allowed():
-    for keyword in ATTRIBUTES:
+    for keyword in _ATTRIBUTES:
         vr = pydicom.datadict.dictionary_VR(keyword)
         assert vr not in ("PN", "DA", "AS", "LO", "ST", "LT", "UT"), keyword
 
@@ -48,7 +48,7 @@ def test_nothing_that_says_who_or_on_which_day_is_allowed():
 def test_pixels_stay_in_the_file_until_they_are_wanted(tmp_path):
     data = series(shape=(1, 1, 200, 300))
     path = next(write(tmp_path / "dce", data).iterdir())
-    dataset = read_dataset(path, DEFERRED_BYTES)
+    dataset = read_dataset(path, with_pixels=False)
     image = image_of(Header(path, dataset), dataset)
     assert dataset.get_item("PixelData", keep_deferred=True).value is None
     assert np.array_equal(next(image.frames()), data.array[0, 0])

@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from her2core.auc import auc
 from her2core.cohort import patient_table
 from her2core.cohorts import phantom as e
-from her2core.cohorts.acquire import acquire
-from her2core.evaluate import auc
-from her2core.formats.dicom import read_dce, read_seg
+from her2core.cohorts.acquire import get_all
+from her2core.formats.dicom import read_dce
 from her2core.formats.nifti import read_breastdcedl
-from her2core.phantom.patient import SITES, draw_protocol, make_patient
+from her2core.formats.seg import read_seg
+from her2core.phantom.patient import make_patient
+from her2core.phantom.sites import SITES, draw_protocol
 from her2core.records import check_complete
 
 CONFIG = e.EmbeddedConfig(
@@ -24,7 +26,7 @@ CONFIG = e.EmbeddedConfig(
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raw")
-    acquire(CONFIG, folder)
+    get_all(CONFIG, folder)
     return folder
 
 
@@ -109,14 +111,14 @@ def snapshot(folder):
 
 
 def test_the_same_parameters_write_the_same_bytes(raw, tmp_path):
-    acquire(replace(CONFIG, jobs=2), tmp_path)
+    get_all(replace(CONFIG, jobs=2), tmp_path)
     first, second = snapshot(raw), snapshot(tmp_path)
     assert first == second
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "half a patient"])
 def test_a_damaged_patient_is_named_and_made_again_and_the_others_are_left(raw, tmp_path, damage):
-    acquire(CONFIG, tmp_path)
+    get_all(CONFIG, tmp_path)
     whole = snapshot(tmp_path)
     name = e.draw_cohort(CONFIG)[0]["patient"]
     victim = sorted((tmp_path / "spy2" / name / "dce").iterdir())[3]
@@ -127,14 +129,14 @@ def test_a_damaged_patient_is_named_and_made_again_and_the_others_are_left(raw, 
         check_complete(name, tmp_path)
     other = next((tmp_path / "ambl").rglob("*.dcm"))
     before = other.stat().st_mtime_ns
-    acquire(CONFIG, tmp_path)
+    get_all(CONFIG, tmp_path)
     assert snapshot(tmp_path) == whole
     assert other.stat().st_mtime_ns == before
 
 
 def test_other_parameters_leave_nothing_of_the_old_cohort(tmp_path):
-    acquire(CONFIG, tmp_path)
-    acquire(replace(CONFIG, seed=4, ambl=0), tmp_path)
+    get_all(CONFIG, tmp_path)
+    get_all(replace(CONFIG, seed=4, ambl=0), tmp_path)
     assert not (tmp_path / "ambl").exists()
     assert len(list((tmp_path / "records").glob("*.json"))) == 9
 

@@ -10,10 +10,12 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 from PIL import Image
 
-from her2core.evaluate import Estimate
+from her2core.auc import Estimate
 from her2core.report import figures
+from her2core.report.figures import style
 
 matplotlib.use("Agg")
+COHORT = "embedded synthetic cohort"
 RUNS = [f"thda_separate{k:02d}-channel_q98-raw" for k in range(20)]
 ESTIMATE = Estimate(0.7, 0.6, 0.8, 90, 30)
 
@@ -56,7 +58,7 @@ def net_benefit():
 
 
 def wrong(count):
-    row = {"her2": 0, "lowest": 0.8, "probability": 0.9, "highest": 1.0}
+    row = {"label": 0, "lowest": 0.8, "probability": 0.9, "highest": 1.0}
     return pd.DataFrame([row | {"patient": f"PHANTOM-SPY2-000{k}"} for k in range(count)])
 
 
@@ -97,8 +99,8 @@ DRAW = {  # all but the cohort; several cases for those that grow
     "forest": partial(figures.forest, summary(20), RUNS[3], 0.95, title="THDA under each window"),
     "small forest": partial(figures.forest, summary(1), RUNS[0], 0.95, title="Models"),
     "differences": partial(figures.differences, comparisons(20), 0.95, title="THDA under each window"),
-    "calibration": partial(figures.calibration, {"Internal test": versions(SLOPE), "External": versions({})}, 0.95),
-    "one calibration": partial(figures.calibration, {"External": versions({"slope": (np.nan,) * 3})}, 0.95),
+    "calibration": partial(figures.calibration_curve, {"Internal test": versions(SLOPE), "External": versions({})}, 0.95),
+    "one calibration": partial(figures.calibration_curve, {"External": versions({"slope": (np.nan,) * 3})}, 0.95),
     "decision_curve": partial(
         figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
     ),
@@ -143,8 +145,8 @@ def extents(figure):
 @cache
 def drawn(name):
     """A figure as it is saved."""
-    figure = DRAW[name](cohort="embedded")
-    figures.settle(figure)
+    figure = DRAW[name](cohort=COHORT)
+    style.settle(figure)
     return figure
 
 
@@ -174,7 +176,7 @@ def test_every_figure_has_print_size_and_no_text_leaves_it_or_lies_on_another(na
     figure = drawn(name)
     boxes = extents(figure)
     width = figure.get_figwidth()
-    assert figures.ONE_COLUMN <= width <= figures.TWO_COLUMNS and figure.get_figheight() <= 9
+    assert style.ONE_COLUMN <= width <= style.TWO_COLUMNS and figure.get_figheight() <= 9
     page = figure.bbox.padded(0.5)
     assert [t.get_text() for t, box in boxes.items() if not page.contains(box.x0, box.y0)] == []
     assert [t.get_text() for t, box in boxes.items() if not page.contains(box.x1, box.y1)] == []
@@ -192,20 +194,20 @@ def pixels(figure):
 
 @pytest.mark.parametrize("name", [n for n in DRAW if " " not in n])
 def test_a_figure_drawn_twice_has_the_same_pixels(name):
-    assert pixels(DRAW[name](cohort="embedded")) == pixels(DRAW[name](cohort="embedded"))
+    assert pixels(DRAW[name](cohort=COHORT)) == pixels(DRAW[name](cohort=COHORT))
 
 
 @pytest.mark.parametrize("name", ["roc", "attention"])
 def test_a_figure_saved_twice_is_the_same_two_files(name, tmp_path):
     for folder in ("a", "b"):
-        figures.save(DRAW[name](cohort="embedded"), name, tmp_path / folder)
+        figures.save(DRAW[name](cohort=COHORT), name, tmp_path / folder)
     for kind in ("png", "pdf"):
         first, second = ((tmp_path / d / f"{name}.{kind}").read_bytes() for d in "ab")
         assert first == second
 
 
 def test_save_writes_both_kinds_for_print_and_nothing_else(tmp_path):
-    figures.save(DRAW["roc"](cohort="embedded"), "roc", tmp_path)
+    figures.save(DRAW["roc"](cohort=COHORT), "roc", tmp_path)
     assert plt.get_fignums() == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["roc.pdf", "roc.png"]
     with Image.open(tmp_path / "roc.png") as image:
@@ -213,7 +215,7 @@ def test_save_writes_both_kinds_for_print_and_nothing_else(tmp_path):
 
 
 def test_a_figure_that_fails_half_way_leaves_the_one_before(tmp_path):
-    figures.save(DRAW["roc"](cohort="embedded"), "roc", tmp_path)
+    figures.save(DRAW["roc"](cohort=COHORT), "roc", tmp_path)
     before = (tmp_path / "roc.png").read_bytes()
     broken = DRAW["roc"](cohort="ispy")
     broken.axes[0].set_title("$\\nonsense$")
@@ -232,18 +234,18 @@ def test_a_figure_that_fails_half_way_leaves_the_one_before(tmp_path):
     ],
 )
 def test_an_interval_never_sets_a_dash_before_a_minus_or_a_minus_before_zero(value, low, high, sign, expected):
-    assert figures.interval(value, low, high, sign) == expected
+    assert style.interval(value, low, high, sign) == expected
 
 
 def test_every_patient_has_the_field_of_view_of_their_own_pixels():
-    axes = DRAW["phases"](cohort="embedded").axes
+    axes = DRAW["phases"](cohort=COHORT).axes
     assert axes[0].images[0].get_extent() == [-16, 16, 16, -16]
     assert axes[4].images[0].get_extent() == pytest.approx([-11.2, 11.2, 11.2, -11.2])
     assert list(axes[0].get_xticks()) == [-10, 0, 10] and list(axes[4].get_xticks()) == [-5, 0, 5]
 
 
 def test_the_fusion_shows_the_phases_as_red_green_and_blue():
-    fusion = DRAW["phases"](cohort="embedded").axes[3].images[0].get_array()
+    fusion = DRAW["phases"](cohort=COHORT).axes[3].images[0].get_array()
     assert [fusion[2, 5, k] for k in range(3)] == list(IMAGES[0, :, 2, 5])
 
 
@@ -276,7 +278,7 @@ def test_the_field_is_centred_on_no_change_and_air_has_none():
 
 
 def test_the_lesion_is_outlined_along_the_edges_of_its_pixels():
-    figure = DRAW["attention_check"](cohort="embedded")
+    figure = DRAW["attention_check"](cohort=COHORT)
     for axes in figure.axes[:9]:
         lines = [c for c in axes.collections if isinstance(c, matplotlib.contour.ContourSet)]
         assert len(lines) == 2
@@ -285,8 +287,8 @@ def test_the_lesion_is_outlined_along_the_edges_of_its_pixels():
 
 
 def test_attention_without_a_mask_has_no_outline_and_one_with_says_what_the_line_is():
-    plain = DRAW["attention"](cohort="embedded")
-    marked = DRAW["attention"](cohort="embedded", mask=MASK)
+    plain = DRAW["attention"](cohort=COHORT)
+    marked = DRAW["attention"](cohort=COHORT, mask=MASK)
     assert not plain.axes[0].collections and len(marked.axes[0].collections) == 2
     assert "line: lesion" in all_text(marked) and "line: lesion" not in all_text(plain)
 
@@ -294,7 +296,7 @@ def test_attention_without_a_mask_has_no_outline_and_one_with_says_what_the_line
 def test_a_dot_is_filled_only_where_the_verdict_is_a_difference_and_grey_spans_what_is_detectable():
     axes = figures.differences(comparisons(2), 0.95, "embedded", "Windows").axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [d.get_markerfacecolor() for d in dots] == [figures.COLOURS[0], "white"]
+    assert [d.get_markerfacecolor() for d in dots] == [style.COLOURS[0], "white"]
     bars = [p for p in axes.patches if p.get_height() == pytest.approx(0.7)]
     assert [(b.get_x(), b.get_width()) for b in bars] == [(-0.08, 0.16)] * 2
 
@@ -374,11 +376,11 @@ BAD = {
         "one reference",
     ),
     "calibration: three": (
-        partial(figures.calibration, dict.fromkeys("abc", versions({})), 0.95),
+        partial(figures.calibration_curve, dict.fromkeys("abc", versions({})), 0.95),
         "panels: found 3, expected 1 to 2",
     ),
     "calibration: no counts": (
-        partial(figures.calibration, {"a": {"raw": (without(reliability(), "patients"), {})}}, 0.95),
+        partial(figures.calibration_curve, {"a": {"raw": (without(reliability(), "patients"), {})}}, 0.95),
         "a, raw: lacks patients",
     ),
     "decision_curve: no interval": (
@@ -392,4 +394,4 @@ BAD = {
 def test_input_of_another_shape_is_refused_and_named(name):
     draw, message = BAD[name]
     with pytest.raises(ValueError, match=message):
-        draw(cohort="embedded")
+        draw(cohort=COHORT)

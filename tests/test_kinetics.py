@@ -68,7 +68,7 @@ def test_the_line_finds_the_feature_that_tells_and_majority_tells_nothing(table)
         (f"{m}-none-raw", s): 80 for m in ("kinetics", "majority") for s in (0, 1)
     }
     line = found[(found["model"] == "kinetics") & (found["seed"] == 0)]
-    assert line.groupby("her2")["probability"].mean().diff().iloc[1] > 0.7
+    assert line.groupby("label")["probability"].mean().diff().iloc[1] > 0.7
     assert set(found.loc[found["model"] == "majority", "probability"]) == {0.5}
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from her2core.cohort import flow, patient_table
 from her2core.cohorts.labels import (
-    DISCORDANT,
-    NO_HER2,
+    _DISCORDANT,
+    _NO_HER2,
     agreement,
     breastdcedl_phases,
     index_lesion,
     read_ambl_clinical,
-    read_breastdcedl,
+    read_breastdcedl_table,
     read_ispy1_clinical,
     read_ispy2_clinical,
     read_ispy2_idc,
@@ -63,7 +63,7 @@ def release_rows():
 
 @real
 def test_the_real_table_has_the_published_patients_splits_and_positives():
-    table = read_breastdcedl(TABLE)
+    table = read_breastdcedl_table(TABLE)
     assert len(table) == table["pid"].nunique() == 982
     assert table["pid"].str.extract("^(ISPY2|ACRIN-6698)-")[0].value_counts().to_dict() == {
         "ISPY2": 717,
@@ -78,7 +78,7 @@ def test_the_real_table_has_the_published_patients_splits_and_positives():
 
 @real
 def test_the_real_table_keeps_its_gaps_and_its_mammaprint_is_not_menopause():
-    table = read_breastdcedl(TABLE)
+    table = read_breastdcedl_table(TABLE)
     assert table[PHASES].isna().sum().tolist() == [45, 45, 45]
     assert table["age"].isna().sum() == 3 and table["xy_spacing"].isna().sum() == 2
     assert table[["menopause", "tum_vol"]].isna().all(axis=None)
@@ -89,7 +89,7 @@ def test_the_real_table_keeps_its_gaps_and_its_mammaprint_is_not_menopause():
 
 @real
 def test_the_papers_rule_for_phases_gives_what_the_table_names_for_two_thirds():
-    named = read_breastdcedl(TABLE).dropna(subset=PHASES)
+    named = read_breastdcedl_table(TABLE).dropna(subset=PHASES)
     ruled = named["n_times"].map(breastdcedl_phases)
     same = pd.Series([*named[PHASES].itertuples(index=False, name=None)], index=named.index) == ruled
     assert (same.sum(), len(named)) == (617, 937)
@@ -99,13 +99,13 @@ def test_the_papers_rule_for_phases_gives_what_the_table_names_for_two_thirds():
 
 @real
 def test_the_real_table_becomes_the_patient_table():
-    found = flow(patient_table(read_breastdcedl(TABLE).assign(layout="breastdcedl")))
+    found = flow(patient_table(read_breastdcedl_table(TABLE).assign(layout="breastdcedl")))
     assert (found["patients"], found["excluded"]) == (982, {"no split published": 5})
     assert found["splits"]["test"] == {"patients": 98, "her2_positive": 19}
 
 
 def test_the_release_gives_both_trials_and_leaves_duke_out(tmp_path):
-    table = read_breastdcedl(release(tmp_path, *release_rows())).set_index("pid")
+    table = read_breastdcedl_table(release(tmp_path, *release_rows())).set_index("pid")
     assert table["dataset"].to_dict() == {"ACRIN-6698-102212": "spy2", "ISPY2-550421": "spy2", "ISPY1_1001": "spy1"}
     assert table["HER2"].tolist() == [1, 0, pd.NA] and table["test"].tolist() == [1, pd.NA, 2]
     assert table.loc["ISPY1_1001", PHASES].tolist() == [0, 1, 2]
@@ -116,7 +116,7 @@ def test_the_release_gives_both_trials_and_leaves_duke_out(tmp_path):
 
 def test_a_patient_whose_early_phase_is_also_the_late_one_is_kept_as_published(tmp_path):
     phases = {"n_times": 3.0, "post_early": 2.0, "post_late": 2.0}
-    table = read_breastdcedl(release(tmp_path, {"pid": "ISPY1_1139", "dataset": "spy1"} | phases))
+    table = read_breastdcedl_table(release(tmp_path, {"pid": "ISPY1_1139", "dataset": "spy1"} | phases))
     assert table[PHASES].values.tolist() == [[0, 2, 2]]
 
 
@@ -124,7 +124,7 @@ def test_the_repositorys_form_takes_her2_from_her2pos_and_the_dataset_from_the_i
     path = tmp_path / "table.csv"
     rows = [row(REPOSITORY, pid="ISPY2-550421", HER2pos=1), row(REPOSITORY, pid="ISPY1_1001", mask_count=9.0)]
     pd.DataFrame(rows).to_csv(path, index=False)
-    table = read_breastdcedl(path)
+    table = read_breastdcedl_table(path)
     assert table["HER2"].tolist() == [1, 0] and table["dataset"].tolist() == ["spy2", "spy1"]
     assert table["mask_count"].tolist() == [pd.NA, 9]
 
@@ -160,7 +160,7 @@ def test_a_row_that_cannot_be_true_is_refused(tmp_path, change, message):
     first, second, *others = release_rows()
     path = release(tmp_path, first, second | change, *others)
     with pytest.raises(ValueError, match=message):
-        read_breastdcedl(path)
+        read_breastdcedl_table(path)
 
 
 @pytest.mark.parametrize("column", ["pid", "HER2pos", "test", "n_times", "post_late"])
@@ -168,25 +168,25 @@ def test_a_missing_column_is_named(tmp_path, column):
     path = tmp_path / "table.csv"
     pd.DataFrame([row(REPOSITORY, pid="ISPY2-550421")]).drop(columns=column).to_csv(path, index=False)
     with pytest.raises(ValueError, match=rf"table\.csv: expected one column each of {column}; found"):
-        read_breastdcedl(path)
+        read_breastdcedl_table(path)
 
 
 def test_a_table_that_was_cut_off_or_is_empty_is_refused(tmp_path):
     path = release(tmp_path, *release_rows())
     path.write_text(path.read_text()[:-30])
     with pytest.raises(ValueError, match=r"row 5: expected 29 values, found [0-9]+"):
-        read_breastdcedl(path)
+        read_breastdcedl_table(path)
     path.write_text(path.read_text().splitlines()[0])
     with pytest.raises(ValueError, match="no rows"):
-        read_breastdcedl(path)
+        read_breastdcedl_table(path)
     path.write_text("")
     with pytest.raises(ValueError, match="expected one column each of pid|expected one column each of test"):
-        read_breastdcedl(path)
+        read_breastdcedl_table(path)
 
 
 def test_a_table_of_duke_alone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected patients of I-SPY, found only duke"):
-        read_breastdcedl(release(tmp_path, release_rows()[3]))
+        read_breastdcedl_table(release(tmp_path, release_rows()[3]))
 
 
 @pytest.mark.parametrize(("n_times", "phases"), [(4, (0, 2, 3)), (6, (0, 2, 5)), (7, (0, 2, 6)), (11, (0, 2, 6))])
@@ -411,7 +411,7 @@ def test_the_ambl_sheet_may_give_side_and_slice_in_two_columns(tmp_path):
         ),
         (
             [ambl_row("AMBL-001", ("R1", 0, -1, -1), ("R1", 1, "pos", 1))],
-            r"AMBL-001 lesion 2: HER2 \[SII\] is 'pos', expected a value that means negative, for isTN is 1",
+            r"AMBL-001 lesion 2: HER2 \[SII\] is 'pos', expected a value that means negative, as isTN is 1",
         ),
         ([ambl_row("AMBL-001", ("R1", 2, "neg", 0))], "AMBL-001: tumor/benign1 is '2', expected a whole number"),
         ([ambl_row("AMBL-001", ("R1", "tumor", "neg", 0))], "AMBL-001: tumor/benign1 is 'tumor'"),
@@ -455,15 +455,15 @@ def test_a_patient_counts_once_and_one_without_a_label_has_a_reason(tmp_path):
 @real
 def test_ispy_and_ambl_together_make_one_patient_table(tmp_path):
     _, ambl = index_lesion(read_ambl_clinical(ambl_sheet(tmp_path, *ambl_rows()), CODES))
-    ispy = read_breastdcedl(TABLE)
+    ispy = read_breastdcedl_table(TABLE)
     assert ambl.drop(columns="reason").columns.tolist() == ispy.columns.tolist()
     both = pd.concat([ispy, ambl.assign(n_times=5)], ignore_index=True).assign(layout="breastdcedl")
     found = flow(patient_table(both))
     assert found["splits"]["external"] == {"patients": 3, "her2_positive": 1}
     assert found["included"] == 977 + 3 and found["excluded"] == {
         "no split published": 5,
-        NO_HER2: 3,
-        DISCORDANT: 1,
+        _NO_HER2: 3,
+        _DISCORDANT: 1,
     }
 
 
@@ -471,7 +471,7 @@ def test_ispy_and_ambl_together_make_one_patient_table(tmp_path):
 
 
 def test_agreement_is_an_empty_frame_and_a_difference_a_row(tmp_path):
-    table = read_breastdcedl(release(tmp_path, *release_rows()))
+    table = read_breastdcedl_table(release(tmp_path, *release_rows()))
     rows = ispy2_rows()
     assert agreement(table, read_ispy2_clinical(ispy2_sheet(tmp_path, rows))).empty
     rows[1]["HER2"] = 1
@@ -480,12 +480,12 @@ def test_agreement_is_an_empty_frame_and_a_difference_a_row(tmp_path):
 
 
 def test_agreement_says_nothing_of_a_patient_that_one_side_does_not_know(tmp_path):
-    table = read_breastdcedl(release(tmp_path, *release_rows()))
+    table = read_breastdcedl_table(release(tmp_path, *release_rows()))
     assert agreement(table, read_ispy1_clinical(ispy1_sheet(tmp_path, ispy1_rows()))).empty
 
 
 def test_agreement_refuses_a_sheet_of_other_patients(tmp_path):
-    table = read_breastdcedl(release(tmp_path, *release_rows()))
+    table = read_breastdcedl_table(release(tmp_path, *release_rows()))
     rows = [r | {"Patient_ID": 900000 + i} for i, r in enumerate(ispy2_rows())]
     with pytest.raises(ValueError, match="no patient in common: 102212 … and 900000"):
         agreement(table, read_ispy2_clinical(ispy2_sheet(tmp_path, rows)))

@@ -1,22 +1,12 @@
 """Which series of the archive make the real cohort: the rules on small indices, the counts on the real one."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from her2core.cohorts import manifest
-from her2core.cohorts.manifest import (
-    COLLECTIONS,
-    INDEX_COLUMNS,
-    REGISTERED,
-    ambl,
-    ispy1,
-    ispy2,
-    plan,
-    read_manifest,
-)
+from her2core.cohorts.manifest import _REGISTERED, ambl, ispy1, ispy2, read_manifest, totals
 
 TOP = Path(__file__).resolve().parents[1]
 TABLE = TOP.parent / "shared" / "real" / "BreastDCEDL_ISPY2_metadata.csv"
@@ -211,11 +201,11 @@ AMBL = "advanced_mri_breast_lesions"
 
 def lesion(patient="a", instances=580):
     original = (patient, "AX Sen Vibrant MultiPhase", {"instanceCount": 580})
-    return [original, (patient, REGISTERED, {"instanceCount": instances}), (patient, "ROI", seg())]
+    return [original, (patient, _REGISTERED, {"instanceCount": instances}), (patient, "ROI", seg())]
 
 
 def test_ambl_takes_the_registered_series_of_patients_with_a_lesion():
-    table, out = ambl(index_of(AMBL, *lesion(), ("b", REGISTERED, {"instanceCount": 580})))
+    table, out = ambl(index_of(AMBL, *lesion(), ("b", _REGISTERED, {"instanceCount": 580})))
     assert uids(table, "dce") == ["1.2.1"] and uids(table, "seg") == ["1.2.2"]
     assert out.to_dict("records") == [{"patient": "b", "collection": AMBL, "reason": "no lesion SEG"}]
 
@@ -223,8 +213,8 @@ def test_ambl_takes_the_registered_series_of_patients_with_a_lesion():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (lesion()[::2], f"a: expected one {REGISTERED}, found none"),
-        ([*lesion(), *lesion()[1:2]], f"a: expected one {REGISTERED}, found"),
+        (lesion()[::2], f"a: expected one {_REGISTERED}, found none"),
+        ([*lesion(), *lesion()[1:2]], f"a: expected one {_REGISTERED}, found"),
         ([*lesion(), *lesion()[2:]], r"a: expected one SEG ROI, found \['ROI', 'ROI'\]; 1 such"),
         (lesion(instances=579), "a: expected five phases, found instanceCount 579"),
     ],
@@ -240,7 +230,7 @@ def test_ambl_refuses_a_patient_without_exactly_one_registered_series_of_five_ph
 @pytest.fixture
 def small(tmp_path):
     table, _ = ambl(index_of(AMBL, *lesion("b"), *lesion("a")))
-    manifest.write_table(table, tmp_path / "small.csv")
+    manifest._write_table(table, tmp_path / "small.csv")
     return tmp_path / "small.csv"
 
 
@@ -251,8 +241,8 @@ def test_a_manifest_survives_the_file_and_is_sorted(small):
     assert [p.name for p in small.parent.iterdir()] == ["small.csv"]
 
 
-def test_a_plan_counts_what_would_be_fetched(small):
-    found = plan(read_manifest(small))
+def test_totals_count_what_would_be_fetched(small):
+    found = totals(read_manifest(small))
     assert found == {"patients": 2, "series": 4, "instances": 1162, "GB": 0.01, "licences": ["CC BY 4.0"]}
 
 
@@ -271,8 +261,8 @@ def test_a_plan_counts_what_would_be_fetched(small):
         ("1.2.1", "1.2.x", "SeriesInstanceUID cannot be '1.2.x'"),
         ("1.2.1", "1.02", "SeriesInstanceUID cannot be '1.02'"),
         ("1.2.1", "1." + "2" * 63, "SeriesInstanceUID cannot be '1.2222"),
-        ("1.2.1", "1.2.2", "small.csv, row .: SeriesInstanceUID 1.2.2 stands there twice"),
-        ("00000001-", "00000002-", "crdc_series_uuid 00000002-.* stands there twice"),
+        ("1.2.1", "1.2.2", "small.csv, row .: SeriesInstanceUID 1.2.2 is listed twice"),
+        ("00000001-", "00000002-", "crdc_series_uuid 00000002-.* is listed twice"),
         ("00000001-", "", "crdc_series_uuid cannot be '0000-"),
         (",580,", ",0,", "instances cannot be '0'"),
         (",580,", ",-5,", "instances cannot be '-5'"),
@@ -293,7 +283,7 @@ def test_a_manifest_that_cannot_be_true_is_refused_by_file_and_row(small, old, n
         read_manifest(small)
 
 
-@pytest.mark.parametrize("text", ["", "\n", ",".join(manifest.COLUMNS)])
+@pytest.mark.parametrize("text", ["", "\n", ",".join(manifest._COLUMNS)])
 def test_an_empty_manifest_is_refused(small, text):
     small.write_text(text)
     with pytest.raises(ValueError, match="small.csv: expected columns .* and rows; found .*, 0 rows"):
@@ -304,9 +294,8 @@ def test_a_build_for_another_number_of_patients_stops_before_it_writes(tmp_path,
     (tmp_path / "params.yaml").touch()
     (tmp_path / "table.csv").write_text("pid,n_z\na,80\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["manifest", "table.csv"])
     with pytest.raises(SystemExit, match="manifest: expected BreastDCEDL's 982 I-SPY2 patients, found 1"):
-        manifest.main()
+        manifest.main(["table.csv"])
     assert not (tmp_path / "manifests").exists()
 
 
@@ -321,7 +310,7 @@ def test_the_manifests_hold_the_cohort(name, dce, segs, patients, gb):
     table = read_manifest(TOP / "manifests" / f"{name}.csv")
     assert table["role"].value_counts().to_dict() == {"dce": dce, "seg": segs}
     assert set(table.loc[table["role"] == "seg", "patient"]) <= set(table.loc[table["role"] == "dce", "patient"])
-    assert plan(table)["patients"] == patients and plan(table)["GB"] == gb
+    assert totals(table)["patients"] == patients and totals(table)["GB"] == gb
 
 
 def test_who_is_out_of_the_manifests_is_out_for_these_reasons():
@@ -350,7 +339,7 @@ def test_every_ispy2_series_has_as_many_files_as_breastdcedl_has_slices_times_ph
 def index():
     pytest.importorskip("idc_index_data")
     pytest.importorskip("pyarrow")
-    return manifest.read_index(INDEX_COLUMNS, COLLECTIONS)
+    return manifest._read_index(manifest._INDEX_COLUMNS, manifest._COLLECTIONS)
 
 
 def test_the_index_has_the_collections_with_all_their_patients(index):
@@ -379,9 +368,9 @@ def test_ispy1_has_175_patients_with_a_ser_map_and_145_with_three_phases(index):
 
 
 def test_rebuilding_gives_the_same_bytes(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "read_index", lambda columns, collections: index)
+    monkeypatch.setattr(manifest, "_read_index", lambda columns, collections: index)
     there = TOP / "manifests"
-    manifest.build(tmp_path, members=read_manifest(there / "ispy2.csv")["patient"])
+    manifest.write_manifests(tmp_path, members=read_manifest(there / "ispy2.csv")["patient"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ambl.csv", "excluded.csv", "ispy1.csv", "ispy2.csv"]
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (there / path.name).read_bytes(), path.name

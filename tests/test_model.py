@@ -7,6 +7,7 @@ from torchvision.models import resnet34
 
 from her2core.model import (
     AttentionResNet,
+    ChannelAttention,
     DualAttention,
     MultiScaleSpatialAttention,
     ThdaConfig,
@@ -135,6 +136,15 @@ def test_attention_of_one_patient_does_not_depend_on_its_neighbours(slices):
     torch.testing.assert_close(together, alone)
 
 
+def test_a_channel_gate_knows_how_bright_a_channel_is_but_not_where(slices):
+    torch.manual_seed(0)
+    attention = ChannelAttention(3, reduction=16, gate_bias=2.0)
+    gate = attention(slices)
+    assert gate.shape == (4, 3, 1, 1) and 0 < gate.min() and gate.max() < 1
+    torch.testing.assert_close(attention(slices.flip(2).transpose(2, 3)), gate)
+    assert not torch.allclose(attention(slices / 2), gate)
+
+
 def test_spatial_attention_adds_parallel_kernels_of_the_sizes_asked_for():
     attention = MultiScaleSpatialAttention((3, 5, 7), gate_bias=2.0)
     assert [tuple(c.weight.shape) for c in attention.scales] == [(1, 2, 3, 3), (1, 2, 5, 5), (1, 2, 7, 7)]
@@ -168,7 +178,8 @@ def test_fusion_by_attention_weighs_phases_with_weights_that_sum_to_one(slices):
 
 
 def test_it_overfits_eight_phantom_slices():
-    from her2core.phantom.patient import SITES, make_patient
+    from her2core.phantom.patient import make_patient
+    from her2core.phantom.sites import SITES
 
     site, images = SITES["spy1"], []
     for seed in range(8):

@@ -57,12 +57,12 @@ def test_progress_is_shown_in_the_unit_asked_for(capsys):
     assert "prepare: 100%" in (shown := capsys.readouterr().err) and "3/3" in shown and "slice" in shown
 
 
-def test_the_digest_of_the_sources_follows_names_and_contents(tmp_path, monkeypatch):
+def test_the_digest_of_the_code_follows_names_and_contents(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "__file__", str(tmp_path / "parallel.py"))
     found = []
     for name, text in (("a.py", ""), ("a.py", "x = 1\n"), ("b.py", ""), ("notes.txt", "not code")):
         (tmp_path / name).write_text(text)
-        found.append(parallel.sources_digest())
+        found.append(parallel._code_digest())
     assert len(set(found)) == 3 and found[2] == found[3]
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from prepared_samples import make_run
 
 from her2core import probe
+from her2core.auc import auc
 from her2core.baselines import ModelConfig
 from her2core.dataset import AugmentConfig, Slices
-from her2core.evaluate import auc
 from her2core.model import ThdaConfig
-from her2core.runs import Run
 from her2core.train import TrainConfig
 
 CONFIG = TrainConfig(
@@ -32,22 +32,23 @@ def cohort(generator):
     }
     images = torch.randint(0, 100, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
     images[1::2] += 100
-    her2 = (np.arange(n) // 2) % 2
-    return Slices(images, patient, split, her2), site
+    label = (np.arange(n) // 2) % 2
+    return Slices(images, patient, split, label), site
 
 
 def test_a_site_that_shows_in_the_image_is_told_apart(cohort):
     slices, site = cohort
-    told = probe.probe_sites(Run.parse("thda-channel_q98-raw", None), slices, site, MODELS, CONFIG)
-    assert told.groupby("seed").size().tolist() == [12, 12]
-    assert [site[p] == "two" for p in told["patient"]] == (told["site"] == 1).tolist()
-    assert all(auc(part["site"], part["probability"]) > 0.9 for _, part in told.groupby("seed"))
+    told = probe.probe_sites(make_run(None, None, models=MODELS, training=CONFIG), slices, site)
+    assert told.groupby("seed").size().tolist() == [12, 12] and set(told["run"]) == {"site from image"}
+    assert [site[p] == "two" for p in told["patient"]] == (told["label"] == 1).tolist()
+    assert all(auc(part["label"], part["probability"]) > 0.9 for _, part in told.groupby("seed"))
 
 
 def test_external_patients_are_no_site_of_the_probe(cohort):
     slices, site = cohort
     labelled, names = probe.label_by_site(slices, site)
     assert names == ["one", "two"] and "external" not in labelled.split
+    assert labelled.label.tolist() == [int(site[p] == "two") for p in labelled.patient]
 
 
 def test_more_or_fewer_than_two_sites_are_refused(cohort):

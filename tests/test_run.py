@@ -14,9 +14,10 @@ from her2core.run import parse, scrub
 
 PACKAGE = Path(__file__).resolve().parents[1]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+STUDY = ("parameters", "cohort: str = 'small'  # the study")
 GOOD = [
-    ("parameters", "speed = 'slow'  # how fast\ncolour = 'red'"),
-    (None, "import sys\nfrom tqdm import tqdm\nprint('speed', speed, object())"),
+    ("parameters", STUDY[1] + "\nspeed: str = 'slow'  # how fast\ncolour: str = 'red'  # which"),
+    (None, "import sys\nfrom tqdm import tqdm\nprint(cohort, 'speed', speed, object())"),
     (None, "for _ in tqdm(range(3), desc='bar'):\n    pass"),
 ]
 
@@ -36,17 +37,17 @@ def write_notebook(folder, name, cells):
 def compendium(tmp_path_factory):
     top = tmp_path_factory.mktemp("compendium")
     (top / "notebooks").mkdir()
-    (top / "params.yaml").write_text("cohort: small\nsmall: {a: {x: 1}}\n")
+    (top / "params.yaml").write_text("name: small\nruns: []\nacquire: {source: phantom}\n")
     (top / "dvc.yaml").write_text(
         "stages:\n  s: {cmd: x, deps: [notebooks/edits.ipynb, data.txt]}\n"
         "  g: {cmd: x, deps: [notebooks/good.ipynb]}\n"
     )
     (top / "data.txt").write_text("1")
     write_notebook(top, "good", GOOD)
-    write_notebook(top, "fails", [("parameters", "x = 1"), (None, "x = 1"), (None, "raise KeyError('a lesion')")])
-    write_notebook(top, "edits", [("parameters", "x = 1"), (None, "open('../data.txt', 'w').write('2')")])
-    sleeping = "import os, time\nopen('../pid', 'w').write(str(os.getpid()))\ntime.sleep(60)"
-    write_notebook(top, "sleeps", [("parameters", "x = 1"), (None, sleeping)])
+    write_notebook(top, "fails", [STUDY, (None, "x = 1"), (None, "raise KeyError('a lesion')")])
+    write_notebook(top, "edits", [STUDY, (None, "open('../data.txt', 'w').write('2')")])
+    sleeping = "import os, time\nopen('../pid', 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    write_notebook(top, "sleeps", [STUDY, (None, sleeping)])
     return top
 
 
@@ -56,7 +57,7 @@ def command(*arguments):
 
 def run(top, *arguments):
     env = os.environ | {"PYTHONPATH": str(PACKAGE)}
-    found = subprocess.run(command(*arguments), cwd=top, env=env, capture_output=True, timeout=120)
+    found = subprocess.run(command(*arguments), cwd=top, env=env, capture_output=True, timeout=300)
     found.stdout, found.stderr = found.stdout.decode(), found.stderr.decode()  # text mode would turn \r into \n
     return found
 
@@ -66,7 +67,7 @@ def test_output_and_progress_bars_reach_the_terminal_and_the_file_repeats_to_the
     out = compendium / "results/small/executed/good-fast.ipynb"
     bytes_of_first = out.read_bytes()
     assert first.returncode == 0, first.stderr
-    assert "speed fast <object object at 0x" in first.stdout
+    assert "small speed fast <object object at 0x" in first.stdout
     assert "bar: 100%" in first.stderr and "\r" in first.stderr
     run(compendium, "good", "speed=fast")
     assert out.read_bytes() == bytes_of_first
@@ -76,9 +77,10 @@ def test_output_and_progress_bars_reach_the_terminal_and_the_file_repeats_to_the
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("good", "sped=fast"), "notebooks/good.ipynb has no parameter sped; it has speed, colour"),
+        (("good", "sped=fast"), "notebooks/good.ipynb has no parameter sped; it has cohort, speed, colour"),
         (("god",), "no notebook 'god'; there are edits, fails, good, sleeps"),
         (("good", "fast"), "expected name=value"),
+        (("good", "cohort=large"), "no study 'large'; there are small"),
     ],
 )
 def test_a_slip_on_the_command_line_is_one_line_and_a_failure(compendium, arguments, message):
@@ -91,7 +93,7 @@ def test_a_failing_cell_gives_two_lines_and_leaves_the_half_run_notebook(compend
     found = run(compendium, "fails")
     lines = found.stderr.strip().splitlines()
     assert found.returncode == 1 and len(lines) == 2
-    assert lines[0] == "notebooks/fails.ipynb, cell [3]: KeyError: 'a lesion'"
+    assert lines[0] == "notebooks/fails.ipynb, cell [4]: KeyError: 'a lesion'"
     part = compendium / "results/small/executed/fails.part.ipynb"
     assert str(part.relative_to(compendium)) in lines[1] and part.is_file()
     assert not (compendium / "results/small/executed/fails.ipynb").exists()
@@ -103,20 +105,38 @@ def test_a_dependency_edited_in_mid_run_fails_the_run(compendium):
     assert not (compendium / "results/small/executed/edits.ipynb").exists()
 
 
+def test_a_failing_run_leaves_the_notebook_of_the_last_one_as_it_was(compendium):
+    before = compendium / "results/small/executed/edits.ipynb"
+    before.parent.mkdir(parents=True, exist_ok=True)
+    before.write_text("of the last run")
+    (compendium / "data.txt").write_text("1")
+    assert run(compendium, "edits").returncode == 1
+    assert before.read_text() == "of the last run"
+    before.unlink()
+
+
+def ignoring_interrupts():
+    """As a shell starts a job in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_no_kernel_behind(compendium, signal_number):
+@pytest.mark.parametrize("start", [None, ignoring_interrupts], ids=["in front", "in the background"])
+def test_an_interrupt_leaves_no_kernel_behind(compendium, signal_number, start):
     pid = compendium / "pid"
     pid.unlink(missing_ok=True)
     env = os.environ | {"PYTHONPATH": str(PACKAGE)}
-    runner = subprocess.Popen(command("sleeps"), cwd=compendium, env=env, stderr=subprocess.PIPE, text=True)
+    runner = subprocess.Popen(
+        command("sleeps"), cwd=compendium, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=start
+    )
     try:
-        wait_for(lambda: pid.is_file() and pid.read_text(), 60)
+        wait_for(lambda: pid.is_file() and pid.read_text(), 300)
         runner.send_signal(signal_number)
-        _, stderr = runner.communicate(timeout=30)
+        _, stderr = runner.communicate(timeout=300)
     finally:
         runner.kill()
     assert runner.returncode != 0 and stderr.strip() == "stopped"
-    wait_for(lambda: not alive(int(pid.read_text())), 10)
+    wait_for(lambda: not alive(int(pid.read_text())), 120)
 
 
 def alive(pid):

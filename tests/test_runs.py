@@ -1,14 +1,19 @@
 """Runs: names, weights, predictions."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from prepared_samples import make_run, write_prepared
 
+from her2core.auc import auc
 from her2core.baselines import ModelConfig, VitConfig
+from her2core.config import Study
 from her2core.dataset import Slices
-from her2core.evaluate import COLUMNS, auc, read_predictions
+from her2core.evaluate import COLUMNS, read_predictions
 from her2core.model import ThdaConfig
 from her2core.runs import (
     Run,
@@ -16,31 +21,47 @@ from her2core.runs import (
     attention_inside,
     check_weights,
     digests,
-    load_seeds,
-    predictions,
+    gates,
+    parse_run,
     save_weights,
-    sees_neighbours,
     spatial_attention,
     train_run,
-    untrained,
 )
 from her2core.train import TrainConfig
 
-RUN = Run.parse("thda-channel_q98-raw", None)
+NAME = "thda-channel_q98-raw"
 MODELS = ModelConfig(ThdaConfig(width=8), VitConfig(8, 32, 2, 2, 64))
-CONFIG = TrainConfig(seeds=(0, 5), epochs=2, batch_size=4, validate_every=1, device="cpu", threads=1, jobs=2)
+CONFIG = TrainConfig(seeds=(0, 5), epochs=2, batch_size=4, validate_every=1, device="cpu", threads=1, jobs=1)
+SPLITS = ["train"] * 6 + ["validation"] * 3 + ["test"] * 3
 
 
 @pytest.fixture(scope="module")
-def slices():
-    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    split = np.repeat(["train", "train", "validation", "test"], 6)
-    return Slices(images, np.array([f"p{k // 2:02d}" for k in range(24)]), split, np.arange(24) // 2 % 2)
+def prepared(tmp_path_factory):
+    patients = [(f"p{k:02d}", split, k % 2, 2) for k, split in enumerate(SPLITS)]
+    return write_prepared(tmp_path_factory.mktemp("prepare"), np.random.default_rng(0), patients, px=16)
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    """A run without weights yet."""
+    return make_run(prepared, tmp_path / NAME, models=MODELS, training=CONFIG)
 
 
 @pytest.fixture(scope="module")
-def trained(slices):
-    return train_run(RUN, slices, MODELS, CONFIG)
+def slices(prepared):
+    return make_run(prepared, None).slices()
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, slices):
+    return train_run(make_run(prepared, None, models=MODELS, training=CONFIG), slices)
+
+
+@pytest.fixture
+def frozen(run, trained):
+    """A run whose weights lie in its folder."""
+    save_weights(trained[0], run.folder)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -53,7 +74,7 @@ def trained(slices):
     ],
 )
 def test_a_name_is_taken_apart_and_what_it_leaves_out_is_the_references(name, parts):
-    assert Run.parse(name, "slice_minmax") == Run(name, *parts)
+    assert parse_run(name, "slice_minmax") == parts
 
 
 @pytest.mark.parametrize(
@@ -61,7 +82,48 @@ def test_a_name_is_taken_apart_and_what_it_leaves_out_is_the_references(name, pa
 )
 def test_a_name_that_is_no_run_is_refused(name):
     with pytest.raises(ValueError, match="expected (model\\[-window\\]|scope_limits)"):
-        Run.parse(name, "slice_minmax")
+        parse_run(name, "slice_minmax")
+
+
+@pytest.fixture
+def study(tmp_path):
+    values = {"train": {"window": "slice_minmax", "epochs": 3}, "models": {"thda": {"width": 24}}}
+    return Study("mine", tmp_path, values)
+
+
+def test_a_run_of_a_study_has_its_networks_its_training_and_its_folders(study, tmp_path):
+    run = Run.of(study, "thda-n4")
+    assert (run.name, run.model, run.window, run.bias_field) == ("thda-n4", "thda", "slice_minmax", "n4")
+    assert run.models.thda.width == 24 and run.training.epochs == 3 and run.cohort == "mine"
+    assert run.prepared == tmp_path / "data/mine/prepare" and run.folder == tmp_path / "models/mine/thda-n4"
+
+
+def test_without_a_name_the_run_of_a_study_is_its_reference(study, tmp_path):
+    run = Run.of(study)
+    assert run == Run.of(study, "thda-slice_minmax-raw") and run.name == run.training.reference
+    assert run.folder == tmp_path / "models/mine/thda-slice_minmax-raw"
+
+
+def test_a_study_has_no_run_of_a_name_that_is_none(study):
+    with pytest.raises(ValueError, match="run 'cnn': expected model"):
+        Run.of(study, "cnn")
+
+
+def test_the_slices_of_a_run_are_those_of_its_window_and_some_of_them_are_some_rows(run, slices):
+    expected = run.opened.under("channel_q98")
+    assert torch.equal(slices.images, expected.images) and slices.images.shape == (24, 3, 16, 16)
+    assert slices.split.tolist() == np.repeat(SPLITS, 2).tolist() and run.image_px == 16
+    some = run.slices(np.array([20, 3]))
+    assert torch.equal(some.images, slices.images[[20, 3]]) and some.patient.tolist() == ["p10", "p01"]
+
+
+def test_a_run_whose_heads_see_adjacent_slices_is_fed_them(run, slices, rng):
+    np.save(run.prepared / "neighbours_raw.npy", rng.integers(0, 900, (24, 2, 3, 16, 16)).astype(np.uint16))
+    models = replace(MODELS, variants={"adjacent": {"head_input": "adjacent_slices"}})
+    adjacent = replace(run, model="thda_adjacent", models=models)
+    images = adjacent.slices(np.arange(5)).images
+    assert images.shape == (5, 9, 16, 16) and torch.equal(images[:, 1::3], slices.images[:5])
+    assert torch.isfinite(adjacent.fresh(0)(images / 255)).all()
 
 
 def test_each_seed_is_trained_and_has_its_history(trained):
@@ -70,35 +132,38 @@ def test_each_seed_is_trained_and_has_its_history(trained):
     assert history.groupby("seed")["epoch"].apply(list).to_dict() == {0: [1, 2], 5: [1, 2]}
 
 
-def test_seeds_side_by_side_give_the_bytes_of_seeds_one_by_one(slices, trained):
-    alone, _ = train_run(RUN, slices, MODELS, replace(CONFIG, jobs=1))
-    assert all(torch.equal(trained[0][s][k], alone[s][k]) for s in alone for k in alone[s])
+@pytest.mark.slow
+def test_seeds_side_by_side_give_the_bytes_of_seeds_one_by_one(run, slices, trained):
+    weights, _ = train_run(replace(run, training=replace(CONFIG, jobs=2)), slices)
+    assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
 
 
-def test_a_run_goes_on_from_its_checkpoints_and_removes_them_at_its_end(slices, trained, tmp_path, monkeypatch):
+def test_a_run_goes_on_from_its_checkpoints_and_removes_them_at_its_end(
+    run, slices, trained, tmp_path, monkeypatch
+):
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    one = replace(CONFIG, jobs=1)
     with monkeypatch.context() as patch:
         patch.setattr("her2core.runs.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_run(RUN, slices, MODELS, one, tmp_path)
-    assert sorted(p.name for p in (tmp_path / RUN.name).iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
+            train_run(run, slices, tmp_path)
+    assert sorted(p.name for p in (tmp_path / NAME).iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
     with monkeypatch.context() as patch:
         patch.setattr("her2core.train.train_one_epoch", killed)  # both seeds had ended: no step is left
-        weights, history = train_run(RUN, slices, MODELS, one, tmp_path)
+        weights, history = train_run(run, slices, tmp_path)
     assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
     assert history.equals(trained[1]) and list(tmp_path.iterdir()) == []
 
 
-def test_seeds_side_by_side_each_keep_a_checkpoint(slices, trained, tmp_path):
-    weights, _ = train_run(RUN, slices, MODELS, CONFIG, tmp_path)
+@pytest.mark.slow
+def test_seeds_side_by_side_each_keep_a_checkpoint(run, slices, trained, tmp_path):
+    weights, _ = train_run(replace(run, training=replace(CONFIG, jobs=2)), slices, tmp_path)
     assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
     assert list(tmp_path.iterdir()) == []
 
 
-def study(shuffled, folder):
+def auc_of_a_study(run, shuffled):
     """Test AUC, after training and prediction, of a bright early phase that marks HER2 or not."""
     rng = np.random.default_rng(0)
     split = np.repeat(["train", "validation", "test"], (64, 32, 200))
@@ -113,70 +178,129 @@ def study(shuffled, folder):
     slices = Slices(torch.from_numpy(images.astype(np.uint8)), names, split, labels)
     config = replace(CONFIG, seeds=(0,), epochs=10, batch_size=8, lr=3e-3, validate_every=2)
     models = replace(MODELS, thda=ThdaConfig(width=8, blocks=(1, 1, 1, 1), dropout=0.0))
-    save_weights(train_run(RUN, slices, models, config)[0], folder)
-    table = predictions(RUN, "c", slices, ("test",), models, config, folder)
-    return auc(table["her2"], table["probability"])
+    run = replace(run, models=models, training=config)
+    save_weights(train_run(run, slices)[0], run.folder)
+    table = run.predict("test", slices=slices)
+    return auc(table["label"], table["probability"])
 
 
-def test_a_planted_signal_is_found_in_patients_never_seen(tmp_path):
-    assert study(shuffled=False, folder=tmp_path) > 0.95
+def test_a_planted_signal_is_found_in_patients_never_seen(run):
+    assert auc_of_a_study(run, shuffled=False) > 0.95
 
 
-def test_shuffled_labels_give_an_auc_of_one_half_in_patients_never_seen(tmp_path):
+def test_shuffled_labels_give_an_auc_of_one_half_in_patients_never_seen(run):
     n = 200
     standard_error = np.sqrt((n + 1) / (3 * n * n))  # of the AUC under no difference, n/2 against n/2
-    assert abs(study(shuffled=True, folder=tmp_path) - 0.5) < 2 * standard_error
+    assert abs(auc_of_a_study(run, shuffled=True) - 0.5) < 2 * standard_error
 
 
-def test_weights_survive_the_disk_and_are_the_same_file_twice(trained, tmp_path):
+def test_weights_survive_the_disk_and_are_the_same_file_twice(run, trained, tmp_path):
     save_weights(trained[0], tmp_path / "a")
     save_weights(trained[0], tmp_path / "b")
     first, second = ((tmp_path / d / "seed5.safetensors").read_bytes() for d in "ab")
-    assert first == second and not list(tmp_path.glob("*/.*"))
-    models = load_seeds(tmp_path / "a", RUN, MODELS, 16)
-    assert torch.equal(models[1].classifier.weight, trained[0][5]["classifier.weight"])
+    assert first == second and not list(tmp_path.glob("*/.*")) and not list(tmp_path.glob(".*"))
+    networks = replace(run, folder=tmp_path / "a").networks()
+    assert torch.equal(networks[1].classifier.weight, trained[0][5]["classifier.weight"])
+    assert [network.training for network in networks] == [False, False]
 
 
-def test_the_prediction_table_has_a_row_per_patient_split_and_seed(slices, trained, tmp_path):
-    save_weights(trained[0], tmp_path / "w")
-    table = predictions(RUN, "c", slices, ("validation", "test"), MODELS, CONFIG, tmp_path / "w")
-    assert tuple(table.columns) == COLUMNS or set(table.columns) == set(COLUMNS)
+def test_new_weights_replace_the_folder_whole(run, trained):
+    weights, other = trained[0], {k: v + 1 for k, v in trained[0][5].items()}
+    save_weights({0: weights[0], 1: weights[0], 5: weights[5]}, run.folder)  # of a configuration with three seeds
+    save_weights({0: weights[0], 5: other}, run.folder)
+    assert [path.name for path in sorted(run.folder.iterdir())] == ["seed0.safetensors", "seed5.safetensors"]
+    assert torch.equal(run.networks()[1].classifier.weight, other["classifier.weight"])
+
+
+def test_weights_that_cannot_be_written_whole_leave_the_former_ones(frozen, trained, monkeypatch):
+    former = {path.name: path.read_bytes() for path in frozen.folder.iterdir()}
+
+    def power_cut(tensors, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("her2core.runs.save_file", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(trained[0], frozen.folder)
+    assert {path.name: path.read_bytes() for path in frozen.folder.iterdir()} == former
+    assert list(frozen.folder.parent.iterdir()) == [frozen.folder]
+
+
+def test_the_prediction_table_has_a_row_per_patient_split_and_seed(frozen, slices, tmp_path):
+    table = frozen.predict("validation", "test", slices=slices)
+    assert set(table.columns) == set(COLUMNS)
     assert table.groupby(["split", "seed"])["patient"].nunique().tolist() == [3, 3, 3, 3]
     assert "train" not in set(table["split"])
+    named = table[["cohort", "run", "model", "window", "bias_field"]].drop_duplicates()
+    assert named.values.tolist() == [["c", NAME, "thda", "channel_q98", "raw"]]
+    assert dict(zip(table["patient"], table["label"], strict=True)) == {f"p{k:02d}": k % 2 for k in range(6, 12)}
     table.to_csv(tmp_path / "t.csv", index=False)
     assert len(read_predictions([tmp_path / "t.csv"])) == 12
 
 
-def test_attention_is_averaged_to_a_map_per_phase_of_the_images_size(slices, trained, tmp_path):
-    save_weights(trained[0], tmp_path)
-    maps = spatial_attention(load_seeds(tmp_path, RUN, MODELS, 16), slices.images[:2])
+def test_without_slices_at_hand_a_run_predicts_on_its_own(frozen, slices):
+    pd.testing.assert_frame_equal(frozen.predict("test"), frozen.predict("test", slices=slices))
+
+
+def test_attention_is_averaged_to_a_map_per_phase_of_the_images_size(frozen, slices):
+    maps = spatial_attention(frozen.networks(), slices.images[:2])
     assert maps.shape == (2, 3, 16, 16) and 0 <= maps.min() <= maps.max() <= 1
 
 
-def test_weights_that_changed_since_training_are_refused(trained, tmp_path):
-    folder = tmp_path / RUN.name
-    save_weights(trained[0], folder)
-    digests(folder).to_csv(tmp_path / "run.csv", index=False)
-    check_weights(folder, tmp_path / "run.csv")
-    save_weights({5: trained[0][0]}, folder)
-    with pytest.raises(ValueError, match="thda-channel_q98-raw/seed5.safetensors: not the weights that training"):
-        check_weights(folder, tmp_path / "run.csv")
+def test_gates_are_averaged_over_networks_stage_by_stage(frozen, slices):
+    networks, images = frozen.networks(), slices.images[:2]
+    found = gates(networks, images)
+    assert list(found) == ["stage1", "stage2", "stage3", "stage4"]
+    for stage, channels, size in (("stage1", 8, 4), ("stage2", 16, 2), ("stage3", 32, 1), ("stage4", 64, 1)):
+        assert found[stage]["channel"].shape == (2, 3, channels)
+        assert found[stage]["spatial"].shape == (2, 3, size, size)
+    singly = [gates([network], images) for network in networks]
+    for kind in ("channel", "spatial"):
+        one, other = (each["stage1"][kind] for each in singly)
+        assert not torch.equal(one, other)
+        torch.testing.assert_close(found["stage1"][kind], (one + other) / 2)
 
 
-def test_slices_are_aggregated_as_asked_by_the_same_weights(slices, trained, tmp_path):
-    save_weights(trained[0], tmp_path)
-    table = aggregated(RUN, "c", slices, ("test",), MODELS, CONFIG, tmp_path)
+def test_digests_name_the_size_and_the_sha256_of_each_file(frozen):
+    table = digests(frozen.weights())
+    assert table.columns.tolist() == ["file", "bytes", "sha256"]
+    assert table["file"].tolist() == ["seed0.safetensors", "seed5.safetensors"]
+    for name, size, sha256 in table.itertuples(index=False):
+        content = (frozen.folder / name).read_bytes()
+        assert size == len(content) and sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_weights_that_changed_since_training_are_refused(frozen, trained, tmp_path):
+    digests(frozen.weights()).to_csv(tmp_path / "run.csv", index=False)
+    check_weights(frozen, tmp_path / "run.csv")
+    save_weights({0: trained[0][0], 5: trained[0][0]}, frozen.folder)
+    with pytest.raises(ValueError, match=f"{NAME}/seed5.safetensors: not the weights that training .*@{NAME}$"):
+        check_weights(frozen, tmp_path / "run.csv")
+
+
+def test_recorded_weights_may_stand_in_any_order_but_none_may_lack(frozen, tmp_path):
+    recorded = digests(frozen.weights())
+    recorded[::-1].to_csv(tmp_path / "run.csv", index=False)
+    check_weights(frozen, tmp_path / "run.csv")
+    recorded[:1].to_csv(tmp_path / "run.csv", index=False)
+    with pytest.raises(ValueError, match="seed5.safetensors: not the weights that training froze .run.csv."):
+        check_weights(frozen, tmp_path / "run.csv")
+
+
+def test_slices_are_aggregated_as_asked_by_the_same_weights(frozen, slices):
+    table = aggregated(frozen, "test", slices=slices)
     assert set(table["run"]) == {"aggregate_mean", "aggregate_max"}
     wide = table.pivot_table(index=["seed", "patient"], columns="model", values="probability")
     assert (wide["aggregate_max"] >= wide["aggregate_mean"]).all()
-    median = predictions(RUN, "c", slices, ("test",), MODELS, CONFIG, tmp_path)
+    median = frozen.predict("test", slices=slices)
     mean = wide["aggregate_mean"].to_numpy()  # of two slices the median is the mean
     np.testing.assert_allclose(median.sort_values(["seed", "patient"])["probability"], mean, atol=2e-6)
 
 
-def test_only_a_variant_whose_heads_see_adjacent_slices_needs_neighbours():
+def test_only_a_variant_whose_heads_see_adjacent_slices_needs_neighbours(run):
     models = replace(MODELS, variants={"adjacent": {"head_input": "adjacent_slices"}})
-    assert [sees_neighbours(m, models) for m in ("thda", "thda_adjacent", "vit")] == [False, True, False]
+    found = [replace(run, model=m, models=models).sees_neighbours for m in ("thda", "thda_adjacent", "vit")]
+    assert found == [False, True, False]
 
 
 def test_attention_inside_a_lesion_is_its_share_of_the_map():
@@ -189,13 +313,16 @@ def test_attention_inside_a_lesion_is_its_share_of_the_map():
     torch.testing.assert_close(chance, torch.tensor([0.25, 0.25]))
 
 
-def test_untrained_networks_differ_by_seed_and_repeat():
-    a, b = untrained(RUN, MODELS, 16, (0, 1))
-    c, _ = untrained(RUN, MODELS, 16, (0, 1))
+def test_fresh_networks_differ_by_seed_repeat_and_are_ready_to_predict(run):
+    a, b, c = run.fresh(0), run.fresh(1), run.fresh(0)
     assert torch.equal(a.classifier.weight, c.classifier.weight)
     assert not torch.equal(a.classifier.weight, b.classifier.weight)
+    assert not a.training  # batch normalisation would mix the slices of a batch
 
 
-def test_missing_weights_say_which_stage_makes_them(tmp_path):
-    with pytest.raises(ValueError, match="no weights of thda-channel_q98-raw.*run the training stage"):
-        load_seeds(tmp_path, RUN, MODELS, 16)
+def test_missing_weights_say_which_stage_makes_them(run, trained):
+    with pytest.raises(ValueError, match=f"^{NAME}: seed0.safetensors, seed5.safetensors missing; run: dvc"):
+        run.weights()
+    save_weights({0: trained[0][0]}, run.folder)
+    with pytest.raises(ValueError, match=f"^{NAME}: seed5.safetensors missing; run: dvc repro train@{NAME}$"):
+        run.networks()

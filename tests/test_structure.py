@@ -1,39 +1,48 @@
-"""The compendium agrees with itself: imports, notebooks, stages, parameters, lock."""
+"""The compendium agrees with itself: imports, names, notebooks, stages, parameters, documents."""
 
 import ast
-import hashlib
 import json
 import re
 import statistics
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from house import (
+    HEART,
+    MAKERS,
+    NOTEBOOKS,
+    ORDER,
+    PACKAGE,
+    PARAMS,
+    PUBLISHED_STUDIES,
+    STAGES,
+    TOP,
+    cells_of,
+    closure,
+    code_of,
+    file_of,
+    files_of,
+    imports_of,
+    modules_in,
+    outs_of,
+    stage_of,
+)
 from ruamel.yaml import YAML
 
 from her2core.baselines import ModelConfig
 from her2core.cohorts.acquire import SOURCES
-from her2core.config import build, of_source
+from her2core.config import MERGED, OWN, Study, of_source, tracked
 from her2core.evaluate import EvaluateConfig
 from her2core.preprocess import PrepareConfig
-from her2core.runs import Run
+from her2core.runs import parse_run
+from her2core.study import pipeline
 from her2core.train import TrainConfig
 
-TOP = Path(__file__).resolve().parents[1]
-ORDER = (
-    "config manifest labels records volume dicom_file dicom dicom_write nifti physics phantom parallel transfer "
-    "embedded archive acquire cohort kinetics bias_field normalize audit preprocess dataset model baselines train "
-    "runs probe case evaluate assumptions documents figures diagrams html_report run"
-).split()
-NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
-STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
-PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
-COHORTS = [k for k, v in PARAMS.items() if isinstance(v, dict)]
 SECTIONS = {
     "acquire": SOURCES,
     "prepare": PrepareConfig,
@@ -41,66 +50,101 @@ SECTIONS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
-
-
-def modules_in(source):
-    """her2core modules that a piece of code imports."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "her2core":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("her2core."):
-            found.add(node.module.split(".")[1])
-    return found
-
-
-@cache
-def imports_of(module):
-    return modules_in((TOP / "her2core" / f"{module}.py").read_text())
-
-
-def closure(modules):
-    """The modules, and all that they import in turn."""
-    found, todo = set(), set(modules)
-    while todo:
-        module = todo.pop()
-        found.add(module)
-        todo |= imports_of(module) - found
-    return found
-
-
-def cells_of(notebook):
-    return json.loads(notebook.read_text())["cells"]
-
-
-def code_of(notebook):
-    return "\n".join("".join(c["source"]) for c in cells_of(notebook) if c["cell_type"] == "code")
-
-
-def stage_of(notebook):
-    return next((s for s in STAGES.values() if f"notebooks/{notebook.name}" in s["deps"]), None)
-
-
+COMMITTED = sorted(PUBLISHED_STUDIES - {"templates"})
 STAGED = [n for n in NOTEBOOKS if stage_of(n)]
+SHOWING = [n for n in NOTEBOOKS if n.stem not in MAKERS]
 
 
 def by_stem(path):
     return path.stem
 
 
+# --- modules ------------------------------------------------------------------------------------------------
+
+
 def test_every_module_stands_in_the_reading_order():
-    assert sorted(ORDER) == sorted(p.stem for p in (TOP / "her2core").glob("*.py") if p.stem != "__init__")
+    paths = [p for p in PACKAGE.rglob("*.py") if p.read_text().strip() and p != PACKAGE / "__init__.py"]
+    assert sorted(file_of(module) for module in ORDER) == sorted(paths)
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_imports_only_from_modules_above_it(module):
-    above = set(ORDER[: ORDER.index(module)])
-    assert imports_of(module) <= above
+    parent = {module.rpartition(".")[0]} - {""}
+    assert imports_of(module) - parent <= set(ORDER[: ORDER.index(module)])
 
 
-@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.stem[:2] < "06"], ids=by_stem)
-def test_only_the_report_and_the_case_import_figures(notebook):
-    assert "figures" not in closure(modules_in(code_of(notebook)))
+@pytest.mark.parametrize("module", [m for m in HEART if m != "machine"])
+def test_the_heart_of_the_package_needs_no_report_and_no_phantom(module):
+    assert not [m for m in closure({module}) if m.startswith(("report", "phantom", "cohorts"))]
+
+
+def test_the_package_stays_small():
+    lines = {m: len(file_of(m).read_text().splitlines()) for m in ORDER}
+    assert sum(lines.values()) <= 9400 and sum(lines[m] for m in HEART) <= 4500
+    assert {m: n for m, n in lines.items() if n > 375 and m != "formats.dicom"} == {}
+
+
+def functions_in(tree):
+    """Every function of a module, its methods included, with its class."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            yield None, node
+        if isinstance(node, ast.ClassDef):
+            yield from ((node, method) for method in node.body if isinstance(method, ast.FunctionDef))
+
+
+def public(name):
+    return not name.startswith("_")
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_functions_are_short_and_public_ones_have_hints_and_a_docstring(module):
+    tree = ast.parse(file_of(module).read_text())
+    for owner, function in functions_in(tree):
+        assert function.end_lineno - function.lineno < 40, f"{function.name} is too long"
+        if not public(function.name) or (owner and not public(owner.name)):
+            continue
+        given = [a for a in function.args.args + function.args.kwonlyargs if a.arg not in ("self", "cls")]
+        assert [a.arg for a in given if a.annotation is None] == [], f"{function.name} lacks hints"
+        assert function.returns is not None, f"{function.name} has no hint of what it returns"
+        simple = any(ast.unparse(d) in ("property", "cached_property") for d in function.decorator_list)
+        assert simple or ast.get_docstring(function), f"{function.name} has no docstring"
+
+
+def top_level_names(module):
+    """What a module defines at its top level: functions, classes, constants."""
+    for node in ast.parse(file_of(module).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name):
+                yield target.id
+
+
+def test_no_public_name_has_two_meanings():
+    modules = {m.rpartition(".")[2] for m in ORDER}
+    places = defaultdict(set)
+    for module in ORDER:
+        for name in set(top_level_names(module)) - {"main"}:
+            places[name].add(module)
+    assert {n: m for n, m in places.items() if public(n) and len(m) > 1} == {}
+    assert {n: m for n, m in places.items() if n in modules and not (n == "cohort")} == {}
+
+
+def test_what_is_public_is_used_outside_its_module():
+    sources = {m: file_of(m).read_text() for m in ORDER}
+    others = [p.read_text() for folder in ("tests", "benchmarks") for p in (TOP / folder).glob("*.py")]
+    others += [code_of(n) for n in NOTEBOOKS] + [(TOP / "pyproject.toml").read_text()]
+    words = {m: set(re.findall(r"\w+", text)) for m, text in sources.items()}
+    elsewhere = set(re.findall(r"\w+", "\n".join(others)))
+    lonely = [
+        f"{module}.{name}"
+        for module in ORDER
+        for name in top_level_names(module)
+        if public(name) and name not in elsewhere and not any(name in words[m] for m in ORDER if m != module)
+    ]
+    assert lonely == []
 
 
 def test_networks_and_training_import_without_imaging_or_pipeline_packages():
@@ -113,6 +157,25 @@ import her2core.model, her2core.train, her2core.baselines, her2core.dataset, her
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+# --- notebooks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.stem in MAKERS], ids=by_stem)
+def test_what_makes_results_draws_nothing(notebook):
+    code = code_of(notebook)
+    assert not [m for m in closure(modules_in(code)) if m.startswith("report")] and "matplotlib" not in code
+
+
+@pytest.mark.parametrize("notebook", SHOWING, ids=by_stem)
+def test_every_plot_is_a_function_of_the_figures(notebook):
+    assert not re.search(r"subplots|\.plot\(|imshow|\.hist\(|errorbar|scatter", code_of(notebook))
+
+
+def test_the_phantom_is_a_dependency_of_making_it_and_of_its_tour_alone():
+    users = {n for n, s in STAGES.items() if any(d.startswith("her2core/phantom/") for d in s["deps"])}
+    assert users == {"acquire", "phantom"}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
@@ -133,10 +196,9 @@ def test_notebooks_are_short_cells_between_prose(notebook):
     cells = cells_of(notebook)
     code = [c for c in cells if c["cell_type"] == "code"]
     lines = [sum(1 for line in c["source"] if line.strip()) for c in code]
-    most, typical = (45, 8) if notebook.stem == "06_report" else (35, 5)  # the report draws every figure
-    assert 15 <= len(cells) <= most
-    assert 0.4 <= 1 - len(code) / len(cells) <= 0.65
-    assert max(lines) <= 15 and statistics.median(lines) <= typical
+    assert 12 <= len(cells) <= 45
+    assert 0.35 <= 1 - len(code) / len(cells) <= 0.65
+    assert max(lines) <= 15 and statistics.median(lines) <= 5
     assert "class " not in code_of(notebook) and code_of(notebook).count("def ") <= 1
 
 
@@ -146,67 +208,114 @@ def test_notebooks_open_with_the_question_and_close_with_the_answer(notebook):
     opening, closing = ("".join(c["source"]) for c in (cells[0], cells[-1]))
     assert all(word in opening for word in ("# ", "**Question.**", "**In:**", "**Out:**"))
     assert closing.startswith("**Answer.**")
-    assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
 
 
-MODULE_STAGES = {"acquire": "acquire", "page": "html_report"}  # all others run a notebook
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
+def test_parameters_are_one_cell_typed_and_explained_and_the_study_is_the_first(notebook):
+    tagged = [c for c in cells_of(notebook) if c["metadata"].get("tags") == ["parameters"]]
+    assert len(tagged) == 1
+    lines = [line for line in "".join(tagged[0]["source"]).splitlines() if line.strip()]
+    assert lines[0].startswith('cohort: str = "embedded"  # ')
+    assert all(re.fullmatch(r'\w+: str = ".*"  # .{10,}', line) for line in lines)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
+def test_the_package_is_imported_before_numpy_whoever_starts_the_kernel(notebook):
+    code = [c for c in cells_of(notebook) if c["cell_type"] == "code"]
+    first = "".join(code[1]["source"]).splitlines()
+    assert first[0].startswith("from her2core.config import Study") and first[-1] == "study = Study.open(cohort)"
+    assert "import" not in "".join(code[0]["source"])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
+def test_notebooks_read_no_array_by_file_name(notebook):
+    assert not re.search(r"np\.load|\.npy|\.npz", code_of(notebook))
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+MODULE_STAGES = {"acquire": "cohorts.acquire", "page": "report.page"}  # all others run a notebook
 
 
 def test_every_other_stage_runs_the_notebook_it_depends_on():
     for name, stage in STAGES.items():
         notebooks = [d for d in stage["deps"] if d.startswith("notebooks/")]
         if name in MODULE_STAGES:
-            assert stage["cmd"] == f"python -m her2core.{MODULE_STAGES[name]}" and not notebooks
+            assert stage["cmd"] == f"python -m her2core.{MODULE_STAGES[name]} ${{name}}" and not notebooks
         else:
-            assert stage["cmd"].split()[:4] == ["python", "-m", "her2core.run", Path(notebooks[0]).stem]
+            start = f"python -m her2core.run {notebooks[0][10:-6]} cohort=${{name}}"
+            assert stage["cmd"] == start + (" run=${item.run}" if "matrix" in stage else "")
 
 
-def declared_modules(stage):
-    return {Path(d).stem for d in stage["deps"] if d.startswith("her2core/") and d.endswith(".py")}
+def declared(stage):
+    return {d for d in stage["deps"] if d.startswith("her2core/")}
 
 
 @pytest.mark.parametrize("notebook", STAGED, ids=by_stem)
-def test_a_stage_depends_on_exactly_the_modules_its_notebook_imports(notebook):
-    assert declared_modules(stage_of(notebook)) == closure(modules_in(code_of(notebook)))
+def test_a_stage_depends_on_exactly_the_files_its_notebook_uses(notebook):
+    assert declared(stage_of(notebook)) == files_of(modules_in(code_of(notebook)))
 
 
 @pytest.mark.parametrize("stage", MODULE_STAGES)
-def test_a_stage_without_a_notebook_depends_on_exactly_the_modules_it_imports(stage):
-    assert declared_modules(STAGES[stage]) == closure({MODULE_STAGES[stage]})
+def test_a_stage_without_a_notebook_depends_on_exactly_the_files_it_uses(stage):
+    assert declared(STAGES[stage]) == files_of({MODULE_STAGES[stage]})
+
+
+def test_no_stage_deletes_what_it_wrote_before_it_has_written_anew():
+    for name, stage in STAGES.items():
+        for path, flags in outs_of(stage).items():
+            kept_in_git = path.startswith(("results/", "figures/"))
+            assert flags == ({"cache": False} if kept_in_git else {}) | {"persist": True}, f"{name}: {path}"
 
 
 def test_no_path_leads_from_external_results_to_anything_fitted():
-    outs = {next(iter(o)) if isinstance(o, dict) else o for o in STAGES["external"]["outs"]}
-    later = {n for n, s in STAGES.items() if any(d.startswith(tuple(outs)) for d in s["deps"])}
+    later = {n for n, s in STAGES.items() if any(d in outs_of(STAGES["external"]) for d in s["deps"])}
     assert later == {"report"}
-    assert not any(
-        o.startswith("models/") for n in ("external", "report", "page") for o in map(str, STAGES[n]["outs"])
-    )
-    for name in ("02_training", "03_normalization_study", "04_model_comparison"):
+    assert not any(o.startswith("models/") for n in ("external", "report", "page") for o in outs_of(STAGES[n]))
+    for name in ("02_training", "06_normalization_study", "07_model_comparison"):
         assert "external" not in code_of(TOP / "notebooks" / f"{name}.ipynb")
 
 
 def read_by(code):
-    sections = {f"${{cohort}}.{s}" for s in re.findall(r'(?:params|section)\(\s*"(\w+)"', code)}
-    return sections | set(re.findall(r'setting\("(\w+)"', code)) | {"cohort"}
+    """The sections that a piece of code reads of a study."""
+    sections = set(re.findall(r'\.(?:params|section)\(\s*"(\w+)"', code))
+    sections |= {"models", "train"} if "Run.of(" in code else set()
+    return sections | ({"runs"} if "study.runs" in code else set()) | {"name"}
 
 
 @pytest.mark.parametrize("notebook", STAGED, ids=by_stem)
 def test_a_stage_tracks_exactly_the_parameters_its_notebook_reads(notebook):
-    assert set(stage_of(notebook)["params"]) == read_by(code_of(notebook))
+    code = code_of(notebook)
+    synthetic = {"acquire"} if "is_synthetic" in code or "study.title" in code else set()
+    assert read_by(code) <= set(stage_of(notebook)["params"]) <= read_by(code) | synthetic
 
 
-def test_acquire_tracks_exactly_the_parameters_it_reads():
-    source = (TOP / "her2core/cohorts/acquire.py").read_text()
-    assert set(STAGES["acquire"]["params"]) == read_by(source)
+def test_the_stage_acquire_tracks_the_parameters_it_reads():
+    assert set(STAGES["acquire"]["params"]) == read_by(file_of("cohorts.acquire").read_text())
 
 
-def test_every_run_has_a_name_that_can_be_run_and_the_reference_is_one_of_them():
-    for cohort in COHORTS:
-        config = build(TrainConfig, PARAMS[cohort]["train"], cohort)
-        runs = [Run.parse(name, config.window) for name in PARAMS["runs"]]
-        assert len({(run.model, run.window, run.bias_field) for run in runs}) == len(runs)
-        assert config.reference in PARAMS["runs"]
+# --- studies ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_pipeline_of_a_study_is_the_top_levels(name):
+    assert (TOP / f"studies/{name}/dvc.yaml").read_text() == pipeline(name, TOP), f"run: her2 study {name}"
+
+
+def test_only_published_studies_are_in_git():
+    tracked_files = subprocess.run(
+        ["git", "ls-files", "studies"], cwd=TOP, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {path.split("/")[1] for path in tracked_files} <= PUBLISHED_STUDIES
+
+
+@pytest.mark.parametrize("study", ["embedded", *COMMITTED])
+def test_every_run_has_a_name_that_can_be_run_and_the_reference_is_one_of_them(study, monkeypatch):
+    monkeypatch.chdir(TOP)
+    study = Study.open(study)
+    config = study.params("train", TrainConfig)
+    parts = [parse_run(name, config.window) for name in study.runs]
+    assert len(set(parts)) == len(parts) and config.reference in study.runs
 
 
 def missing_keys(cls, values, where):
@@ -217,49 +326,41 @@ def missing_keys(cls, values, where):
             yield from missing_keys(inner, values[field.name], f"{where}.{field.name}")
 
 
-@pytest.mark.parametrize("cohort", COHORTS)
+@pytest.mark.parametrize("study", ["embedded", *COMMITTED])
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_cohort_has_every_section_complete(cohort, section):
-    values, cls = PARAMS[cohort][section], SECTIONS[section]
+def test_every_study_has_every_section_complete(study, section, monkeypatch):
+    monkeypatch.chdir(TOP)
+    study, cls = Study.open(study), SECTIONS[section]
+    values = study.section(section)
     cls = of_source(cls, values, section) if isinstance(cls, dict) else cls
-    build(cls, values, f"{cohort}.{section}")
-    assert list(missing_keys(cls, values, f"{cohort}.{section}")) == []
-    assert set(PARAMS[cohort]) == set(SECTIONS)
-    assert MISSING not in values.values()
+    study.params(section, SECTIONS[section])
+    assert list(missing_keys(cls, values, section)) == [] and MISSING not in values.values()
+    assert set(study.values) == {*OWN, *MERGED}
 
 
-LOCK = TOP / "dvc.lock"
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_study_repeats_nothing_that_the_top_level_says(name):
+    own = YAML(typ="safe").load(TOP / f"studies/{name}/params.yaml")
+
+    def repeated(mine, common, where):
+        if isinstance(mine, dict) and isinstance(common, dict):
+            return [r for k, v in mine.items() for r in repeated(v, common.get(k), f"{where}.{k}")]
+        return [where] if mine == common else []
+
+    assert [r for section in MERGED for r in repeated(own[section], PARAMS[section], section)] == []
 
 
-def md5(path):
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.skipif(PARAMS["cohort"] != "embedded", reason="the committed lock is that of the embedded cohort")
-def test_the_lock_is_fresh_for_code_parameters_and_results_in_git():
-    stages = YAML(typ="safe").load(LOCK)["stages"]
-    names = {n for n in STAGES if "matrix" not in STAGES[n]} | {f"train@{r}" for r in PARAMS["runs"]}
-    assert set(stages) == names
+def test_the_parameters_of_a_stage_are_those_of_its_study_and_what_they_are_merged_with():
+    stages = YAML(typ="safe").load(TOP / "studies/ispy/dvc.yaml")["stages"]
+    assert stages.keys() == STAGES.keys() - {"phantom"}
     for name, stage in stages.items():
-        for entry in stage["deps"] + stage["outs"]:
-            path = TOP / entry["path"]
-            if path.is_file():  # data and models are not in a fresh clone
-                assert entry["md5"] == md5(path), f"{name}: {entry['path']} is not what the lock says: dvc repro"
-        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            now = PARAMS
-            for part in key.split("."):
-                now = now[part]
-            assert value == now, f"{name}: {key} is not what the lock says: dvc repro"
+        assert stage["wdir"] == "../.." and tracked(stage) == tracked(STAGES[name])
+        *common, own = stage["params"]
+        assert set(common) == tracked(stage) & set(MERGED)  # never what stands whole in every study
+        assert set(own["studies/ispy/params.yaml"]) == tracked(stage)
 
 
-@pytest.mark.skipif(PARAMS["cohort"] != "embedded", reason="the committed results are those of the embedded cohort")
-def test_every_result_in_git_was_written_by_a_stage():
-    outs = [o["path"] for s in YAML(typ="safe").load(LOCK)["stages"].values() for o in s["outs"]]
-    tracked = subprocess.run(
-        ["git", "ls-files", "results", "figures"], cwd=TOP, capture_output=True, text=True, check=True
-    ).stdout.split()
-    strangers = [t for t in tracked if not any(t == o or t.startswith(o + "/") for o in outs)]
-    assert strangers == []
+# --- documents ----------------------------------------------------------------------------------------------
 
 
 def test_the_lock_file_of_packages_answers_pyproject():
@@ -272,29 +373,23 @@ def test_the_lock_file_of_packages_answers_pyproject():
 
 
 def test_nothing_tracked_is_large():
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, capture_output=True, text=True, check=True).stdout
-    large = [name for name in tracked.split("\0") if name and (TOP / name).is_file()]
-    assert [name for name in large if (TOP / name).stat().st_size > 5e6] == []
-
-
-def test_the_numbers_of_the_readme_are_those_of_the_metrics():
-    metrics = json.loads((TOP / "results/embedded/metrics.json").read_text())
-    readme = (TOP / "README.md").read_text()
-    for name, title in (("internal", "internal test"), ("external", "external site")):
-        m = metrics[name]
-        auc = f"{m['auc']:.2f} ({m['low']:.2f}–{m['high']:.2f})"
-        assert f"| {title} | {m['patients']} | {m['positives']} | {auc} | {m['balanced_accuracy']:.2f} |" in readme
+    tracked_files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=TOP, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    present = [name for name in tracked_files if name and (TOP / name).is_file()]
+    assert [name for name in present if (TOP / name).stat().st_size > 5e6] == []
 
 
 def test_conda_users_get_the_same_pins_and_ci_runs_the_readmes_test_command():
     environment = YAML(typ="safe").load(TOP / "environment.yml")
     assert environment["dependencies"][-1] == {"pip": ["-r requirements.txt", "-e ."]}
     assert "make test" in (TOP / ".ci/run").read_text() and "make test" in (TOP / "README.md").read_text()
-    targets = set(re.findall(r"^(\w+):", (TOP / "Makefile").read_text(), flags=re.M))
-    assert {"repro", "test", "lab", "figures", "lock", "clean"} <= targets
+    targets = set(re.findall(r"^([\w-]+):", (TOP / "Makefile").read_text(), flags=re.M))
+    assert {"repro", "check", "test", "lab", "figures", "lock", "clean", "clean-all"} <= targets
 
 
-def test_the_readme_maps_every_module_and_every_stage():
+def test_the_readme_maps_every_module_notebook_and_stage():
     readme = (TOP / "README.md").read_text()
-    assert [m for m in ORDER if f"`{m}`" not in readme] == []
+    assert [m for m in ORDER if f"`{m.rpartition('.')[2]}`" not in readme] == []
+    assert [n.stem for n in NOTEBOOKS if f"`{n.stem}`" not in readme] == []
     assert [s for s in STAGES if f"`{s}" not in readme] == []

@@ -18,12 +18,12 @@ from her2core.model import ThdaConfig, ThdaResNet
 from her2core.train import (
     TrainConfig,
     Training,
+    _learning_rate,
+    _learning_rates,
+    _positive_weight,
     begin,
     choose_device,
     fit,
-    learning_rate,
-    learning_rates,
-    positive_weight,
     predict,
     predict_slices,
     train_one_epoch,
@@ -47,7 +47,7 @@ def planted(patients, seed, signal=True):
 
 
 def auc(model, data):
-    from her2core.evaluate import auc as area
+    from her2core.auc import auc as area
 
     return area(*predict(model, data)[1:])
 
@@ -142,7 +142,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from her2core.train import fit, read_checkpoint
+from her2core.train import _read_checkpoint, fit
 from test_train import CONFIG, DROPOUT, planted
 
 checkpoint = Path(sys.argv[2])
@@ -164,7 +164,7 @@ for step in map(int, sys.argv[3:]):
     if child == 0:
         fit(killed_at(step), planted(24, 0), planted(10, 1), CONFIG, 0, checkpoint=checkpoint)
     _, status = os.waitpid(child, 0)
-    print(os.WTERMSIG(status), read_checkpoint(checkpoint)[0]["epoch"])
+    print(os.WTERMSIG(status), _read_checkpoint(checkpoint)[0]["epoch"])
 """
 
 
@@ -172,6 +172,7 @@ def bytes_of(model):
     return {name: tensor.contiguous().numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_twice_ends_with_the_bytes_of_one_that_was_not(tmp_path):
     train, validation, checkpoint = planted(24, 0), planted(10, 1), tmp_path / "seed0.safetensors"
     command = [sys.executable, "-c", KILLED, Path(__file__).parent, checkpoint, "9", "7"]  # steps of 3 an epoch
@@ -221,7 +222,7 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(her2core.train, "save_file", power_cut)
     with pytest.raises(KeyboardInterrupt):
         training.save(tmp_path / "c", "key")
-    assert (tmp_path / "c").read_bytes() == whole
+    assert (tmp_path / "c").read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path):
@@ -253,7 +254,7 @@ def test_a_compiled_network_trains_and_its_model_predicts(monkeypatch):
 def test_validation_patients_of_one_class_are_refused():
     data = planted(8, 1)
     with pytest.raises(ValueError, match="all 8 validation patients are of one class"):
-        fit(BUILD, planted(16, 0), Slices(data.images, data.patient, data.split, 0 * data.her2), CONFIG, seed=0)
+        fit(BUILD, planted(16, 0), Slices(data.images, data.patient, data.split, 0 * data.label), CONFIG, seed=0)
 
 
 def test_a_patient_gets_the_median_of_its_slices():
@@ -261,33 +262,33 @@ def test_a_patient_gets_the_median_of_its_slices():
     model = BUILD().eval()
     with torch.inference_mode():
         slices = model(data.images.float() / 255).sigmoid().numpy().reshape(4, 2)
-    patient, her2, probability = predict(model, data, "median")
-    assert patient.tolist() == ["p0", "p1", "p2", "p3"] and her2.tolist() == [0, 1, 0, 1]
+    patient, label, probability = predict(model, data, "median")
+    assert patient.tolist() == ["p0", "p1", "p2", "p3"] and label.tolist() == [0, 1, 0, 1]
     np.testing.assert_allclose(probability, np.median(slices, 1), rtol=1e-5)
 
 
 def test_positives_weigh_as_much_as_negatives():
     data = planted(10, 0)
     few = Slices(data.images, data.patient, data.split, np.repeat([1, 0, 0, 0, 0, 0, 0, 0, 1, 0], 2))
-    assert positive_weight(few, CONFIG).item() == 4
-    assert positive_weight(few, replace(CONFIG, class_weight="none")).item() == 1
+    assert _positive_weight(few, CONFIG).item() == 4
+    assert _positive_weight(few, replace(CONFIG, class_weight="none")).item() == 1
 
 
 def test_training_patients_of_one_class_are_refused():
     data = planted(4, 0)
     with pytest.raises(ValueError, match="0 of 4 training patients are HER2-positive"):
-        positive_weight(Slices(data.images, data.patient, data.split, 0 * data.her2), CONFIG)
+        _positive_weight(Slices(data.images, data.patient, data.split, 0 * data.label), CONFIG)
 
 
 def test_the_learning_rate_warms_up_and_ends_near_zero():
-    rates = [learning_rate(s, 100, CONFIG) for s in range(100)]
+    rates = [_learning_rate(s, 100, CONFIG) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == 1 and rates.index(1) == 9
     assert rates[-1] < 0.001 and rates[10:] == sorted(rates[10:], reverse=True)
 
 
 def test_each_epoch_has_its_part_of_the_learning_rates():
-    parts = [rate for done in range(CONFIG.epochs) for rate in learning_rates(done, 5, CONFIG)]
-    assert parts == [CONFIG.lr * learning_rate(step, 30, CONFIG) for step in range(30)]
+    parts = [rate for done in range(CONFIG.epochs) for rate in _learning_rates(done, 5, CONFIG)]
+    assert parts == [CONFIG.lr * _learning_rate(step, 30, CONFIG) for step in range(30)]
 
 
 @pytest.mark.parametrize(

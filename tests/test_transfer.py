@@ -95,7 +95,7 @@ def test_a_transfer_killed_in_the_middle_is_taken_up_and_ends_in_the_same_bytes(
         wait_for(lambda: any((tmp_path / "dce").glob("[0-9]*")))
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
-        assert transfer.problem_with(series, tmp_path / "dce")
+        assert transfer._problem_with(series, tmp_path / "dce")
         server.pause_s = 0
         transfer.fetch_series(series, tmp_path / "dce", server.url, 1)
     assert contents(tmp_path / "dce") == contents(bucket / "idc-open-data" / UUID)
@@ -168,7 +168,7 @@ def test_a_file_that_the_server_does_not_give_is_told_apart_from_a_server_that_c
     folder, md5 = release
     monkeypatch.setattr(Archive, "do_GET", lambda self: self.send(status))
     (tmp_path / ".x.partial").write_bytes(b"begun")
-    with serve(folder) as server, pytest.raises(ValueError, match=rf"x: not to be had there; .* HTTP {status}$"):
+    with serve(folder) as server, pytest.raises(ValueError, match=rf"x: not available; .* HTTP {status}$"):
         transfer.fetch_file(f"{server.url}/x", tmp_path / "x", md5)
     assert (tmp_path / ".x.partial").read_bytes() == b"begun"
 

@@ -1,9 +1,10 @@
-"""Axis order and geometry: array order z, y, x on one side, SimpleITK's x, y, z on the other."""
+"""Axis order and geometry, z, y, x in arrays and x, y, z in SimpleITK; and which phases of a series count."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from her2core.formats.volume import DceSeries, Geometry, from_sitk, to_sitk
+from her2core.formats.volume import DceSeries, Geometry, Phases, from_sitk, nearest_phases, to_sitk
 
 TILT = np.deg2rad(20)
 OBLIQUE = ((0.0, -np.sin(TILT), np.cos(TILT)), (0.0, np.cos(TILT), np.sin(TILT)), (-1.0, 0.0, 0.0))
@@ -71,3 +72,44 @@ def test_times_must_be_as_many_as_phases_and_may_all_be_unknown():
     with pytest.raises(ValueError, match="2 phases but 1 times"):
         DceSeries(np.zeros((2, 1, 2, 2)), Geometry((1, 1, 1)), (0.0,))
     DceSeries(np.zeros((2, 1, 2, 2)), Geometry((1, 1, 1)), (NAN, NAN))
+
+
+@pytest.mark.parametrize("indices", [(0, 1, 2), (1, 2, 9), (0, 2, 2)], ids=str)
+def test_phases_ascend_and_early_may_be_late(indices):
+    phases = Phases(*indices)
+    assert (phases.pre, phases.early, phases.late) == tuple(phases) == indices
+    phases.check(indices[2] + 1)
+
+
+@pytest.mark.parametrize("indices", [(0, 0, 2), (-1, 1, 2), (0, 2, 1), (2, 1, 3)], ids=str)
+def test_phases_that_do_not_ascend_from_zero_are_refused(indices):
+    with pytest.raises(ValueError, match=rf"phases \[{indices[0]}, .*\], expected pre < early ≤ late"):
+        Phases(*indices)
+
+
+def test_phases_must_lie_inside_the_series():
+    with pytest.raises(ValueError, match=r"phases \[0, 2, 6\], counted from 0, .* among the 6 found"):
+        Phases(0, 2, 6).check(6)
+
+
+@pytest.mark.parametrize("table", [dict, pd.Series])
+def test_phases_are_those_that_a_row_names_or_none(table):
+    row = {"pre": 0.0, "post_early": 2, "post_late": 6.0, "late": 4}
+    found = Phases.named(table(row))
+    assert found == Phases(0, 2, 6) and all(type(k) is int for k in found)
+    assert Phases.named(table(row), ("pre", "post_early", "late")) == Phases(0, 2, 4)
+    for missing in (None, NAN, pd.NA):
+        assert Phases.named(table(row | {"post_early": missing})) is None
+    assert Phases.named(table({"pre": 0, "post_early": 2})) is None
+    with pytest.raises(ValueError, match=r"phases \[0, 2, 1\]"):
+        Phases.named(table(row | {"post_late": 1}))
+
+
+def test_the_phases_nearest_in_time_must_be_three():
+    assert nearest_phases((0.0, 72.0, 144.0, 216.0, 390.0), 150, 450) == Phases(0, 2, 4)
+    with pytest.raises(ValueError, match="phases at 0, 300 s: expected an early one near 150 s and a later"):
+        nearest_phases((0.0, 300.0), 150, 450)
+    with pytest.raises(ValueError, match="phases at 0 s: expected"):
+        nearest_phases((0.0,), 150, 450)
+    with pytest.raises(ValueError, match="the files do not say when each phase was acquired"):
+        nearest_phases((NAN, NAN, NAN), 150, 450)

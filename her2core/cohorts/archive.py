@@ -2,13 +2,13 @@
 
 I-SPY2 and AMBL come as DICOM series from the NCI Imaging Data Commons (IDC), by the pinned manifests; I-SPY1 from
 BreastDCEDL's MinCrop release on Zenodo, because only that has all of its 167 patients with a known HER2 status.
-I-SPY2 may come from either.  166 GB of series never lie on disk together: patient by patient they are
+I-SPY2 may come from either.  The 166 GB of series are never on disk together: patient by patient they are
 downloaded, read, cropped as MinCrop crops, stored, and deleted.
 
 <folder>/
     <dataset>/dce/*.nii.gz, <dataset>/mask/*.nii.gz   BreastDCEDL's layout, pre, early and late phase
-    downloads/                                         what is under way: a patient's series, a release's file; of a
-                                                       patient that failed it stays, and the next run goes on there
+    downloads/                                         unfinished: a patient's series, a release's file.  Those of a
+                                                       patient that failed stay, and the next run continues there
 """
 
 import hashlib
@@ -18,29 +18,31 @@ import shutil
 import tarfile
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from her2core.cohorts import manifest
-from her2core.cohorts.labels import breastdcedl_phases, index_lesion, read_ambl_clinical, read_breastdcedl
+from her2core.cohorts.labels import breastdcedl_phases, index_lesion, read_ambl_clinical, read_breastdcedl_table
 from her2core.cohorts.transfer import Unreachable, check_reachable, check_space, fetch_file, fetch_series
 from her2core.config import root
-from her2core.formats.dicom import read_dce, read_seg, read_seg_labels
-from her2core.formats.nifti import PHASE_COLUMNS, mask_file, min_crop, phase_files, write_breastdcedl
-from her2core.formats.volume import DceSeries, nearest_phases
+from her2core.formats.dicom import read_dce
+from her2core.formats.nifti import mask_file, min_crop, phase_files, write_breastdcedl
+from her2core.formats.seg import read_seg, read_seg_labels
+from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Phases, nearest_phases
 from her2core.parallel import each
-from her2core.records import read_record, write_record
+from her2core.records import read_record, whole, write_record
 
-MINCROP = {  # of Zenodo record 18114231: file, MD5
+_MINCROP = {  # of Zenodo record 18114231: file, MD5
     "spy2": ("BreastDCEDL_ISPY2_min_crop.tar.gz", "2f1a00310bd00d344664319fb7bd679c"),
     "spy1": ("BreastDCEDL_ISPY1_min_crop.tar.gz", "d2d2630940a861819e6a385877f45ba5"),
     "table": ("BreastDCEDL_metadata_min_crop.csv", "d58b84d0f343b4b8338cbb222e6dda08"),
 }
-PUBLISHED = {"spy2": (982, 982), "spy1": (172, 167)}  # patients of BreastDCEDL, and those with a HER2 status
-KEPT_MB = 16.7  # per patient: three cropped phases, uncompressed; 16.4 GB over the 982 of I-SPY2
-MEANING = {"spy2": "tumour_is_zero", "spy1": "segments"}
+_BREASTDCEDL = {"spy2": (982, 982), "spy1": (172, 167)}  # its patients, and those with a HER2 status
+_KEPT_MB = 16.7  # per patient: three cropped phases, uncompressed; 16.4 GB over the 982 of I-SPY2
+_MEANING = {"spy2": "tumour_is_zero", "spy1": "segments"}
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class ArchiveConfig:
     ambl_clinical: the collection's spreadsheet, to be downloaded by hand from its page at TCIA; relative to the
         compendium.  ambl_her2: values of its column HER2 [SII] → 1, 0 or null (equivocal); public projects read
         this column in opposite ways, so the sheet's own legend decides, and a value not listed stops the run.
-    early_s, late_s: wanted times after the first phase, where no table names the phases (AMBL).
-    ambl_phases: indices of pre, early and late instead, where the files carry no times either; null: by time.
+    early_s, late_s: wanted times after the first phase, in seconds, where no table names the phases (AMBL).
+    ambl_phases: indices of pre, early and late instead, where the files have no times either; null: by time.
     crop_px, margin_slices: MinCrop keeps 256 × 256 pixels around the tumour and two slices beyond it.
-    allow_missing: false ends with an error when a patient that should be there could not be had or read; true
-        goes on without it.  Whom the manifests leave out is known beforehand and no error.  Either way the
-        patient has a row that says why.
+    allow_missing: false ends with an error when an expected patient could not be obtained or read; true goes on
+        without.  Patients that the manifests leave out are known beforehand and no error.  Either way a patient
+        that is missing has a row that says why.
     idc, zenodo: addresses.  connections: at once, per patient.  jobs: patients at once.
     """
 
@@ -84,11 +86,8 @@ class ArchiveConfig:
                 raise ValueError(f"collections: {name} from {where!r}, expected one of {allowed}")
 
 
-# ------------------------------------------------------------------------------------------------------ the plan
-
-
-def read_series(dataset):
-    """A collection's manifest → the series of patients with images and SEG; {patient: why not} of the others."""
+def _read_series(dataset):
+    """A collection's manifest → series of the patients with images and SEG; {patient: why not} for the others."""
     folder = root() / "manifests"
     table = manifest.read_manifest(folder / f"{manifest.MANIFESTS[dataset]}.csv")
     out = pd.read_csv(folder / "excluded.csv", index_col="patient")["reason"].to_dict()
@@ -96,34 +95,34 @@ def read_series(dataset):
     return table[~table["patient"].isin(list(out))], out
 
 
-def under_way_gb(series, config):
-    """The most that lies in downloads/ at a time."""
+def _under_way_gb(series, config):
+    """The most that is in downloads/ at a time."""
     return series.groupby("patient")["size_MB"].sum().max() / 1000 * max(config.jobs, 1)
 
 
-def plan(config, series):
-    """What getting the cohort means, one row per collection; GB: NaN where unknown.  series: of each from IDC."""
+def plan(config: ArchiveConfig, series: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """What obtaining the cohort takes, by collection; GB are NaN where unknown.  series: of those from IDC."""
     rows = []
     for dataset, where in config.collections.items():
         if where == "idc":
-            row = manifest.plan(series[dataset])
+            row = manifest.totals(series[dataset])
         else:
-            row = {"patients": PUBLISHED[dataset][0], "series": 0, "instances": 1, "GB": np.nan}
+            row = {"patients": _BREASTDCEDL[dataset][0], "series": 0, "instances": 1, "GB": np.nan}
             row["licences"] = [manifest.MINCROP_LICENCE]
-        rows.append({"collection": dataset, "from": where} | row | {"kept_GB": row["patients"] * KEPT_MB / 1000})
+        rows.append({"collection": dataset, "from": where} | row | {"kept_GB": row["patients"] * _KEPT_MB / 1000})
     table = pd.DataFrame(rows).rename(columns={"instances": "files", "GB": "download_GB"})
     return table.assign(licences=table["licences"].str.join(", "))
 
 
-def describe(config):
-    """The plan in words; without network."""
-    series = {dataset: read_series(dataset)[0] for dataset, where in config.collections.items() if where == "idc"}
+def describe(config: ArchiveConfig) -> str:
+    """The plan in words; needs no network."""
+    series = {dataset: _read_series(dataset)[0] for dataset, where in config.collections.items() if where == "idc"}
     table = plan(config, series)
     size, kept = table["download_GB"].sum(), table["kept_GB"].sum()
-    peak = kept + max((under_way_gb(part, config) for part in series.values()), default=0.0)
+    peak = kept + max((_under_way_gb(part, config) for part in series.values()), default=0.0)
     hours = size * 8 / 3600  # at 1 Gbit/s
     patients = f"Patients: {table['patients'].sum():,}"
-    if known := [PUBLISHED[d][1] for d in config.collections if d in PUBLISHED]:
+    if known := [_BREASTDCEDL[d][1] for d in config.collections if d in _BREASTDCEDL]:
         patients += f"; HER2 status known in BreastDCEDL: {' + '.join(map(str, known))} = {sum(known):,}"
     lines = [
         table.round(1).to_string(index=False, na_rep="unknown") + "\n",
@@ -132,15 +131,17 @@ def describe(config):
         f"Disk: up to {peak:.0f} GB, of which {kept:.0f} GB stay; series are deleted patient by patient",
     ]
     if table["download_GB"].isna().any():
-        lines.append("On top of both: Zenodo's part, its size told only when asked (all of MinCrop: 22 to 25 GB)")
+        lines.append(
+            "On top of both: Zenodo's part, whose size only its server tells (all of MinCrop: 22 to 25 GB)"
+        )
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------------------------- IDC: series
+# --- from IDC: DICOM series, patient by patient ---
 
 
-def fetch_patient(series, folder, config):
-    """All series of a patient, with one SEG among them → folders of its DCE series, and the SEG file.
+def _fetch_patient(series, folder, config):
+    """All series of a patient, one SEG among them → folders of the DCE series, and the SEG file.
 
     Raises as `fetch_series` does.
     """
@@ -155,49 +156,44 @@ def fetch_patient(series, folder, config):
     return dce, seg
 
 
-# ------------------------------------------------------------------------------------- one patient, cropped, kept
-
-
-def phases_of(row, times_s, config):
-    """Indices of pre, early and late: the table's, else MinCrop's rule for I-SPY, else by time after contrast."""
-    named = [row[c] for c in PHASE_COLUMNS]
-    if not any(pd.isna(k) for k in named):
-        return [int(k) for k in named]
+def _phases_of(row, times_s, config):
+    """Pre, early and late: the table's, else MinCrop's rule for I-SPY, else by time after contrast."""
+    if named := Phases.named(row):
+        return named
     if row["dataset"] != "ambl":
-        return list(breastdcedl_phases(len(times_s)))
+        return Phases(*breastdcedl_phases(len(times_s)))
     if config.ambl_phases is not None:
-        return list(config.ambl_phases)
+        return Phases(*config.ambl_phases)
     return nearest_phases(times_s, config.early_s, config.late_s)
 
 
-def tumour(row, lesions, seg, series):
+def _tumour(row, lesions, seg, series):
     """The mask of a patient's tumour, bool `(Z, Y, X)`.
 
-    AMBL has a segment per lesion, benign ones too, and its table counts lesions: the segments are taken in the
-    table's order where both count as many, else nobody can tell which is which, a ValueError.
+    AMBL has a segment per lesion, benign ones too, and its table counts lesions: where both count as many, the
+    segments are in the table's order; otherwise nothing tells which is which, and that is a ValueError.
     """
     shape = series.array.shape[1:]
     if row["dataset"] != "ambl":
-        return read_seg(seg, series.geometry, shape, meaning=MEANING[row["dataset"]])
+        return read_seg(seg, series.geometry, shape, meaning=_MEANING[row["dataset"]])
     labels = read_seg_labels(seg, series.geometry, shape)
     found = len(np.unique(labels)) - 1
     if found != lesions["count"]:
-        raise ValueError(f"{found} segments for {lesions['count']} lesions of the table")
+        raise ValueError(f"{seg.name}: {found} segments, expected {lesions['count']}, one per lesion of the table")
     mask = np.isin(labels, lesions["malignant"])
     if not mask.any():
-        raise ValueError(f"segments {lesions['malignant']} are empty")
+        raise ValueError(f"{seg.name}: segments {lesions['malignant']}, the malignant lesions, are empty")
     return mask
 
 
-def crop_patient(row, lesions, dce, seg, folder, config):
-    """Series of a patient → three cropped phases and their mask in BreastDCEDL's layout; returns the paths and
-    what the images say of the patient, in the table's columns.  Early may be late, and is then the same file."""
+def _crop_patient(row, lesions, dce, seg, folder, config):
+    """Write a patient's three cropped phases and mask in BreastDCEDL's layout; returns the paths, and what the
+    images say of the patient in the table's columns.  Early and late may be one phase, and are then one file."""
     series = read_dce(*dce)
-    mask = tumour(row, lesions, seg, series)
-    pre, early, late = chosen = phases_of(row, series.times_s, config)
-    if not 0 <= pre < early <= late < len(series.array):
-        raise ValueError(f"phases {chosen} of {len(series.array)} are not pre < early ≤ late")
-    phases, cropped, _ = min_crop(series.array[chosen], mask, config.margin_slices, config.crop_px)
+    mask = _tumour(row, lesions, seg, series)
+    chosen = _phases_of(row, series.times_s, config)
+    chosen.check(len(series.array))
+    phases, cropped, _ = min_crop(series.array[list(chosen)], mask, config.margin_slices, config.crop_px)
     small = DceSeries(phases, series.geometry, (float("nan"),) * 3)
     home = folder / row["dataset"]
     for stale in home.glob(f"dce/{row['pid']}_*"):  # of an earlier recipe, perhaps with other phases
@@ -205,97 +201,90 @@ def crop_patient(row, lesions, dce, seg, folder, config):
     write_breastdcedl(small, cropped, home, patient_id=row["pid"], cohort=row["dataset"], phases=chosen)
     paths = [*phase_files(home, row["pid"]).values(), mask_file(home, row["pid"])]
     z_mm, _, x_mm = series.geometry.spacing_mm
-    return paths, {
-        **dict(zip(PHASE_COLUMNS, chosen, strict=True)),
-        **{"n_times": len(series.array), "slice_thick": z_mm, "xy_spacing": x_mm, "layout": "breastdcedl"},
-        "mask_voxels": int(mask.sum()),
-    }
+    found = dict(zip(PHASE_COLUMNS, chosen, strict=True)) | {"n_times": len(series.array)}
+    found |= {"slice_thick": z_mm, "xy_spacing": x_mm, "layout": "breastdcedl", "mask_voxels": int(mask.sum())}
+    return paths, found
 
 
-def recipe(config, row, series, lesions):
-    """Digest of all that a patient's stored files depend on: not the table's labels, `complete` adds those."""
+def _recipe(config, row, series, lesions):
+    """Digest of all that a patient's stored files depend on: not the table's labels, which `_complete` adds."""
     settings = [config.early_s, config.late_s, config.ambl_phases, config.crop_px, config.margin_slices]
     text = json.dumps([settings, [row[c] for c in PHASE_COLUMNS], [s["crdc_series_uuid"] for s in series], lesions])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stored(job, config, folder):
-    """The record of a patient whose files are complete and are what they would be today; else None."""
+def _stored(job, config, folder):
+    """The record of a patient whose files are complete and of today's recipe; None otherwise."""
     record = read_record(folder, job[0]["pid"])
-    return record if record and record["recipe"] == recipe(config, *job) else None
+    return record if record and record["recipe"] == _recipe(config, *job) else None
 
 
-def get_patient(job, config, folder):
-    """One patient from IDC → its record, or the reason why not.  job: row, series, lesions (None but for AMBL).
+def _get_patient(job, config, folder):
+    """One patient from IDC → its record, or the reason why there is none.  job: row, series, lesions (AMBL only).
 
-    Of a patient that fails the series stay in downloads/<patient>, so that the next run fetches only what lacks;
-    who deletes them has all of them fetched again.
+    If that fails, the series stay in downloads/<patient>, and the next run fetches only what is missing there.
     """
     row, series, lesions = job
-    if record := stored(job, config, folder):
+    if record := _stored(job, config, folder):
         return record
     raw = folder / "downloads" / row["pid"]
     try:
-        dce, seg = fetch_patient(series, raw, config)
-        paths, found = crop_patient(row, lesions, dce, seg, folder, config)
+        dce, seg = _fetch_patient(series, raw, config)
+        paths, found = _crop_patient(row, lesions, dce, seg, folder, config)
     except Unreachable:
         raise
     except (ValueError, OSError) as error:
         return {"layout": "breastdcedl", "reason": f"not usable: {error}"}
     uids = " ".join(s["SeriesInstanceUID"] for s in series)
-    record = write_record(folder, row["pid"], paths, recipe=recipe(config, *job), series_uid=uids, found=found)
+    record = write_record(folder, row["pid"], paths, recipe=_recipe(config, *job), series_uid=uids, found=found)
     shutil.rmtree(raw)
     return record
 
 
-def get_idc(dataset, rows, lesions, config, folder):
-    """A collection from IDC, several patients at a time → {patient: its record, or the reason why not}."""
-    series, out = read_series(dataset)
+def _get_idc(dataset, rows, lesions, config, folder):
+    """A collection from IDC, several patients at once → {patient: its record, or the reason why there is none}."""
+    series, out = _read_series(dataset)
     parts = {patient: part.to_dict("records") for patient, part in series.groupby("patient")}
     jobs = [(row, parts[row["pid"]], lesions.get(row["pid"])) for row in rows if row["pid"] in parts]
-    if new := sum(stored(job, config, folder) is None for job in jobs):
+    if new := sum(_stored(job, config, folder) is None for job in jobs):
         check_reachable(config.idc)
-        check_space(new * KEPT_MB / 1000 + under_way_gb(series, config), folder)
-    made = each(partial(get_patient, config=config, folder=folder), jobs, config.jobs, dataset)
+        check_space(new * _KEPT_MB / 1000 + _under_way_gb(series, config), folder)
+    made = each(partial(_get_patient, config=config, folder=folder), jobs, config.jobs, dataset)
     results = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
     return results | {row["pid"]: result for (row, *_), result in zip(jobs, made, strict=True)}
 
 
-# ----------------------------------------------------------------------------------------- Zenodo: MinCrop, whole
+# --- from Zenodo: MinCrop ---
 
 
-def unpack(archive, home, dataset):
-    """MinCrop's tar → <home>/dce and <home>/mask; only files of the release's own names are written."""
+def _unpack(archive, home, dataset):
+    """MinCrop's tar → <home>/dce and <home>/mask; only files named as the release names them are written."""
     file = rf"[A-Za-z0-9_][A-Za-z0-9_-]*_{dataset}_[A-Za-z0-9_]+\.nii(?:\.gz)?"
     pattern = re.compile(rf"(?:[^/]+/)*(dce|mask)/({file})")
-    for name in ("dce", "mask"):
-        (home / name).mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "r|*") as tar:
         for member in tqdm(tar, desc=f"unpack {archive.name}", unit="file"):
             match = pattern.fullmatch(member.name)
             target = home / match[1] / match[2] if match and member.isfile() else None
             if target is None or (target.is_file() and target.stat().st_size == member.size):
                 continue
-            part = target.with_name(f".partial-{target.name}")
-            with open(part, "wb") as out:
+            with whole(target) as part, open(part, "wb") as out:
                 shutil.copyfileobj(tar.extractfile(member), out)
-            part.replace(target)
 
 
-def get_mincrop(dataset, rows, config, folder):
-    """A collection of the MinCrop release → {patient: its record, or the reason why not}."""
-    name, md5 = MINCROP[dataset]
+def _get_mincrop(dataset, rows, config, folder):
+    """A collection of the MinCrop release → {patient: its record, or the reason why there is none}."""
+    name, md5 = _MINCROP[dataset]
     known = {row["pid"]: read_record(folder, row["pid"]) for row in rows}
     if missing := [pid for pid, record in known.items() if record is None or record["recipe"] != md5]:
         archive = fetch_file(f"{config.zenodo}/{name}/content", folder / "downloads" / name, md5)
-        unpack(archive, folder / dataset, dataset)
-        known |= {pid: keep_mincrop(pid, folder, dataset, md5) for pid in missing}
+        _unpack(archive, folder / dataset, dataset)
+        known |= {pid: _keep_mincrop(pid, folder, dataset, md5) for pid in missing}
         archive.unlink()
     return known
 
 
-def keep_mincrop(patient, folder, dataset, md5):
-    """The record of one unpacked patient, or the reason why not."""
+def _keep_mincrop(patient, folder, dataset, md5):
+    """The record of one unpacked patient, or the reason why there is none."""
     try:
         files, mask = phase_files(folder / dataset, patient), mask_file(folder / dataset, patient)
     except ValueError as error:
@@ -304,36 +293,36 @@ def keep_mincrop(patient, folder, dataset, md5):
     return write_record(folder, patient, [*files.values(), mask], recipe=md5, series_uid="", found=found)
 
 
-# ------------------------------------------------------------------------------------------------------ all of it
+# --- the whole cohort ---
 
 
-def plain(value):
+def _plain(value):
     """A table's value as JSON has it; missing is None."""
     return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
 
 
-def clinical_rows(config, folder):
+def _clinical_rows(config, folder):
     """Rows of BreastDCEDL's table and of AMBL's spreadsheet, in the same columns; and AMBL's lesions by patient."""
     parts, lesions = [], {}
-    if "ambl" in config.collections:  # first: it is there or not, and no download is in vain
+    if "ambl" in config.collections:  # first, so that a missing sheet is noticed before anything is downloaded
         sheet = root() / config.ambl_clinical
         if not sheet.is_file():
             raise ValueError(
                 f"{config.ambl_clinical}: no such file; download the clinical spreadsheet from the page of "
-                "Advanced-MRI-Breast-Lesions at TCIA (10.7937/c7x1-yn57), or leave ambl out of `collections`"
+                "Advanced-MRI-Breast-Lesions at TCIA (10.7937/c7x1-yn57), or remove ambl from `collections`"
             )
-        table, lesions = ambl_table(read_ambl_clinical(sheet, config.ambl_her2))
+        table, lesions = _ambl_table(read_ambl_clinical(sheet, config.ambl_her2))
         parts.append(table)
     if set(config.collections) & {"spy1", "spy2"}:
-        name, md5 = MINCROP["table"]
+        name, md5 = _MINCROP["table"]
         path = fetch_file(f"{config.zenodo}/{name}/content", folder / name, md5)
-        table = read_breastdcedl(path)
+        table = read_breastdcedl_table(path)
         parts.append(table[table["dataset"].isin(list(config.collections))].assign(reason=""))
     rows = pd.concat(parts, ignore_index=True).to_dict("records")
-    return [{name: plain(value) for name, value in row.items()} for row in rows], lesions
+    return [{name: _plain(value) for name, value in row.items()} for row in rows], lesions
 
 
-def ambl_table(lesions):
+def _ambl_table(lesions):
     """AMBL's patients in BreastDCEDL's columns; {patient: count of lesions in the sheet, malignant ones}."""
     known, table = index_lesion(lesions)
     counted = lesions[lesions["malignant"].notna()].groupby("patient").size()
@@ -341,10 +330,10 @@ def ambl_table(lesions):
     return table, {p: {"count": int(counted[p]), "malignant": part.tolist()} for p, part in malignant}
 
 
-def complete(row, result):
-    """A patient's record with the row as the table has it today, or the row with the reason why there is no record.
+def _complete(row, result):
+    """A patient's record with the table's present row, or that row with the reason why there is no record.
 
-    What the files say goes before the table, but for phases that it names: those chose the files.
+    What the files say takes precedence over the table, except for phases that it names: they chose the files.
     """
     if "files" not in result:
         return row | result
@@ -352,21 +341,21 @@ def complete(row, result):
     return result | {"metadata": row | result["found"] | named}
 
 
-def get(config, folder):
-    """The whole cohort, as far as it can be had → records of the complete patients, rows of the others.
+def get(config: ArchiveConfig, folder: Path) -> tuple[list[dict], list[dict]]:
+    """Get all patients that can be obtained → records of the complete ones, rows with a reason of the others.
 
-    Reasons that begin with "not usable" are failures, and so is a patient of whom the manifests say nothing; whom
-    the table or excluded.csv rules out, or who has no SEG in the manifest, was known beforehand.
+    A reason that begins with "not usable" is a failure; a patient whom the manifests do not mention is one, too.
+    All others were known beforehand: the table or excluded.csv rules the patient out, or the manifest has no SEG.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows, lesions = clinical_rows(config, folder)
+    rows, lesions = _clinical_rows(config, folder)
     results = [row for row in rows if row["reason"]]
     unlisted = {"reason": "not usable: neither in the manifest nor in manifests/excluded.csv"}
     for dataset, where in config.collections.items():
         todo = [row for row in rows if row["dataset"] == dataset and not row["reason"]]
         if where == "zenodo":
-            known = get_mincrop(dataset, todo, config, folder)
+            known = _get_mincrop(dataset, todo, config, folder)
         else:
-            known = get_idc(dataset, todo, lesions, config, folder)
-        results += [complete(row, known.get(row["pid"], unlisted)) for row in todo]
+            known = _get_idc(dataset, todo, lesions, config, folder)
+        results += [_complete(row, known.get(row["pid"], unlisted)) for row in todo]
     return [r for r in results if "files" in r], [r for r in results if "files" not in r]

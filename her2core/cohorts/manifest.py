@@ -1,9 +1,9 @@
-"""Which series of the archive make the real cohort:  python -m her2core.cohorts.manifest [BreastDCEDL's I-SPY2 table]
+"""Which series of the archive make the real cohort:  python -m her2core.cohorts.manifest [TABLE]
 
 Found by rule in the offline index of the NCI Imaging Data Commons (package idc-index-data), never by hand.
-Every patient of a collection is either in its manifest or a row with a reason in excluded.csv.  What the
-archive cannot tell is who of I-SPY2 is in BreastDCEDL: that comes from the table's column `pid`, or without
-a table from the manifest that is there.  A `crdc_series_uuid` stands for one revision of a series for good.
+Every patient of a collection is either in its manifest or a row with a reason in excluded.csv.  The archive
+cannot tell which patients of I-SPY2 are in BreastDCEDL: the column `pid` of TABLE, BreastDCEDL's table of I-SPY2,
+does, or without TABLE the present manifest.  A `crdc_series_uuid` names one revision of a series, for good.
 """
 
 import csv
@@ -14,15 +14,16 @@ from pathlib import Path
 import pandas as pd
 
 from her2core.config import root
+from her2core.records import PATIENT_ID, whole
 
-COLLECTIONS = ("ispy2", "acrin_6698", "ispy1", "advanced_mri_breast_lesions")
+_COLLECTIONS = ("ispy2", "acrin_6698", "ispy1", "advanced_mri_breast_lesions")
 MANIFESTS = {"spy2": "ispy2", "spy1": "ispy1", "ambl": "ambl"}  # dataset: name of its CSV
 MINCROP_LICENCE = "CC BY-NC 4.0"  # of BreastDCEDL's MinCrop release, which no manifest lists
 BUCKET = "idc-open-data"  # of all four collections; bucket and crdc_series_uuid make the address
-COLUMNS = {  # of a manifest: the index's name, what the text may be; an identifier becomes a folder's name
-    "patient": ("PatientID", r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"),
+_COLUMNS = {  # of a manifest: its name in the index, what its text must match
+    "patient": ("PatientID", PATIENT_ID),
     "role": ("role", "dce|seg"),
-    "collection": ("collection_id", "|".join(COLLECTIONS)),
+    "collection": ("collection_id", "|".join(_COLLECTIONS)),
     "SeriesInstanceUID": ("SeriesInstanceUID", r"(?=[0-9.]{3,64}$)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+"),
     "crdc_series_uuid": ("crdc_series_uuid", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     "instances": ("instanceCount", "[1-9][0-9]{0,8}"),
@@ -31,18 +32,18 @@ COLUMNS = {  # of a manifest: the index's name, what the text may be; an identif
     "source_DOI": ("source_DOI", r"10\.[0-9]+/[A-Za-z0-9._/-]+"),
     "idc_version": ("idc_version", "[1-9][0-9]*"),
 }
-RULED_BY = "StudyInstanceUID StudyDate StudyDescription Modality SeriesDescription SeriesNumber aws_bucket".split()
-INDEX_COLUMNS = (*(n for n, _ in COLUMNS.values() if n not in ("role", "idc_version")), *RULED_BY)
-BREASTDCEDL_ISPY2 = 982  # patients
-T0 = ("ISPY2_MRI_T0", "ACRIN-6698_ISPY2_MRI_T0")
-DCE, MASK, SER = ": original DCE", ": Analysis Mask", ": SER"
-VOI_SEG = "VOI PE Segmentation thresh="
-REGISTERED = "Registered AX Sen Vibrant MultiPhase"
+_RULED_BY = "StudyInstanceUID StudyDate StudyDescription Modality SeriesDescription SeriesNumber aws_bucket".split()
+_INDEX_COLUMNS = (*(n for n, _ in _COLUMNS.values() if n not in ("role", "idc_version")), *_RULED_BY)
+_BREASTDCEDL_ISPY2 = 982  # patients
+_T0 = ("ISPY2_MRI_T0", "ACRIN-6698_ISPY2_MRI_T0")
+_DCE, _MASK, _SER = ": original DCE", ": Analysis Mask", ": SER"
+_VOI_SEG = "VOI PE Segmentation thresh="
+_REGISTERED = "Registered AX Sen Vibrant MultiPhase"
 
 
-def read_index(columns, collections):
+def _read_index(columns, collections):
     """Rows of some collections as a frame, plus `idc_version`; missing text is ""."""
-    # here, so that reading a manifest needs neither package
+    # imported here: reading a manifest needs neither package
     import idc_index_data
     import pyarrow
     import pyarrow.compute
@@ -50,7 +51,7 @@ def read_index(columns, collections):
 
     index = pyarrow.parquet.ParquetFile(idc_index_data.IDC_INDEX_PARQUET_FILEPATH)
     wanted = pyarrow.array(collections, pyarrow.large_string())
-    batches = []  # the file is one block of a million rows: filtered piece by piece it never stands in memory
+    batches = []  # a block of a million rows, filtered piece by piece so that it is never in memory as a whole
     for batch in index.iter_batches(20_000, columns=list(columns), use_threads=False):
         batches.append(batch.filter(pyarrow.compute.is_in(batch["collection_id"], wanted)))
     frame = pyarrow.Table.from_batches(batches).to_pandas()
@@ -59,7 +60,7 @@ def read_index(columns, collections):
     return frame.fillna(dict.fromkeys(text, "")).assign(idc_version=version)
 
 
-def one_each(series, patients, what):
+def _one_each(series, patients, what):
     """The series of `patients`; ValueError unless each has exactly one."""
     counts = series["PatientID"].value_counts().reindex(sorted(patients), fill_value=0)
     if (counts != 1).any():
@@ -69,29 +70,29 @@ def one_each(series, patients, what):
     return series[series["PatientID"].isin(patients)]
 
 
-def refuse(bad, expected, column):
-    """Raise ValueError for the first of the rows that cannot be, if there is one."""
+def _refuse(bad, expected, column):
+    """Raise ValueError for the first of the bad rows, if there are any."""
     if len(bad):
         first = bad.iloc[0]
         raise ValueError(f"{first['PatientID']}: expected {expected}, found {column} {first[column]}")
 
 
-def manifest(dce, seg):
+def _manifest(dce, seg):
     """Chosen rows of the index → the manifest's columns, sorted."""
     rows = pd.concat([dce.assign(role="dce"), seg.assign(role="seg")])
-    refuse(rows[rows["aws_bucket"] != BUCKET], BUCKET, "aws_bucket")
-    table = rows.rename(columns={name: column for column, (name, _) in COLUMNS.items()})[list(COLUMNS)]
+    _refuse(rows[rows["aws_bucket"] != BUCKET], BUCKET, "aws_bucket")
+    table = rows.rename(columns={name: column for column, (name, _) in _COLUMNS.items()})[list(_COLUMNS)]
     return table.sort_values(["patient", "role", "SeriesInstanceUID"], ignore_index=True)
 
 
-def excluded(index, reasons):
+def _excluded(index, reasons):
     """{patient: reason} → one row each, with the collection."""
     collection = index.drop_duplicates("PatientID").set_index("PatientID")["collection_id"]
     rows = [(p, collection[p], reasons[p]) for p in sorted(reasons)]
     return pd.DataFrame(rows, columns=["patient", "collection", "reason"])
 
 
-def ispy2(index, members):
+def ispy2(index: pd.DataFrame, members: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """I-SPY2 and ACRIN-6698 → manifest, excluded.  members: the patients of BreastDCEDL's table.
 
     The first visit is named in `StudyDescription`.  Its one series `ISPY2: VOLSER: <kind>: original DCE` holds
@@ -99,20 +100,20 @@ def ispy2(index, members):
     Analysis Mask, an inverse code in which 0 is the tumour.
     """
     index = index[index["collection_id"].isin(("ispy2", "acrin_6698"))]
-    visit = index[index["StudyDescription"].isin(T0)]
-    volser = visit["SeriesDescription"].str.fullmatch("ISPY2: VOLSER: .+" + DCE) & (visit["Modality"] == "MR")
+    visit = index[index["StudyDescription"].isin(_T0)]
+    volser = visit["SeriesDescription"].str.fullmatch("ISPY2: VOLSER: .+" + _DCE) & (visit["Modality"] == "MR")
     found = visit[volser]
-    dce = one_each(found, members, "original DCE at T0")
-    mask = dce.set_index("PatientID")["SeriesDescription"].str.removesuffix(DCE) + MASK
+    dce = _one_each(found, members, "original DCE at T0")
+    mask = dce.set_index("PatientID")["SeriesDescription"].str.removesuffix(_DCE) + _MASK
     is_mask = (visit["SeriesDescription"] == visit["PatientID"].map(mask)) & (visit["Modality"] == "SEG")
-    seg = one_each(visit[is_mask], members, "Analysis Mask at T0 of the DCE's kind")
+    seg = _one_each(visit[is_mask], members, "Analysis Mask at T0 of the DCE's kind")
     reasons = {p: "no study at T0" for p in set(index["PatientID"]) - set(visit["PatientID"])}
     reasons |= {p: "no original DCE at T0" for p in set(visit["PatientID"]) - set(found["PatientID"])}
     reasons |= {p: "not in BreastDCEDL's table" for p in set(found["PatientID"]) - set(members)}
-    return manifest(dce, seg), excluded(index, reasons)
+    return _manifest(dce, seg), _excluded(index, reasons)
 
 
-def earliest(index):
+def _earliest(index):
     """The series of each patient's first study; the dates are shifted to the 1980s, but in order.
 
     By study, not by series: a few series have lost the date that the others of their study have.
@@ -120,19 +121,19 @@ def earliest(index):
     dated = index[index["StudyDate"] != ""]
     first = dated[dated["StudyDate"] == dated.groupby("PatientID")["StudyDate"].transform("min")]
     studies = first.drop_duplicates("StudyInstanceUID")
-    refuse(studies[studies["PatientID"].duplicated()], "one earliest study", "StudyInstanceUID")
+    _refuse(studies[studies["PatientID"].duplicated()], "one earliest study", "StudyInstanceUID")
     return index[index["StudyInstanceUID"].isin(studies["StudyInstanceUID"])]
 
 
-def series_of_map(study, ser_map):
+def _series_of_map(study, ser_map):
     """The DCE series that a SER map was computed from: (series, "") or (none, reason).
 
     The map `<base>: SER` has one instance per slice.  Its number is 10,000 times that of the first series, plus
-    1000; Philips numbers in hundreds, and the map leaves them out.  Mostly this series holds all phases; then
-    others of its name, with one phase or a part of one, are repeats.  Else the later ones of its name go on
-    with the phases, and an earlier one is a repeat.
+    1000; Philips' series 101, 201, … count as 1, 2, ….  Mostly that series holds all phases, and others of its
+    name, with one phase or a part of one, are repeats.  Otherwise the later series of its name hold the later
+    phases, and an earlier one is a repeat.
     """
-    name, slices = ser_map["SeriesDescription"].removesuffix(SER), ser_map["instanceCount"]
+    name, slices = ser_map["SeriesDescription"].removesuffix(_SER), ser_map["instanceCount"]
     named = study[(study["SeriesDescription"] == name) & (study["Modality"] == "MR") & (name != "")]
     if named.empty:
         return named, "SER map names no series of the study"
@@ -143,13 +144,13 @@ def series_of_map(study, ser_map):
         raise ValueError(f"{ser_map['PatientID']}: expected {which}, found numbers {sorted(number)}")
     alone = named.loc[first.index]
     series = alone if alone["instanceCount"].item() >= 3 * slices else named[number >= first.item()]
-    refuse(series[series["instanceCount"] % slices != 0], f"phases of {slices} slices", "instanceCount")
+    _refuse(series[series["instanceCount"] % slices != 0], f"phases of {slices} slices", "instanceCount")
     if series["instanceCount"].sum() < 3 * slices:
         return series.iloc[:0], "phases under other names than the SER map's"
     return series, ""
 
 
-def ispy1(index):
+def ispy1(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """I-SPY1 → manifest, excluded.  One patient may have several DCE series, each with one or more phases.
 
     Series names differ from site to site, so the DCE is the one that the core laboratory's SER map names.
@@ -158,27 +159,27 @@ def ispy1(index):
     missing the patient has no SEG row.  The archive's notes say that some of these SEGs are empty.
     """
     index = index[index["collection_id"] == "ispy1"]
-    first = earliest(index)
+    first = _earliest(index)
     reasons = dict.fromkeys(set(index["PatientID"]) - set(first["PatientID"]), "no dated study")
     dce, seg = [index.iloc[:0]], [index.iloc[:0]]
     for patient, study in first.groupby("PatientID"):
-        maps = study[study["SeriesDescription"].str.endswith(SER) & (study["Modality"] == "MR")]
+        maps = study[study["SeriesDescription"].str.endswith(_SER) & (study["Modality"] == "MR")]
         if maps.empty:
             reasons[patient] = "no SER map at the earliest study"
             continue
-        ser_map = one_each(maps, [patient], "SER map").iloc[0]
-        series, reason = series_of_map(study, ser_map)
+        ser_map = _one_each(maps, [patient], "SER map").iloc[0]
+        series, reason = _series_of_map(study, ser_map)
         if reason:
             reasons[patient] = reason
             continue
-        masks = study[study["SeriesDescription"].str.startswith(VOI_SEG) & (study["Modality"] == "SEG")]
+        masks = study[study["SeriesDescription"].str.startswith(_VOI_SEG) & (study["Modality"] == "SEG")]
         masks = masks[masks["SeriesNumber"].astype(int) == int(ser_map["SeriesNumber"]) + 1100]
         dce.append(series)
-        seg.append(masks if masks.empty else one_each(masks, [patient], "VOI PE Segmentation"))
-    return manifest(pd.concat(dce), pd.concat(seg)), excluded(index, reasons)
+        seg.append(masks if masks.empty else _one_each(masks, [patient], "VOI PE Segmentation"))
+    return _manifest(pd.concat(dce), pd.concat(seg)), _excluded(index, reasons)
 
 
-def ambl(index):
+def ambl(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Advanced-MRI-Breast-Lesions → manifest, excluded: the patients with a lesion SEG, `ROI`.
 
     The SEG belongs to the registered series, not to the original of nearly the same name; five time points.
@@ -186,62 +187,65 @@ def ambl(index):
     index = index[index["collection_id"] == "advanced_mri_breast_lesions"]
     rois = index[(index["SeriesDescription"] == "ROI") & (index["Modality"] == "SEG")]
     patients = set(rois["PatientID"])
-    seg = one_each(rois, patients, "SEG ROI")
-    registered = index[(index["SeriesDescription"] == REGISTERED) & (index["Modality"] == "MR")]
-    dce = one_each(registered, patients, REGISTERED)
-    refuse(dce[dce["instanceCount"] % 5 != 0], "five phases", "instanceCount")
+    seg = _one_each(rois, patients, "SEG ROI")
+    registered = index[(index["SeriesDescription"] == _REGISTERED) & (index["Modality"] == "MR")]
+    dce = _one_each(registered, patients, _REGISTERED)
+    _refuse(dce[dce["instanceCount"] % 5 != 0], "five phases", "instanceCount")
     reasons = dict.fromkeys(set(index["PatientID"]) - patients, "no lesion SEG")
-    return manifest(dce, seg), excluded(index, reasons)
+    return _manifest(dce, seg), _excluded(index, reasons)
 
 
-def write_table(table, path):
-    """Write a CSV, the same bytes everywhere, so that its name only ever stands for the whole of it."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    text = table.to_csv(index=False, lineterminator="\n", float_format="%.6f")
-    partial_path.write_bytes(text.encode())
-    partial_path.replace(path)
+def _write_table(table, path):
+    """Write a CSV, the same bytes on every system."""
+    with whole(path) as part:
+        part.write_bytes(table.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode())
 
 
-def build(out_folder, members):
-    """Write ispy2.csv, ispy1.csv, ambl.csv and excluded.csv; nothing is written if a rule fails."""
-    if len(set(members)) != BREASTDCEDL_ISPY2:
-        raise ValueError(f"expected BreastDCEDL's {BREASTDCEDL_ISPY2} I-SPY2 patients, found {len(set(members))}")
-    index = read_index(INDEX_COLUMNS, COLLECTIONS)
+def write_manifests(out_folder: Path, members: pd.Series) -> None:
+    """Write ispy2.csv, ispy1.csv, ambl.csv and excluded.csv; nothing is written if a rule fails.
+
+    members: identifiers of the I-SPY2 patients that are in BreastDCEDL.
+    """
+    if len(set(members)) != _BREASTDCEDL_ISPY2:
+        raise ValueError(f"expected BreastDCEDL's {_BREASTDCEDL_ISPY2} I-SPY2 patients, found {len(set(members))}")
+    index = _read_index(_INDEX_COLUMNS, _COLLECTIONS)
     made = {"ispy2": ispy2(index, set(members)), "ispy1": ispy1(index), "ambl": ambl(index)}
     tables = {name: table for name, (table, _) in made.items()}
     out = pd.concat([out for _, out in made.values()])
     tables["excluded"] = out.sort_values(["collection", "patient"], ignore_index=True)
-    Path(out_folder).mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        write_table(table, Path(out_folder) / f"{name}.csv")
+        _write_table(table, Path(out_folder) / f"{name}.csv")
 
 
-def read_manifest(path):
-    """A manifest, checked; rows count from 1, the header, as a spreadsheet shows them."""
-    with open(path, newline="", encoding="utf-8") as file:  # not by pandas, which mends lines that are too long
+def read_manifest(path: Path) -> pd.DataFrame:
+    """A manifest, one row per series; ValueError names the first row that cannot be true.
+
+    Rows are counted as a spreadsheet shows them: the header is row 1.
+    """
+    with open(path, newline="", encoding="utf-8") as file:  # pandas would accept lines that are too long
         header, *rows = [*csv.reader(file)] or [[]]
-    if header != list(COLUMNS) or not rows:
-        raise ValueError(
-            f"{path}: expected columns {', '.join(COLUMNS)} and rows; found {header}, {len(rows)} rows"
-        )
+    if header != list(_COLUMNS) or not rows:
+        expected = f"columns {', '.join(_COLUMNS)} and rows"
+        raise ValueError(f"{path}: expected {expected}; found {header}, {len(rows)} rows")
     for number, row in enumerate(rows, start=2):
-        if len(row) != len(COLUMNS):
-            raise ValueError(f"{path}, row {number}: expected {len(COLUMNS)} values, found {len(row)}")
+        if len(row) != len(_COLUMNS):
+            raise ValueError(f"{path}, row {number}: expected {len(_COLUMNS)} values, found {len(row)}")
     table = pd.DataFrame(rows, columns=header)
-    for column, (_, pattern) in COLUMNS.items():
+    for column, (_, pattern) in _COLUMNS.items():
         bad = ~table[column].map(lambda text, rule=re.compile(pattern): bool(rule.fullmatch(text)))
         if bad.any():
             row = bad.idxmax()
-            raise ValueError(f"{path}, row {row + 2}: {column} cannot be {table.loc[row, column]!r}")
+            found = table.loc[row, column]
+            raise ValueError(f"{path}, row {row + 2}: {column} cannot be {found!r}, expected {pattern}")
     for column in ("SeriesInstanceUID", "crdc_series_uuid"):
         if table[column].duplicated().any():
             row = table[column].duplicated().idxmax()
-            raise ValueError(f"{path}, row {row + 2}: {column} {table.loc[row, column]} stands there twice")
+            raise ValueError(f"{path}, row {row + 2}: {column} {table.loc[row, column]} is listed twice")
     return table.astype({"instances": int, "size_MB": float, "idc_version": int})
 
 
-def plan(table):
-    """What getting the series of a manifest means: patients, series, files, volume and licences."""
+def totals(table: pd.DataFrame) -> dict:
+    """What all series of a manifest come to: patients, series, files, GB, licences."""
     return {
         "patients": int(table["patient"].nunique()),
         "series": len(table),
@@ -251,16 +255,17 @@ def plan(table):
     }
 
 
-def main():
+def main(arguments: list[str]) -> None:
     folder = root() / "manifests"
     try:
-        if len(sys.argv) > 1:
-            build(folder, members=pd.read_csv(sys.argv[1], usecols=["pid"], dtype=str)["pid"])
+        if arguments:
+            members = pd.read_csv(arguments[0], usecols=["pid"], dtype=str)["pid"]
         else:
-            build(folder, members=read_manifest(folder / "ispy2.csv")["patient"])
+            members = read_manifest(folder / "ispy2.csv")["patient"]
+        write_manifests(folder, members)
     except (ValueError, OSError) as error:
         sys.exit(f"manifest: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

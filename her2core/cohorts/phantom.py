@@ -1,7 +1,7 @@
 """The embedded cohort: phantom patients written in the formats of the real collections.
 
-Whatever reads them later cannot tell them from real ones.  Patient by patient, so that an interrupted run goes
-on where it stopped; a patient is complete when its record is written.
+Stages that read them treat them as they treat real ones.  A patient is complete when its record is written, so that
+an interrupted run goes on where it stopped.
 
 <folder>/
     spy2/<patient>/dce/*.dcm, seg.dcm      one series with all phases, inverse Analysis Mask    (as I-SPY2)
@@ -18,16 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from her2core.formats import dicom, dicom_write, nifti, volume
+from her2core.formats import dicom, dicom_write, nifti
 from her2core.parallel import each
-from her2core.phantom import patient as phantom
-from her2core.phantom import physics
-from her2core.records import read_record, write_record, write_whole
+from her2core.phantom.patient import Patient, make_patient
+from her2core.phantom.sites import Site, draw_protocol
+from her2core.phantom.truth import draw_clinical
+from her2core.records import read_record, whole, write_record
 
-SPLIT_CODES = {"train": 0, "test": 1, "validation": 2}  # the column `test` of BreastDCEDL
-LAYOUTS = {"spy2": "dicom_analysis_mask", "spy1": "breastdcedl", "ambl": "dicom_roi"}
-UNI_LATERAL = "ISPY2: VOLSER: uni-lateral cropped: "
-REGISTERED = "Registered AX Sen Vibrant MultiPhase"
+_SPLIT_CODES = {"train": 0, "test": 1, "validation": 2}  # the column `test` of BreastDCEDL
+_LAYOUTS = {"spy2": "dicom_analysis_mask", "spy1": "breastdcedl", "ambl": "dicom_roi"}
+_UNI_LATERAL = "ISPY2: VOLSER: uni-lateral cropped: "
+_REGISTERED = "Registered AX Sen Vibrant MultiPhase"
 
 
 @dataclass(frozen=True)
@@ -59,45 +60,43 @@ class EmbeddedConfig:
             raise ValueError(f"prevalence must lie between 0 and 1, found {self.prevalence}")
 
 
-def draw_cohort(config):
+def _groups(config):
+    """(dataset, split, patients, whether their HER2 is known) in the order of the cohort."""
+    for dataset in ("spy2", "spy1"):
+        train, validation, test = getattr(config, dataset)
+        yield from ((dataset, "train", train, True), (dataset, "test", test, True))
+        yield dataset, "validation", validation, True
+    yield "ambl", "external", config.ambl, True
+    yield "spy1", "train", config.unknown_her2, False
+
+
+def draw_cohort(config: EmbeddedConfig) -> list[dict]:
     """The patients to make, one row each: patient, dataset, test, her2, her2_known, seed, age, hr, menopause."""
-    groups = [
-        (d, s, n) for d in ("spy2", "spy1") for s, n in zip(SPLIT_CODES, reorder(getattr(config, d)), strict=True)
-    ]
-    groups += [("ambl", "external", config.ambl), ("spy1", "train", config.unknown_her2)]
     rng = np.random.default_rng(config.seed)
     rows = []
-    for number, (dataset, split, count) in enumerate(groups):
-        labels = np.arange(count) < round(config.prevalence * count)
-        for her2 in rng.permutation(labels).astype(int):
-            known = number < len(groups) - 1
-            rows.append(
-                {"dataset": dataset, "test": SPLIT_CODES.get(split), "her2": int(her2), "her2_known": known}
-            )
+    for dataset, split, count, known in _groups(config):
+        labels = rng.permutation(np.arange(count) < round(config.prevalence * count))
+        group = {"dataset": dataset, "test": _SPLIT_CODES.get(split), "her2_known": known}
+        rows += [group | {"her2": int(her2)} for her2 in labels]
     for number, row in enumerate(rows):
         row["patient"] = f"PHANTOM-{row['dataset'].upper()}-{number + 1:04d}"
         row["seed"] = config.seed * 100_000 + number
-        row |= phantom.draw_clinical(rng, her2=row["her2"])
+        row |= draw_clinical(rng, her2=row["her2"])
     return rows
 
 
-def reorder(train_validation_test):
-    train, validation, test = train_validation_test
-    return {"train": train, "test": test, "validation": validation}.values()
-
-
-def site_of(row, coarse):
+def site_of(row: dict, coarse: int) -> Site:
     """The patient's scanner and protocol, with voxels `coarse` times larger over the same field of view."""
-    site = phantom.draw_protocol(row["dataset"], row["seed"])
+    site = draw_protocol(row["dataset"], row["seed"])
     shape = tuple(n // coarse for n in site.shape)
     return replace(site, shape=shape, spacing_mm=tuple(s * coarse for s in site.spacing_mm))
 
 
-def acquisition_of(site):
+def _acquisition_of(site):
     """DICOM header values of a phantom site."""
     ispy = site.name == "spy2"
     return dicom_write.Acquisition(
-        series_description=UNI_LATERAL + "original DCE" if ispy else REGISTERED,
+        series_description=_UNI_LATERAL + "original DCE" if ispy else _REGISTERED,
         study_description="ISPY2_MRI_T0" if ispy else "MRI BREAST",
         manufacturer=site.manufacturer,
         field_strength_T=site.field_T,
@@ -109,7 +108,7 @@ def acquisition_of(site):
     )
 
 
-def analysis_mask(patient):
+def _analysis_mask(patient):
     """I-SPY2's inverse bit mask: 0 tumour, 1 below the enhancement threshold, 16 background, 32 outside the box."""
     z0, z1, y0, y1, x0, x1 = patient.voi
     code = np.where(patient.annotator_mask, 0, 1).astype(np.uint8)
@@ -120,38 +119,37 @@ def analysis_mask(patient):
     return code
 
 
-def write_patient(row, patient, site, folder):
+def write_patient(row: dict, patient: Patient, site: Site, folder: Path) -> list[Path]:
     """Write the files of one patient in its collection's format; returns their paths."""
     name, dataset = row["patient"], row["dataset"]
     if dataset == "spy1":
-        nifti.write_breastdcedl(
-            patient.series, patient.annotator_mask, folder / "spy1", patient_id=name, cohort="spy1"
-        )
-        return sorted((folder / "spy1").glob(f"*/{name}_*.nii.gz"))
+        home = folder / "spy1"
+        nifti.write_breastdcedl(patient.series, patient.annotator_mask, home, patient_id=name, cohort="spy1")
+        return sorted(home.glob(f"*/{name}_*.nii.gz"))
     home, geometry = folder / dataset / name, patient.series.geometry
-    shutil.rmtree(home, ignore_errors=True)  # no record, so what lies there is half a patient
-    acquisition = acquisition_of(site)
+    shutil.rmtree(home, ignore_errors=True)  # without a record, what lies there is incomplete
+    acquisition = _acquisition_of(site)
     dicom_write.write_dce(patient.series, home / "dce", patient_id=name, acquisition=acquisition)
     inverse = dataset == "spy2"
     dicom_write.write_seg(
-        analysis_mask(patient) if inverse else patient.focus_labels,
+        _analysis_mask(patient) if inverse else patient.focus_labels,
         geometry,
         home / "seg.dcm",
         meaning="tumour_is_zero" if inverse else "segments",
         patient_id=name,
-        series_description=UNI_LATERAL + "Analysis Mask" if inverse else "ROI",
+        series_description=_UNI_LATERAL + "Analysis Mask" if inverse else "ROI",
         study_description=acquisition.study_description,
     )
     return sorted(p for p in home.rglob("*") if p.is_file())
 
 
-def metadata_row(row, site):
-    """The patient's line of the table, in BreastDCEDL's columns; AMBL's has no phases, its files have times."""
+def _metadata_row(row, site):
+    """The patient's row of the table, in BreastDCEDL's columns; of AMBL the phases follow from the files' times."""
     phases = (None, None, None) if row["dataset"] == "ambl" else (0, site.early_index, site.late_index)
     return {
         "pid": row["patient"],
         "dataset": row["dataset"],
-        "layout": LAYOUTS[row["dataset"]],
+        "layout": _LAYOUTS[row["dataset"]],
         "test": row["test"],
         "HER2": row["her2"] if row["her2_known"] else None,
         "HR": row["hr"],
@@ -166,12 +164,12 @@ def metadata_row(row, site):
     }
 
 
-def make_one(row, config, folder):
+def _make_one(row, config, folder):
     """Make and write one patient unless its record says that it is complete; returns the record."""
     if record := read_record(folder, row["patient"]):
         return record
     site = site_of(row, config.coarse)
-    patient = phantom.make_patient(row["seed"], row["her2"], site, bayes_auc=config.bayes_auc)
+    patient = make_patient(row["seed"], row["her2"], site, bayes_auc=config.bayes_auc)
     paths = write_patient(row, patient, site, folder)
     dicoms = row["dataset"] != "spy1"
     truth = {k: getattr(site, k) for k in ("manufacturer", "field_T", "bits", "gain")} | asdict(patient.truth)
@@ -180,25 +178,28 @@ def make_one(row, config, folder):
         row["patient"],
         paths,
         series_uid=dicom.series_uid(folder / row["dataset"] / row["patient"] / "dce") if dicoms else "",
-        metadata=metadata_row(row, site),
+        metadata=_metadata_row(row, site),
         truth={"patient": row["patient"], "seed": row["seed"]} | truth,
     )
 
 
-def start_folder(config, folder):
-    """Make the folder; empty it first if other code or other parameters filled it."""
-    sources = [Path(m.__file__) for m in (phantom, physics, volume, dicom_write, nifti)] + [Path(__file__)]
+def _recipe(config):
+    """A digest of what the cohort is made from: parameters, phantom and writers."""
+    package = Path(__file__).parents[1]
+    writers = [package / f"formats/{name}.py" for name in ("volume", "dicom_write", "nifti")]
+    sources = [*sorted((package / "phantom").glob("*.py")), *writers, Path(__file__)]
     settings = {k: v for k, v in asdict(config).items() if k != "jobs"}
-    recipe = json.dumps(settings) + "".join(hashlib.md5(p.read_bytes()).hexdigest() for p in sources)
-    recipe = hashlib.sha256(recipe.encode()).hexdigest()
-    stamp = folder / "recipe"
+    return hashlib.sha256(json.dumps(settings).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
+
+
+def make(config: EmbeddedConfig, folder: Path) -> list[dict]:
+    """Make all patients that are not there yet; returns their records, in the order of the cohort.
+
+    A folder that other code or other parameters filled is emptied first.
+    """
+    stamp, recipe = folder / "recipe", _recipe(config)
     if not stamp.is_file() or stamp.read_text() != recipe:
         shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(stamp, recipe)
-
-
-def make(config, folder):
-    """Make all patients that are not there yet; returns their records, in the order of the cohort."""
-    start_folder(config, folder)
-    return each(partial(make_one, config=config, folder=folder), draw_cohort(config), config.jobs, "acquire")
+        with whole(stamp) as part:
+            part.write_text(recipe)
+    return each(partial(_make_one, config=config, folder=folder), draw_cohort(config), config.jobs, "acquire")

@@ -1,4 +1,4 @@
-"""DICOM in: one folder with one dynamic series → `DceSeries`; one SEG → a mask on the same grid.
+"""DICOM in: one folder with one dynamic series → `DceSeries`.
 
 Arrays are `(T, Z, Y, X)`; slices ascend along the normal of the image plane, phases ascend in time.  File
 names, file order, frame order and InstanceNumber mean nothing here: a slice's place comes from its geometry and
@@ -11,28 +11,15 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
-from pydicom.uid import SegmentationStorage
 
-from her2core.formats.dicom_file import (
-    DEFERRED_BYTES,
-    MULTI_FRAME,
-    Header,
-    Image,
-    decoded,
-    frame_headers,
-    image_of,
-    read_dataset,
-)
+from her2core.formats.dicom_file import MULTI_FRAME, Header, Image, frame_headers, image_of, read_dataset
 from her2core.formats.volume import DceSeries, Geometry
 
-LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
-MEANINGS = ("segments", "tumour_is_zero")
-POSITION_TOLERANCE_MM = 0.1  # scanners write positions with one to six decimals
-SPACING_TOLERANCE = 0.05  # of the slice spacing; a missing slice is off by 1.0
-GRID_TOLERANCE = 0.1  # voxels by which a mask may lie beside the grid it is drawn on
-LARGEST_MASK = 0.5  # of the volume; an inverse mask read the wrong way round marks nearly all of it
-DAY_S = 86400
-CLOCKS = ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime")
+_POSITION_TOLERANCE_MM = 0.1  # scanners write positions with one to six decimals
+_SPACING_TOLERANCE = 0.05  # of the slice spacing; a missing slice is off by 1.0
+_STACK_TOLERANCE = 0.1  # pixels by which a slice may lie beside the others
+_DAY_S = 86400
+_CLOCKS = ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime")
 
 
 # -------------------------------------------------------------------------------------------- slices of a series
@@ -76,14 +63,14 @@ def _slice(header, image, frame):
         temporal_position=_first(map(header.number, ("TemporalPositionIndex", "TemporalPositionIdentifier"))),
         n_temporal_positions=header.number("NumberOfTemporalPositions"),
         trigger_s=None if trigger_ms is None else trigger_ms / 1000,
-        clock_s=_first(map(header.clock_s, CLOCKS)),
+        clock_s=_first(map(header.clock_s, _CLOCKS)),
         rescale=(header.number("RescaleSlope", 1.0), header.number("RescaleIntercept", 0.0)),
     )
 
 
 def _slices_in(path):
     """The slices of one file: one, or as many as an Enhanced MR has frames."""
-    dataset = read_dataset(path, defer_size=DEFERRED_BYTES)
+    dataset = read_dataset(path, with_pixels=False)
     header = Header(path, dataset)
     image = image_of(header, dataset)
     if header.text("SOPClassUID") not in MULTI_FRAME:
@@ -108,10 +95,10 @@ def _files(folder):
     return paths
 
 
-def series_uid(folder):
+def series_uid(folder: Path) -> str:
     """SeriesInstanceUID of one file of the folder."""
     path = _files(folder)[0]
-    uid = Header(path, read_dataset(path, defer_size=DEFERRED_BYTES)).text("SeriesInstanceUID")
+    uid = Header(path, read_dataset(path, with_pixels=False)).text("SeriesInstanceUID")
     if uid is None:
         raise ValueError(f"{path}: SeriesInstanceUID is missing")
     return uid
@@ -162,7 +149,7 @@ def _slice_spacing_mm(heights_mm, slices, folder):
     steps = np.diff(heights_mm)
     typical = np.median(steps)
     worst = int(np.argmax(np.abs(steps - typical)))
-    if abs(steps[worst] - typical) > SPACING_TOLERANCE * typical:
+    if abs(steps[worst] - typical) > _SPACING_TOLERANCE * typical:
         raise ValueError(
             f"{folder}: missing slice or uneven spacing: {steps[worst]:.4g} mm between slices {worst} and "
             f"{worst + 1} of {len(heights_mm)}, expected {typical:.4g} mm as elsewhere"
@@ -182,14 +169,14 @@ def _stack(slices, folder):
     positions = np.array([s.position_mm for s in slices])  # (N, 3)
     heights = positions @ axes[:, 0]  # (N,)
     order = np.argsort(heights, kind="stable")
-    new_slice = np.diff(heights[order], prepend=-np.inf) > POSITION_TOLERANCE_MM
+    new_slice = np.diff(heights[order], prepend=-np.inf) > _POSITION_TOLERANCE_MM
     z = np.empty(len(slices), int)
     z[order] = np.cumsum(new_slice) - 1
     spacing = _slice_spacing_mm(heights[order][new_slice], slices, folder)
     origin = positions[order[0]]
     beside = np.abs((positions - origin) @ axes[:, 1:]).max(axis=1)  # (N,)
     worst = int(np.argmax(beside))
-    if beside[worst] > max(POSITION_TOLERANCE_MM, GRID_TOLERANCE * min(row_mm, column_mm)):
+    if beside[worst] > max(_POSITION_TOLERANCE_MM, _STACK_TOLERANCE * min(row_mm, column_mm)):
         raise ValueError(
             f"{folder}: mixed position: {slices[worst].name} lies {beside[worst]:.4g} mm beside the "
             "stack, expected slices stacked along their normal"
@@ -219,8 +206,8 @@ def _clocks(slices):
         clocks.append(("TriggerTime", np.array([s.trigger_s for s in slices])))
     if all(s.clock_s is not None for s in slices):
         times_s = np.array([s.clock_s for s in slices])
-        past_midnight = times_s < times_s.max() - DAY_S / 2
-        clocks.append(("AcquisitionTime", times_s + DAY_S * past_midnight))
+        past_midnight = times_s < times_s.max() - _DAY_S / 2
+        clocks.append(("AcquisitionTime", times_s + _DAY_S * past_midnight))
     return [(keyword, times_s - times_s.min()) for keyword, times_s in clocks]
 
 
@@ -351,7 +338,7 @@ def _times_s(clocks, phase, folder):
     return (float("nan"),) * (phase.max() + 1)
 
 
-def read_dce(folder, *more) -> DceSeries:
+def read_dce(folder: Path, *more: Path) -> DceSeries:
     """One folder with the files of ONE dynamic series, in any order and under any names → `DceSeries`.
 
     Files hold one slice each or, as Enhanced MR, many.  Phases as `_phases`, slices as `_stack`.  Values are
@@ -373,141 +360,3 @@ def read_dce(folder, *more) -> DceSeries:
         (keyword, times_s) for keyword, times_s in _clocks(slices) if not more or keyword == "AcquisitionTime"
     ]
     return DceSeries(_assemble(slices, phase, z), geometry, _times_s(clocks, phase, folder))
-
-
-# ------------------------------------------------------------------------------------------------- SEG → mask
-
-
-def _upright(frames, position, orientation, spacing, geometry, path):
-    """Turns frames whose rows and columns run along the other axis of the grid, or against it, like the grid.
-
-    → frames `(F, Y, X)`, mm of their first voxels `(F, 3)`, from row to row and from column to column `(F, 3)`.
-    """
-    down, across = orientation[:, 3:] * spacing[:, :1], orientation[:, :3] * spacing[:, 1:]
-    cosines = np.array(geometry.direction).T @ np.stack([orientation[0, 3:], orientation[0, :3]], axis=1)
-    turn = np.rint(cosines)[1:]  # (y or x, down or across)
-    if not any(np.array_equal(np.abs(turn), known) for known in (np.eye(2), np.eye(2)[::-1])):
-        raise ValueError(
-            f"{path}: mask on another grid: down its columns and along its rows are the (z, y, x) directions "
-            f"{np.round(cosines.T, 3).tolist()}, expected those of y and x"
-        )
-    if turn[0, 0] == 0:
-        frames, down, across = frames.swapaxes(1, 2), across, down
-    if turn[0].sum() < 0:
-        frames, position, down = frames[:, ::-1], position + down * (frames.shape[1] - 1), -down
-    if turn[1].sum() < 0:
-        frames, position, across = frames[:, :, ::-1], position + across * (frames.shape[2] - 1), -across
-    return frames, position, down, across
-
-
-def _frame_slices(frames, position, down, across, geometry, path):
-    """Slice index of each frame `(F,)`, after checking that three corners of it fall on those of the grid."""
-    _, rows, columns = frames.shape
-    corners = np.stack([position, position + down * (rows - 1), position + across * (columns - 1)], axis=1)
-    index = (corners - geometry.origin_mm) @ np.array(geometry.direction) / geometry.spacing_mm  # (F, 3, zyx)
-    z = np.rint(index[:, 0, 0]).astype(int)
-    expected = np.zeros_like(index)
-    expected[:, :, 0] = z[:, None]
-    expected[:, 1, 1], expected[:, 2, 2] = rows - 1, columns - 1
-    worst = int(np.argmax(np.abs(index - expected).max(axis=(1, 2))))
-    if np.abs(index[worst] - expected[worst]).max() > GRID_TOLERANCE:
-        raise ValueError(
-            f"{path}: mask on another grid: the corners of frame {worst} have the indices (z, y, x) "
-            f"{np.round(index[worst], 2).tolist()}, expected {expected[worst].tolist()}"
-        )
-    return z
-
-
-def _placed(frames, headers, geometry, shape, path):
-    """Frames `(F, Y, X)` as they lie on the grid, and the slice index of each `(F,)`."""
-    position, orientation, spacing = (
-        np.array([header.numbers(keyword, count) for header in headers])
-        for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2))
-    )
-    frames, *place = _upright(frames, position, orientation, spacing, geometry, path)
-    if frames.shape[1:] != tuple(shape[1:]):
-        raise ValueError(
-            f"{path}: mask on another grid: {frames.shape[1:]} rows and columns, expected {tuple(shape[1:])}"
-        )
-    z = _frame_slices(frames, *place, geometry, path)
-    if z.min() < 0 or z.max() >= shape[0]:
-        raise ValueError(
-            f"{path}: mask on another grid: its slices are {z.min()} to {z.max()}, expected 0 to {shape[0] - 1}"
-        )
-    return frames, z
-
-
-def _seg_frames(path, geometry, shape):
-    """→ SegmentationType, frames `(F, Y, X)`, slice index `(F,)` and segment number `(F,)`, 0 in a LABELMAP."""
-    dataset = read_dataset(path)
-    header = Header(path, dataset)
-    kind = header.text("SegmentationType")
-    if header.text("SOPClassUID") not in (SegmentationStorage, LABEL_MAP_STORAGE):
-        raise ValueError(f"{path}: {header.sop_class()}, expected Segmentation Storage (SEG)")
-    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-        raise ValueError(f"{path}: SegmentationType is {kind}, expected BINARY, FRACTIONAL or LABELMAP")
-    headers = frame_headers(path, dataset)
-    n_frames = int(header.number("NumberOfFrames", absent=1))
-    if not len(headers) == n_frames >= 1:
-        raise ValueError(
-            f"{path}: {n_frames} frames with the positions of {len(headers)}, expected as many of both"
-        )
-    frames, z = _placed(decoded(path, n_frames), headers, geometry, shape, path)
-    segment = [0 if kind == "LABELMAP" else int(h.numbers("ReferencedSegmentNumber", 1)[0]) for h in headers]
-    places = set(zip(z.tolist(), segment, strict=True))
-    if len(places) < n_frames:
-        raise ValueError(f"{path}: {n_frames} frames at {len(places)} places, expected one frame at each")
-    if kind == "LABELMAP" and (background := header.number("PixelPaddingValue")):
-        frames = np.where(frames == background, 0, frames)
-    return kind, frames, z, np.array(segment)
-
-
-def read_seg(path, geometry, shape, *, meaning) -> np.ndarray:
-    """DICOM SEG → bool `(Z, Y, X)` tumour mask on the grid of the DCE series (`geometry`, `shape`).
-
-    meaning: "segments": the union of all segments, frames that are absent being background (the `ROI` of
-    Advanced-MRI-Breast-Lesions).  "tumour_is_zero": the `Analysis Mask` of I-SPY2 and ACRIN-6698, an INVERSE
-    bit mask that says FRACTIONAL but whose value 0 is tumour and whose bits say why a voxel is none: 1 below the
-    enhancement threshold, 2 too few neighbours, 8 or 16 background, 32 outside the box drawn by hand, 64 omitted
-    by hand (Analysis-mask-files-description.v20211020).  Taken as `> 0` it would mark 99.7 % of the volume.
-    Frames are placed by position and orientation, never by order.  `ValueError` for a mask on another grid,
-    without tumour, or with more tumour than a breast can hold.
-    """
-    if meaning not in MEANINGS:
-        raise ValueError(f"meaning is {meaning!r}, expected one of {MEANINGS}")
-    path = Path(path)
-    kind, frames, z, _ = _seg_frames(path, geometry, shape)
-    mask = np.zeros(shape, bool)
-    if meaning == "segments":
-        np.logical_or.at(mask, z, frames > 0)
-    elif kind == "FRACTIONAL" and np.array_equal(np.sort(z), np.arange(shape[0])):
-        mask[z] = frames == 0
-    else:
-        raise ValueError(
-            f"{path}: {kind} with {len(z)} frames for {len(set(z.tolist()))} slices, expected a FRACTIONAL "
-            f"analysis mask with one frame for each of {shape[0]} slices"
-        )
-    if not mask.any():
-        raise ValueError(f"{path}: empty mask, expected at least one tumour voxel")
-    if mask.mean() > LARGEST_MASK:
-        raise ValueError(
-            f"{path}: {mask.mean():.1%} of the volume is tumour, read as {meaning!r}, expected at most "
-            f"{LARGEST_MASK:.0%} (an inverse mask?)"
-        )
-    return mask
-
-
-def read_seg_labels(path, geometry, shape) -> np.ndarray:
-    """DICOM SEG with segments → uint8 `(Z, Y, X)`: 0 background, else the segment's number; none may overlap."""
-    path = Path(path)
-    kind, frames, z, segment = _seg_frames(path, geometry, shape)
-    largest = int(frames.max() if kind == "LABELMAP" else segment.max())
-    if largest > 255:
-        raise ValueError(f"{path}: segment number {largest}, expected at most 255")
-    labels = np.zeros(shape, np.uint8)
-    for frame, k, number in zip(frames, z, segment, strict=True):
-        drawn = frame > 0
-        if labels[k][drawn].any():
-            raise ValueError(f"{path}: segments {labels[k][drawn].max()} and {number} overlap in slice {k}")
-        labels[k][drawn] = frame[drawn] if kind == "LABELMAP" else number
-    return labels

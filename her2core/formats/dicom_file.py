@@ -1,18 +1,19 @@
 """One DICOM file: the elements that may be read of it, and its pixels.
 
-Only the elements of `ATTRIBUTES` are ever read, so nothing else that a file says about a patient can leave this
+Only the elements of `_ATTRIBUTES` are ever read, so nothing else that a file says about a patient can leave this
 module, in a value or in an error message.
 """
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.dataelem import convert_raw_data_element
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
@@ -25,12 +26,12 @@ from pydicom.uid import (
     LegacyConvertedEnhancedMRImageStorage,
 )
 
-FUNCTIONAL_GROUPS = (  # of the frames of a multi-frame file: where their elements may stand
+_FUNCTIONAL_GROUPS = (  # of the frames of a multi-frame file: where their elements may stand
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence"),
     *("PixelValueTransformationSequence", "CardiacSynchronizationSequence", "SegmentIdentificationSequence"),
     *("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence"),
 )
-ATTRIBUTES = (  # all that is ever read of a file, beside the transfer syntax and the character set
+_ATTRIBUTES = (  # all that is ever read of a file, beside the transfer syntax and the character set
     *("SOPClassUID", "SeriesInstanceUID", "SegmentationType"),
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelData"),
@@ -39,25 +40,28 @@ ATTRIBUTES = (  # all that is ever read of a file, beside the transfer syntax an
     *("SpacingBetweenSlices", "TemporalPositionIdentifier", "TemporalPositionIndex", "NumberOfTemporalPositions"),
     *("TriggerTime", "NominalCardiacTriggerDelayTime"),
     *("AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime"),  # the time of day only
-    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", *FUNCTIONAL_GROUPS),
+    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", *_FUNCTIONAL_GROUPS),
     "ReferencedSegmentNumber",
 )
 MULTI_FRAME = (EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
-DEFERRED_BYTES = 1 << 16  # longer elements, which are pixels, are left in the file until their place is known
-_TAGS = {keyword: Tag(keyword) for keyword in ATTRIBUTES}
+_DEFERRED_BYTES = 1 << 16  # longer elements, which are pixels, are left in the file until their place is known
+_TAGS = {keyword: Tag(keyword) for keyword in _ATTRIBUTES}
 
 
 # ---------------------------------------------------------------------------------------------------- headers
 
 
-def read_dataset(path, defer_size=None):
-    """The allowed elements of a DICOM file; those longer than `defer_size` bytes are left there until asked for."""
+def read_dataset(path: Path, with_pixels: bool = True) -> Dataset:
+    """The allowed elements of a DICOM file; without pixels, long ones stay in the file until they are asked for.
+
+    ValueError where there is no such file, or it is empty or no DICOM.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected DICOM")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes), expected DICOM")
     try:
-        return dcmread(path, defer_size=defer_size, specific_tags=list(_TAGS.values()))
+        return dcmread(path, None if with_pixels else _DEFERRED_BYTES, specific_tags=list(_TAGS.values()))
     except InvalidDicomError as error:
         raise ValueError(f"{path}: not a DICOM file, expected only DICOM here") from error
     except Exception as error:  # pydicom lets errors of many kinds through on a damaged file
@@ -86,7 +90,7 @@ def _floats(raw):
 class Header:
     """The elements of one slice: those of its frame's functional groups, then those of its file."""
 
-    def __init__(self, path, *places):
+    def __init__(self, path: Path, *places: Dataset):
         self.path, self.places = path, places  # datasets, searched in this order
 
     def _find(self, keyword, convert):
@@ -103,26 +107,29 @@ class Header:
                 return value
         return None
 
-    def text(self, keyword):
+    def text(self, keyword: str) -> str | None:
+        """The value as text; None where absent or blank."""
         return self._find(keyword, _text)
 
-    def numbers(self, keyword, count):
-        """Exactly `count` finite numbers, as a tuple of floats."""
+    def numbers(self, keyword: str, count: int) -> tuple[float, ...]:
+        """Exactly `count` finite numbers; `ValueError` where there are others or none."""
         numbers = self._find(keyword, _floats)
         if numbers is None or len(numbers) != count:
             found = "missing" if numbers is None else f"{numbers}"
             raise ValueError(f"{self.path}: {keyword} is {found}, expected {count} finite number(s)")
         return numbers
 
-    def number(self, keyword, absent=None):
+    def number(self, keyword: str, absent: float | None = None) -> float | None:
+        """One finite number; `absent` where the element is absent or blank."""
         return absent if self._find(keyword, _floats) is None else self.numbers(keyword, 1)[0]
 
-    def clock_s(self, keyword):
+    def clock_s(self, keyword: str) -> float | None:
         """Time of day in seconds, of a DICOM time `HHMMSS.f` or date and time; None where it cannot be read."""
         parts = re.fullmatch(r"(?:\d{8})?(\d\d):?(\d\d):?(\d\d(?:\.\d*)?)(?:[+-]\d{4})?", self.text(keyword) or "")
         return None if parts is None else 3600 * int(parts[1]) + 60 * int(parts[2]) + float(parts[3])
 
-    def sop_class(self):
+    def sop_class(self) -> str:
+        """The name of the kind of file, for messages."""
         return UID(self.text("SOPClassUID") or "").name or "of no SOP class"
 
 
@@ -134,17 +141,18 @@ def _items(dataset, keyword, path):
         raise ValueError(f"{path}: {keyword} is malformed ({error})") from error
 
 
-def frame_headers(path, dataset):
+def _groups(frame, path):
+    """The functional groups that one frame, or all frames together, have."""
+    found = (_items(frame, name, path) for name in _FUNCTIONAL_GROUPS)
+    return [items[0] for items in found if items]
+
+
+def frame_headers(path: Path, dataset: Dataset) -> list[Header]:
     """The header of each frame of a multi-frame file: its own functional groups come before those of all frames."""
-
-    def groups(sequence):
-        return [
-            [item for name in FUNCTIONAL_GROUPS for item in _items(frame, name, path)[:1]] for frame in sequence
-        ]
-
-    shared = groups(_items(dataset, "SharedFunctionalGroupsSequence", path)[:1])
-    frames = groups(_items(dataset, "PerFrameFunctionalGroupsSequence", path))
-    return [Header(path, *frame, *chain.from_iterable(shared), dataset) for frame in frames]
+    shared = _items(dataset, "SharedFunctionalGroupsSequence", path)[:1]
+    shared = list(chain.from_iterable(_groups(item, path) for item in shared))
+    frames = _items(dataset, "PerFrameFunctionalGroupsSequence", path)
+    return [Header(path, *_groups(frame, path), *shared, dataset) for frame in frames]
 
 
 # ----------------------------------------------------------------------------------------------------- pixels
@@ -156,12 +164,12 @@ class Image:
 
     path: Path
     dtype: np.dtype
-    shape: tuple  # (Y, X)
+    shape: tuple[int, int]  # (Y, X)
     n_frames: int
     unused_bits: int  # above BitsStored, which old files fill with overlays
     offset: int | None  # bytes before the first pixel; None where pydicom must decode them
 
-    def frames(self):
+    def frames(self) -> Iterator[np.ndarray]:
         """Yields the stored values of each frame `(Y, X)`."""
         for pixels in self._native() if self.offset is not None else decoded(self.path, self.n_frames):
             pixels = pixels.astype(self.dtype, copy=False)
@@ -174,7 +182,7 @@ class Image:
             yield np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape)
 
 
-def decoded(path, n_frames):
+def decoded(path: Path, n_frames: int) -> np.ndarray:
     """The frames of a file `(F, Y, X)` by way of pydicom's decoders."""
     try:
         pixels = read_dataset(path).pixel_array
@@ -216,7 +224,7 @@ def _offset(dataset, path, expected, frame):
     return pixels.value_tell
 
 
-def image_of(header, dataset):
+def image_of(header: Header, dataset: Dataset) -> Image:
     """Matrix, pixel type and place of the pixels of a file, after checking that they are all there."""
     path, n_frames = header.path, int(header.number("NumberOfFrames", absent=1))
     _refuse_other_than_grey_slices(header, dataset, n_frames)

@@ -3,8 +3,6 @@
 For the phantom and for the tests.  What is written is conformant and the same bytes every time.
 """
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,11 @@ from pydicom.pixels import pack_bits
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from her2core.formats.dicom import MEANINGS
+from her2core.formats.seg import MEANINGS
+from her2core.formats.volume import DceSeries, Geometry
+from her2core.records import whole
 
-FIXED_DATE, NOON = "20000101", 12 * 3600  # a fixed clock, so that equal input gives equal bytes
+_FIXED_DATE, _NOON = "20000101", 12 * 3600  # a fixed clock, so that equal input gives equal bytes
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ def _file_bytes(sop_class_uid, sop_instance_uid, elements):
     return buffer.getvalue() + b"".join(elements[tag] for tag in sorted(elements))
 
 
-def _common(patient_id, modality, series_description, study_description, manufacturer, study_uid, series_uid):
+def _common(patient_id, modality, series_description, study_description, manufacturer):
     """Patient, study, series, frame of reference and equipment: what a DCE series and its SEG share."""
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.PatientName, dataset.PatientID = f"{patient_id}^", patient_id  # the caret: a family name only
     dataset.PatientBirthDate, dataset.PatientSex = "", "F"
-    dataset.StudyInstanceUID = study_uid or _uid(patient_id, "study")
-    dataset.SeriesInstanceUID = series_uid or _uid(patient_id, "series", modality, series_description)
+    dataset.StudyInstanceUID = _uid(patient_id, "study")
+    dataset.SeriesInstanceUID = _uid(patient_id, "series", modality, series_description)
     dataset.FrameOfReferenceUID = _uid(patient_id, "frame of reference")
     dataset.PositionReferenceIndicator = ""
-    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = FIXED_DATE
-    dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = _tm(NOON)
+    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = _FIXED_DATE
+    dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = _tm(_NOON)
     dataset.StudyID, dataset.AccessionNumber, dataset.ReferringPhysicianName = "1", "", ""
     dataset.StudyDescription, dataset.SeriesDescription = study_description, series_description
     dataset.Modality, dataset.Manufacturer = modality, manufacturer
@@ -107,18 +107,16 @@ def _describe_image(dataset, array, bits_allocated, bits_stored):
     dataset.LossyImageCompression = "00"
 
 
-def _template(series, patient_id, acquisition, study_uid, series_uid):
+def _template(series, patient_id, acquisition):
     """The elements that all files of a DCE series share."""
     a, geometry, axes = acquisition, series.geometry, np.array(series.geometry.direction)
-    dataset = _common(
-        patient_id, "MR", a.series_description, a.study_description, a.manufacturer, study_uid, series_uid
-    )
+    dataset = _common(patient_id, "MR", a.series_description, a.study_description, a.manufacturer)
     dataset.SOPClassUID = MRImageStorage
     dataset.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
     dataset.SeriesNumber, dataset.AcquisitionNumber = 1, 1
     dataset.BodyPartExamined, dataset.Laterality = a.body_part, ""
     dataset.PatientPosition, dataset.ContrastBolusAgent = a.patient_position, a.contrast_agent
-    dataset.AcquisitionDate, dataset.AcquisitionTime = FIXED_DATE, _tm(NOON)
+    dataset.AcquisitionDate, dataset.AcquisitionTime = _FIXED_DATE, _tm(_NOON)
     dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "SP", ""
     dataset.MRAcquisitionType, dataset.EchoTrainLength = "3D", 1
     dataset.MagneticFieldStrength, dataset.FlipAngle = _ds([a.field_strength_T, a.flip_deg])
@@ -140,7 +138,7 @@ def _own_elements(series, t, z, acquisition, series_uid):
     if acquisition.time_keyword == "TriggerTime" and not np.isnan(series.times_s[t]):
         dataset.TriggerTime = _ds([1000 * series.times_s[t]])[0]
     elif not np.isnan(series.times_s[t]):
-        dataset.AcquisitionTime = _tm(NOON + series.times_s[t])
+        dataset.AcquisitionTime = _tm(_NOON + series.times_s[t])
     dataset.ImagePositionPatient = _ds(series.geometry.position_mm((z, 0, 0)))
     pixels = series.array[t, z].astype(series.array.dtype.newbyteorder("<")).tobytes()
     dataset.add(DataElement("PixelData", "OW", pixels))
@@ -160,28 +158,27 @@ def _refuse_unstorable(array, bits_stored, patient_id):
         )
 
 
-def write_dce(series, folder, *, patient_id, acquisition, study_uid=None, series_uid=None):
+def write_dce(series: DceSeries, folder: Path, *, patient_id: str, acquisition: Acquisition) -> None:
     """Write all phases as one series of single-frame MR images; the folder appears only when complete.
 
-    File names follow from UIDs, so their order is not that of slices or phases, as in real collections.  UIDs
-    follow from the patient id and the series description unless given.  Times that are NaN are left out.  Read
-    back, slices ascend along the plane's normal, whichever way they did before.
+    File names follow from UIDs, so their order is not that of slices or phases, as in real collections; UIDs
+    follow from the patient id and the series description.  Times that are NaN are left out.  Read back, slices
+    ascend along the plane's normal, whichever way they did before.  ValueError for values that 16-bit integers
+    of `bits_stored` bits cannot hold, FileExistsError for a folder that is not empty.
     """
     _refuse_unstorable(series.array, acquisition.bits_stored, patient_id)
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: not empty, expected a new folder for {patient_id}")
-    template = _template(series, patient_id, acquisition, study_uid, series_uid)
+    template = _template(series, patient_id, acquisition)
     shared = {element.tag: _encoded(element) for element in template}
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for t, z in np.ndindex(series.array.shape[:2]):
-        own = _own_elements(series, t, z, acquisition, template.SeriesInstanceUID)
-        elements = shared | {element.tag: _encoded(element) for element in own}
-        name = own.SOPInstanceUID.rsplit(".", 1)[1][-16:]
-        (partial / f"{name}.dcm").write_bytes(_file_bytes(MRImageStorage, own.SOPInstanceUID, elements))
-    os.replace(partial, folder)
+    with whole(folder) as part:
+        part.mkdir()
+        for t, z in np.ndindex(series.array.shape[:2]):
+            own = _own_elements(series, t, z, acquisition, template.SeriesInstanceUID)
+            elements = shared | {element.tag: _encoded(element) for element in own}
+            name = own.SOPInstanceUID.rsplit(".", 1)[1][-16:]
+            (part / f"{name}.dcm").write_bytes(_file_bytes(MRImageStorage, own.SOPInstanceUID, elements))
 
 
 def _item(**elements):
@@ -259,18 +256,15 @@ def _add_analysis_mask(dataset, codes):
 
 
 def write_seg(
-    array,
-    geometry,
-    path,
+    array: np.ndarray,
+    geometry: Geometry,
+    path: Path,
     *,
-    meaning,
-    patient_id,
-    series_description,
-    study_description="ISPY2_MRI_T0",
-    manufacturer="her2core",
-    study_uid=None,
-    series_uid=None,
-):
+    meaning: str,
+    patient_id: str,
+    series_description: str,
+    study_description: str = "ISPY2_MRI_T0",
+) -> None:
     """Write a uint8 `(Z, Y, X)` array as a DICOM SEG; `meaning` as in `read_seg`.
 
     "segments": 0 is background, 1 … n are lesions: as many BINARY segments with their non-empty slices.
@@ -280,7 +274,7 @@ def write_seg(
         raise ValueError(f"{patient_id}: {array.dtype} of shape {array.shape}, expected uint8 (Z, Y, X)")
     if meaning not in MEANINGS:
         raise ValueError(f"meaning is {meaning!r}, expected one of {MEANINGS}")
-    dataset = _common(patient_id, "SEG", series_description, study_description, manufacturer, study_uid, series_uid)
+    dataset = _common(patient_id, "SEG", series_description, study_description, "her2core")
     frames = (_add_segments if meaning == "segments" else _add_analysis_mask)(dataset, array)
     _add_frames(dataset, frames, geometry)
     dataset.SOPClassUID = SegmentationStorage
@@ -291,7 +285,5 @@ def write_seg(
     dataset.ManufacturerModelName = dataset.SoftwareVersions = "her2core"
     dataset.DeviceSerialNumber = "0"
     elements = {element.tag: _encoded(element) for element in dataset}
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(_file_bytes(SegmentationStorage, dataset.SOPInstanceUID, elements))
-    os.replace(partial, path)
+    with whole(path) as part:
+        part.write_bytes(_file_bytes(SegmentationStorage, dataset.SOPInstanceUID, elements))

@@ -10,16 +10,17 @@ import gzip
 import os
 import re
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from her2core.formats.volume import DceSeries, Geometry
+from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry
+from her2core.records import whole
 
 # NIfTI's identity affine as SimpleITK sees it: RAS turned into LPS
-IDENTITY_AFFINE = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
-PHASE_COLUMNS = ("pre", "post_early", "post_late")
+_IDENTITY_AFFINE = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def _stored_bytes(path):
@@ -68,7 +69,7 @@ def _read_voxels(path):
     return array if array.dtype.kind in "iu" else array.astype(np.float32)
 
 
-def phase_files(folder, patient_id):
+def phase_files(folder: Path, patient_id: str) -> dict[int, Path]:
     """Acquisition index k → file of that phase, k ascending as a number (2 before 10)."""
     name = re.compile(rf"{re.escape(patient_id)}_\w+?_vis1_(?:dce_aqc_|dce_acq_?|aqc_?|acq_?)(\d+)\.nii(?:\.gz)?")
     found = {}
@@ -85,7 +86,7 @@ def phase_files(folder, patient_id):
     return dict(sorted(found.items()))
 
 
-def mask_file(folder, patient_id):
+def mask_file(folder: Path, patient_id: str) -> Path:
     """The one mask of a patient below `folder`."""
     paths = [p for ext in (".nii", ".nii.gz") for p in Path(folder).glob(f"*mask/{patient_id}_*_vis1_mask{ext}")]
     if len(paths) != 1:
@@ -126,7 +127,7 @@ def _stack_phases(paths):
     return np.stack(volumes)  # (T, Z, Y, X)
 
 
-def read_mask(path, shape=None) -> np.ndarray:
+def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Mask file → bool `(Z, Y, X)`; it must hold 0 and 1 only, some 1, and have the series' shape if given."""
     array = _read_voxels(path)
     if shape is not None and array.shape != tuple(shape):
@@ -139,7 +140,9 @@ def read_mask(path, shape=None) -> np.ndarray:
     return mask
 
 
-def read_breastdcedl(folder, patient_id, row, *, phases=None) -> tuple[DceSeries, np.ndarray]:
+def read_breastdcedl(
+    folder: Path, patient_id: str, row: Mapping, *, phases: Iterable[int] | None = None
+) -> tuple[DceSeries, np.ndarray]:
     """One patient of BreastDCEDL → `(DceSeries, mask)`, the mask bool `(Z, Y, X)`.
 
     folder: holds `dce/` and `mask/`.  row: the patient's line of the metadata table (any mapping), of which
@@ -155,7 +158,9 @@ def read_breastdcedl(folder, patient_id, row, *, phases=None) -> tuple[DceSeries
     return DceSeries(array, geometry, (float("nan"),) * len(array)), mask
 
 
-def min_crop(phases, mask, margin_slices=2, size_px=256):
+def min_crop(
+    phases: np.ndarray, mask: np.ndarray, margin_slices: int = 2, size_px: int = 256
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     """As the MinCrop release: `margin_slices` beyond the tumour, `size_px` square around it, nothing resampled.
 
     phases `(P, Z, Y, X)`, mask `(Z, Y, X)` → both cropped, and the (z, y, x) of their first voxel in the original.
@@ -180,17 +185,24 @@ def min_crop(phases, mask, margin_slices=2, size_px=256):
 def _write_voxels(array, path):
     """Array `(Z, Y, X)` → file in `(z, row, column)` order with an identity affine; complete or absent."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    image.SetDirection(IDENTITY_AFFINE)
+    image.SetDirection(_IDENTITY_AFFINE)
     writer = sitk.ImageFileWriter()
     writer.SetUseCompression(True)
     writer.SetCompressionLevel(1)
-    partial = path.with_name(f".partial-{path.name}")  # the suffix chooses the format, so the prefix marks it
-    writer.SetFileName(str(partial))
-    writer.Execute(image)
-    os.replace(partial, path)
+    with whole(path) as part:
+        writer.SetFileName(str(part))
+        writer.Execute(image)
 
 
-def write_breastdcedl(series, mask, folder, *, patient_id, cohort="spy2", phases=None):
+def write_breastdcedl(
+    series: DceSeries,
+    mask: np.ndarray,
+    folder: Path,
+    *,
+    patient_id: str,
+    cohort: str = "spy2",
+    phases: Iterable[int] | None = None,
+) -> None:
     """Write one patient in BreastDCEDL's layout; spacing, position and times are lost, as in the original.
 
     mask: bool `(Z, Y, X)`, stored as int32 like the originals.  phases: acquisition index of each phase,
@@ -201,13 +213,11 @@ def write_breastdcedl(series, mask, folder, *, patient_id, cohort="spy2", phases
         raise ValueError(f"{patient_id}: pixels of {row_mm} × {column_mm} mm, expected squares (one xy_spacing)")
     if mask.shape != series.array.shape[1:]:
         raise ValueError(f"{patient_id}: mask of shape {mask.shape}, expected {series.array.shape[1:]}")
-    phases = range(len(series.array)) if phases is None else phases
+    phases = tuple(range(len(series.array)) if phases is None else phases)
     if len(phases) != len(series.array):
         raise ValueError(
             f"{patient_id}: {len(series.array)} phases with the indices {phases}, expected one for each"
         )
-    for name in ("dce", "mask"):
-        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
     for k, volume in zip(phases, series.array, strict=True):
         _write_voxels(volume, Path(folder) / "dce" / f"{patient_id}_{cohort}_vis1_dce_aqc_{k}.nii.gz")
     _write_voxels(mask.astype(np.int32), Path(folder) / "mask" / f"{patient_id}_{cohort}_vis1_mask.nii.gz")

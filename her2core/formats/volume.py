@@ -5,10 +5,14 @@ speak x, y, z; every conversion between the two orders happens here.  Positions 
 those of DICOM: millimetres, LPS (x to the patient's left, y to posterior, z to the head).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
+
+PHASE_COLUMNS = ("pre", "post_early", "post_late")  # of a table that names the phases, as BreastDCEDL's does
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,11 @@ class Geometry:
         if axes.shape != (3, 3) or not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
             raise ValueError(f"direction must have orthonormal columns, found {self.direction}")
 
-    def position_mm(self, index):
+    def position_mm(self, index: Sequence[int]) -> np.ndarray:
         """LPS position (x, y, z) of voxel `index` (z, y, x)."""
         return np.asarray(self.origin_mm) + np.asarray(self.direction) @ (np.asarray(index) * self.spacing_mm)
 
-    def agrees_with(self, other, tolerance_mm=0.01):
+    def agrees_with(self, other: "Geometry", tolerance_mm: float = 0.01) -> bool:
         """True where both grids put their voxels at the same places."""
         return (
             np.allclose(self.spacing_mm, other.spacing_mm, atol=tolerance_mm)
@@ -65,8 +69,38 @@ class DceSeries:
             raise ValueError(f"phase times must ascend, found {self.times_s} s")
 
 
-def nearest_phases(times_s, early_s, late_s):
-    """Indices of pre, early and late phase: the first, and those nearest to the wanted times after it.
+@dataclass(frozen=True)
+class Phases:
+    """The pre-contrast, the early and the late phase: their acquisition indices in a series, counted from 0.
+
+    Early may be late: of a patient of I-SPY1 only two phases were published.
+    """
+
+    pre: int
+    early: int
+    late: int
+
+    def __post_init__(self):
+        if not 0 <= self.pre < self.early <= self.late:
+            raise ValueError(f"phases {list(self)}, expected pre < early ≤ late, counted from 0")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(astuple(self))
+
+    def check(self, count: int) -> None:
+        """ValueError unless a series of `count` phases has all three."""
+        if self.late >= count:
+            raise ValueError(f"phases {list(self)}, counted from 0, expected all of them among the {count} found")
+
+    @classmethod
+    def named(cls, row: Mapping, columns: tuple[str, str, str] = PHASE_COLUMNS) -> "Phases | None":
+        """The phases that a row of a table names in `columns`; None where one is missing or NaN."""
+        found = [row.get(column) for column in columns]
+        return None if any(map(pd.isna, found)) else cls(*map(int, found))
+
+
+def nearest_phases(times_s: Sequence[float], early_s: float, late_s: float) -> Phases:
+    """The first phase, and those whose times are nearest to `early_s` and `late_s` seconds after it.
 
     ValueError where the times are unknown or too few to tell three phases apart.
     """
@@ -79,10 +113,10 @@ def nearest_phases(times_s, early_s, late_s):
         raise ValueError(
             f"phases at {found} s: expected an early one near {early_s:g} s and a later near {late_s:g} s"
         )
-    return chosen
+    return Phases(*chosen)
 
 
-def to_sitk(array, geometry):
+def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     """`(Z, Y, X)` array and its geometry → SimpleITK image; bool, which SimpleITK lacks, becomes uint8."""
     image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)
     image.SetSpacing([float(s) for s in geometry.spacing_mm[::-1]])
@@ -91,7 +125,7 @@ def to_sitk(array, geometry):
     return image
 
 
-def from_sitk(image):
+def from_sitk(image: sitk.Image) -> tuple[np.ndarray, Geometry]:
     """SimpleITK image → `(Z, Y, X)` array and its geometry."""
     axes = np.reshape(image.GetDirection(), (3, 3))[:, ::-1]
     return sitk.GetArrayFromImage(image), Geometry(

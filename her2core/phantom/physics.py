@@ -1,7 +1,7 @@
 """From contrast agent in the blood to grey levels: the signal chain of a T1-weighted dynamic series.
 
 Arterial input → extended Tofts tissue → relaxation rate → spoiled gradient echo → Rician noise.  Every
-function is pure and works on arrays of any shape.  Units stand in the names: minutes for the kinetics (as in
+function is pure and works on arrays of any shape.  Units are part of the names: minutes for the kinetics (as in
 the literature), seconds for the sequence, mM for concentrations.
 
 Sources: Parker et al., MRM 2006, doi 10.1002/mrm.21066 (input function); Tofts et al., JMRI 1999 (tissue
@@ -11,12 +11,15 @@ model); Rohrer 2005 and Szomolanyi 2019 (relaxivities); Rakow-Penner 2006 and Ed
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+_Numbers = float | np.ndarray
+_Response = tuple[np.ndarray, np.ndarray, np.ndarray]  # kep nodes (K,) per min, integrals (T, K), plasma (T,) in mM
 HAEMATOCRIT = 0.42
 
 # Longitudinal relaxation times without contrast agent, in seconds, by field strength in tesla.  Fat and gland:
 # Rakow-Penner 2006 (1.5 T as in the defaults of the UW breast reference object); tumour at 3 T: 1.61 s, SyMRI,
-# Cancer Imaging 2020, s40644-020-00365-4; muscle and blood: the tables of dcmri.  Our choices, not measured:
+# Cancer Imaging 2020, s40644-020-00365-4; muscle and blood: the tables of dcmri.  Not measured but chosen here:
 # tumour at 1.5 T (scaled like gland) and skin (long enough to look as it does in real fat-suppressed series).
 T10_S = {
     1.5: {"fat": 0.296, "gland": 1.266, "tumour": 1.30, "muscle": 1.008, "skin": 0.90, "blood": 1.441},
@@ -40,7 +43,7 @@ _AREAS, _CENTRES, _WIDTHS = (0.809, 0.330), (0.17046, 0.365), (0.0563, 0.132)
 _ALPHA_MM, _BETA_PER_MIN, _SLOPE_PER_MIN, _TAU_MIN = 1.050, 0.1685, 38.078, 0.483
 
 
-def parker_aif_mM(t_min):
+def parker_aif_mM(t_min: ArrayLike) -> np.ndarray:
     """Concentration in whole blood, mM, `t_min` minutes after the bolus arrives; exactly 0 before."""
     t = np.asarray(t_min, float)
     after = np.maximum(t, 0)
@@ -52,8 +55,8 @@ def parker_aif_mM(t_min):
     return np.where(t < 0, 0.0, bolus + washout)
 
 
-def plasma_mM(t_min, hct=HAEMATOCRIT):
-    """Concentration in plasma: the agent stays out of the cells, so blood / (1 - haematocrit)."""
+def plasma_mM(t_min: ArrayLike, hct: float = HAEMATOCRIT) -> np.ndarray:
+    """Concentration in plasma, mM: the agent stays out of the cells, so blood / (1 - haematocrit)."""
     return parker_aif_mM(t_min) / (1 - hct)
 
 
@@ -82,15 +85,13 @@ def _response_grid(longest_min, hct):
     return times, kep, integral
 
 
-def tissue_response(times_min, hct=HAEMATOCRIT, longest_min=12.0):
-    """What tissue sees at `times_min` (T,) after arrival: kep nodes (K,), integrals (T, K), plasma (T,) in mM.
+def tissue_response(times_min: ArrayLike, hct: float = HAEMATOCRIT) -> _Response:
+    """What tissue sees at `times_min` (T,) after arrival: nodes of kep, the integrals at these, and the plasma.
 
     The integral depends on kep alone, so it is tabulated once and interpolated per voxel.
     """
     times_min = np.atleast_1d(np.asarray(times_min, float))
-    if times_min.max() > longest_min:
-        longest_min = float(np.ceil(times_min.max()))
-    nodes, kep, integral = _response_grid(longest_min, hct)
+    nodes, kep, integral = _response_grid(max(12.0, float(np.ceil(times_min.max()))), hct)
     plasma = plasma_mM(times_min, hct)
     table = np.zeros((len(times_min), len(kep)))
     for row, t, c_end in zip(table, times_min, plasma, strict=True):
@@ -101,16 +102,21 @@ def tissue_response(times_min, hct=HAEMATOCRIT, longest_min=12.0):
     return kep, table, plasma
 
 
-def tofts_concentration_mM(response, phase, ktrans_per_min, ve, vp):
+def tofts_concentration_mM(
+    response: _Response, phase: int, ktrans_per_min: _Numbers, ve: _Numbers, vp: _Numbers
+) -> np.ndarray:
     """Tissue concentration at one phase of a `tissue_response`; parameters are scalars or arrays of one shape."""
     kep, integral, plasma = response
     return vp * plasma[phase] + ktrans_per_min * np.interp(ktrans_per_min / ve, kep, integral[phase])
 
 
-def extended_tofts(times_min, ktrans_per_min, ve, vp, hct=HAEMATOCRIT):
+def extended_tofts(
+    times_min: ArrayLike, ktrans_per_min: _Numbers, ve: _Numbers, vp: _Numbers, hct: float = HAEMATOCRIT
+) -> np.ndarray:
     """Tissue concentration in mM, shape (T, *parameters), at `times_min` (T,) after arrival.
 
-    C(t) = vp·Cp(t) + Ktrans ∫ Cp(u) exp(-Ktrans/ve·(t-u)) du.  ve and vp are volume fractions, ve > 0.
+    C(t) = vp·Cp(t) + Ktrans ∫ Cp(u) exp(-Ktrans/ve·(t-u)) du.  ve and vp are volume fractions; ValueError where ve
+    is not positive.
     """
     if np.any(np.asarray(ve) <= 0):
         raise ValueError(f"ve must be positive, found a minimum of {np.min(ve)}")
@@ -119,7 +125,9 @@ def extended_tofts(times_min, ktrans_per_min, ve, vp, hct=HAEMATOCRIT):
     return np.stack([tofts_concentration_mM(response, i, ktrans_per_min, ve, vp) for i in phases])
 
 
-def spgr(r1_per_s, tr_s, flip_rad, te_s=0.0, t2star_s=np.inf):
+def spgr(
+    r1_per_s: _Numbers, tr_s: float, flip_rad: _Numbers, te_s: float = 0.0, t2star_s: float = np.inf
+) -> np.ndarray:
     """Steady-state spoiled gradient echo signal for unit proton density.
 
     sin a (1 - E) / (1 - cos a E) · exp(-TE/T2*), with E = exp(-TR·R1).
@@ -129,16 +137,7 @@ def spgr(r1_per_s, tr_s, flip_rad, te_s=0.0, t2star_s=np.inf):
     return np.sin(flip_rad) * (1 - e1) / (1 - np.cos(flip_rad) * e1) * decay
 
 
-def spgr_inverse(signal_ratio, r10_per_s, tr_s, flip_rad):
-    """R1 in 1/s from the signal relative to a baseline of known rate `r10_per_s`."""
-    e10 = np.exp(-tr_s * np.asarray(r10_per_s, float))
-    k = np.asarray(signal_ratio, float) * (1 - e10) / (1 - np.cos(flip_rad) * e10)
-    if np.any(k >= 1):
-        raise ValueError(f"no R1 gives a signal ratio of {np.max(signal_ratio):.3g}: it exceeds full relaxation")
-    return -np.log((1 - k) / (1 - k * np.cos(flip_rad))) / tr_s
-
-
-def rician(signal, sigma, rng):
+def rician(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
     """Magnitude of `signal` with complex Gaussian noise of `sigma` per channel; Rayleigh where signal is 0."""
     noise = rng.standard_normal((2, *np.shape(signal)), dtype=np.float32) * sigma
     return np.hypot(signal + noise[0], noise[1])

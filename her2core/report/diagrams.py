@@ -3,11 +3,13 @@
 Nothing in them is typed in: counts come from `cohort.flow`, shapes follow from the network's configuration.
 """
 
+from textwrap import fill
+
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
-from her2core.cohort import draw_flow
-from her2core.report.figures import COLOURS, TWO_COLUMNS, headline
+from her2core.cohort import COLLECTIONS
+from her2core.report.figures.style import COLOURS, TWO_COLUMNS, headline
 
 HEADS = {
     "phase": "a head sees\nits phase",
@@ -25,13 +27,42 @@ def cohort_flow(counts, cohort):
     if not counts.get("collections"):
         raise ValueError(f"counts: no collections, found {', '.join(counts)}; expected those of cohort.flow")
     figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 3.4))
-    draw_flow(axes, counts)
+    _draw_flow(axes, counts)
     positives = sum(split["her2_positive"] for split in counts["splits"].values())
     lines = [f"Flow of patients, n = {counts['patients']}; {counts['included']} in use, {positives} HER2+"]
     if published := counts.get("of_published"):
         lines.append(f"{published['missing']} of the {published['published']} published patients missing")
     headline(figure, cohort, *lines)
     return figure
+
+
+def _flow_texts(here):
+    """What the boxes of one collection say, from its counts: who is out with reasons, and the splits."""
+    out = [f"out: {here['patients'] - here['included']}"]
+    out += [fill(f"{n} {why}", 18, subsequent_indent="   ") for why, n in here["excluded"].items()]
+    splits = [
+        f"{split}: {here['splits'][split]['patients']} ({here['splits'][split]['her2_positive']} HER2+)"
+        for split in ("train", "validation", "test", "external")
+        if split in here["splits"]
+    ]
+    return "\n".join(out), "\n".join(splits or ["nobody"])
+
+
+def _draw_flow(axes, counts):
+    """Flow diagram into empty axes: a column per collection, those out to the right."""
+    axes.set(xlim=(0, len(counts["collections"])), ylim=(0, 1))
+    axes.set_axis_off()
+    frame = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": "0.3"}
+    style = {"ha": "center", "va": "center", "fontsize": 7, "multialignment": "left", "bbox": frame}
+    down = {"arrowprops": {"arrowstyle": "<|-", "color": "0.3"}}  # head at the text, tail under the box drawn later
+    aside = {"ha": "left", "arrowprops": down["arrowprops"] | {"relpos": (0, 0.5)}}
+    for left, dataset in enumerate(d for d in COLLECTIONS if d in counts["collections"]):
+        here, x = counts["collections"][dataset], left + 0.28
+        out, splits = _flow_texts(here)
+        axes.annotate(splits, (x, 0.37), (x, 0.10), **style | down)
+        axes.annotate(f"in use\nn = {here['included']}", (x, 0.92), (x, 0.37), **style | down)
+        axes.annotate(out, (x, 0.64), (left + 0.48, 0.64), **style | aside)
+        axes.text(x, 0.92, f"{COLLECTIONS[dataset]}\nn = {here['patients']}", **style)
 
 
 def backbone_shapes(config, image_px):

@@ -1,0 +1,275 @@
+"""The area under the ROC curve: one run's, the difference of two, and how sure of either so many patients can be.
+
+A run's AUC is the mean over its seeds, each seed scored on the same patients.  Patients are resampled, never
+slices; positives and negatives apart, so that every resample has both.  The interval of one run is over patients,
+given its seeds; that of a difference is over patients and seeds.  Coverage was measured, and the alternatives
+with it: `benchmarks/coverage.json`.
+
+Labels `(n,)` are 0 and 1; where one class is missing, ValueError is raised.
+
+Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837; Hanley and McNeil, Radiology 1982;143:29;
+Hall, J R Stat Soc B 1988;50:35 (symmetric bootstrap-t); Qin and Hotilovac, Stat Methods Med Res 2008;17:207 (AUC
+on the logit scale); Newcombe, Stat Med 2006;25:559 (perfect separation); Obuchowski and Rockette, Commun Stat
+Simul Comput 1995;24:285 and Hillis, Stat Med 2007;26:596 (several readers, here seeds, on the same patients);
+Holm, Scand J Stat 1979;6:65.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import norm, rankdata, t
+
+POWER = 0.8  # of the smallest detectable difference
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """bootstrap: resamples of patients.  confidence: of every interval.  seed: of the resampling."""
+
+    bootstrap: int = 2000
+    confidence: float = 0.95
+    seed: int = 2025
+
+    def __post_init__(self):
+        if self.bootstrap < 2 or not 0 < self.confidence < 1:
+            raise ValueError(f"evaluation needs bootstrap >= 2 and 0 < confidence < 1, found {self}")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval and the patients it rests on."""
+
+    value: float
+    low: float
+    high: float
+    patients: int
+    positives: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """AUC of a first run − AUC of a second: standard error, interval and p-value over patients and seeds."""
+
+    value: float
+    low: float
+    high: float
+    se: float
+    p: float
+
+
+def check_labels(labels: np.ndarray) -> np.ndarray:
+    """Labels as bool; ValueError unless they are 0 and 1 and both occur."""
+    labels = np.asarray(labels)
+    positives = int((labels == 1).sum())
+    if not np.isin(labels, (0, 1)).all() or positives in (0, labels.size):
+        raise ValueError(f"AUC needs labels 0 and 1, both present; found {positives} ones of {labels.size}")
+    return labels.astype(bool)
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray | float:
+    """Area under the ROC curve, ties counted half; scores `(…, n)` → `(…)`."""
+    labels = check_labels(labels)
+    positives, negatives = labels.sum(), (~labels).sum()
+    ranks = rankdata(scores, axis=-1)[..., labels].sum(-1)
+    return (ranks - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def comparison(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Every positive beside every negative: 1 above, 0.5 tied, 0 below.  `(…, n)` → `(…, positives, negatives)`.
+
+    Its mean is the AUC, its row and column means are DeLong's structural components, and the AUC of a resample
+    is a product with the resample's weights: nothing is ranked twice.
+    """
+    labels, scores = check_labels(labels), np.asarray(scores, float)
+    if min(labels.sum(), (~labels).sum()) < 2:
+        raise ValueError(f"a variance needs two patients of each class, found {labels.sum()} of {labels.size}")
+    positive, negative = scores[..., labels][..., :, None], scores[..., ~labels][..., None, :]
+    return (positive > negative) + 0.5 * (positive == negative)
+
+
+def _placement_variance(compared):
+    """DeLong's variance of the mean of `compared`, `(positives, negatives)`."""
+    return sum(v.var(ddof=1) / v.size for v in (compared.mean(1), compared.mean(0)))
+
+
+def _mean_over_seeds(labels, scores):
+    return comparison(labels, np.atleast_2d(scores)).mean(0)
+
+
+def delong_variance(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Variance over patients of the mean AUC over seeds; scores `(seeds, n)`, or `(n,)` for one."""
+    return _placement_variance(_mean_over_seeds(labels, scores))
+
+
+def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Mean AUC of first − second on the same patients, given the seeds, and its two-sided p-value."""
+    compared = _mean_over_seeds(labels, first) - _mean_over_seeds(labels, second)
+    difference, variance = float(compared.mean()), _placement_variance(compared)
+    if variance == 0:
+        return difference, 1.0 if difference == 0 else 0.0
+    return difference, float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
+
+
+def hanley_mcneil_variance(n_positive: int, n_negative: int, auc: float) -> float:
+    """Variance of an AUC that is expected, before any patient is seen."""
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    spread = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
+    return spread / (n_positive * n_negative)
+
+
+def resample(labels: np.ndarray, config: EvaluateConfig) -> np.ndarray:
+    """Indices `(bootstrap, n)` of patients drawn with replacement, positives and negatives apart."""
+    labels = check_labels(labels)
+    rng = np.random.default_rng(config.seed)
+    groups = [np.flatnonzero(labels), np.flatnonzero(~labels)]
+    return np.concatenate([rng.choice(g, (config.bootstrap, g.size)) for g in groups], axis=1)
+
+
+def resample_weights(labels: np.ndarray, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:
+    """How often each resample holds each positive `(bootstrap, positives)` and each negative."""
+    labels, index = check_labels(labels), resample(labels, config)
+    rows = np.arange(config.bootstrap)[:, None] * labels.size
+    counts = np.bincount((rows + index).ravel(), minlength=index.size).reshape(index.shape).astype(float)
+    return counts[:, labels], counts[:, ~labels]
+
+
+def resampled_moments(
+    compared: np.ndarray, weights: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of `compared`, `(positives, negatives)`, in every resample and DeLong's variance of it there, each
+    `(bootstrap,)`.  weights: from `resample_weights`."""
+    (positive, negative), (k, m) = weights, compared.shape
+    v10, v01 = negative @ compared.T / m, positive @ compared / k  # (bootstrap, k), (bootstrap, m)
+    mean = (v01 * negative).sum(1) / m
+    squares = [
+        ((w * v**2).sum(1) - n * mean**2) / n / (n - 1) for w, v, n in ((positive, v10, k), (negative, v01, m))
+    ]
+    return mean, np.maximum(sum(squares), 0)
+
+
+def _perfect_limit(n_positive, n_negative, confidence):
+    """The lowest AUC that still agrees with a perfect separation of so many patients (score interval)."""
+    z = norm.ppf(0.5 + confidence / 2)
+    return brentq(lambda a: 1 - a - z * np.sqrt(hanley_mcneil_variance(n_positive, n_negative, a)), 0, 1 - 1e-9)
+
+
+def _studentised_interval(compared, weights, confidence):
+    """Symmetric bootstrap-t interval on the logit scale of the mean of `compared`, `(positives, negatives)`.
+
+    Each resample is studentised by its own DeLong error.  Half a pair is the least that can be short of 0 or 1:
+    a resample that separates perfectly is taken to miss by that, a sample that does gets `_perfect_limit`.
+    """
+    edge, value = 0.5 / compared.size, compared.mean()
+    if not edge < value < 1 - edge:
+        limit = _perfect_limit(*compared.shape, confidence)
+        return (limit, 1.0) if value > 0.5 else (0.0, 1 - limit)
+
+    def on_logit_scale(mean, variance):
+        mean = np.clip(mean, edge, 1 - edge)
+        return logit(mean), np.sqrt(np.maximum(variance, edge**2)) / (mean * (1 - mean))
+
+    centre, error = on_logit_scale(value, _placement_variance(compared))
+    centres, errors = on_logit_scale(*resampled_moments(compared, weights))
+    half = error * np.quantile(np.abs(centres - centre) / errors, confidence)
+    return float(expit(centre - half)), float(expit(centre + half))
+
+
+def bootstrap_auc(labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig) -> Estimate:
+    """Mean AUC over seeds with its interval over patients, given these seeds; probabilities `(seeds, n)`."""
+    compared = _mean_over_seeds(labels, probabilities)
+    low, high = _studentised_interval(compared, resample_weights(labels, config), config.confidence)
+    return Estimate(float(compared.mean()), low, high, sum(compared.shape), compared.shape[0])
+
+
+def _difference_variance(compared, weights):
+    """Variance of a mean difference over patients, and what seeds add to it.  compared: `(seeds, positives, …)`.
+
+    Patients come from the bootstrap.  The variance between seeds on these patients also holds how patients differ
+    from seed to seed, which the bootstrap has counted already: it is taken off.  One seed says nothing of others.
+    """
+    samples = np.stack([resampled_moments(one, weights)[0] for one in compared])  # (seeds, bootstrap)
+    patients, seeds = samples.mean(0).var(ddof=1), len(compared)
+    if seeds == 1:
+        return patients, 0.0
+    interaction = (samples - samples.mean(0)).var(1, ddof=1).sum() / (seeds - 1)
+    between = compared.mean((1, 2)).var(ddof=1) - interaction
+    return patients, max(between, 0) / seeds
+
+
+def bootstrap_difference(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, config: EvaluateConfig
+) -> Difference:
+    """Mean AUC of first − second on the same resampled patients, over patients and seeds.
+
+    first, second: `(seeds, n)`; row s of both is the same seed, so a seed is paired as a patient is.  A seed is
+    what a reader is to Obuchowski and Rockette: t-distributed, with Satterthwaite's degrees of freedom.  Seeds
+    are not redrawn: four give too few distinct draws, and redrawing both counts their interaction three times.
+    The p-value is never below what so many resamples can show.
+    """
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    if first.shape != second.shape:
+        raise ValueError(f"a paired difference needs the same seeds and patients: {first.shape}, {second.shape}")
+    compared = comparison(labels, first) - comparison(labels, second)
+    patients, seeds = _difference_variance(compared, resample_weights(labels, config))
+    value, se = float(compared.mean()), float(np.sqrt(patients + seeds))
+    if se == 0:
+        return Difference(value, value, value, 0.0, 1.0 if value == 0 else 1 / (config.bootstrap + 1))
+    freedom = (patients + seeds) ** 2 / (patients**2 / (len(labels) - 2) + seeds**2 / max(len(first) - 1, 1))
+    half = float(t.ppf(0.5 + config.confidence / 2, freedom)) * se
+    p_value = max(2 * float(t.sf(abs(value) / se, freedom)), 1 / (config.bootstrap + 1))
+    return Difference(value, value - half, value + half, se, p_value)
+
+
+def detectable(se: float | np.ndarray, alpha: float = 0.05) -> float | np.ndarray:
+    """The smallest true difference that a two-sided test at `alpha` finds with a power of 80 %."""
+    return (norm.ppf(1 - alpha / 2) + norm.ppf(POWER)) * se
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's step-down correction; returns adjusted p-values in the order given."""
+    p_values = np.asarray(p_values, float)
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.maximum.accumulate(p_values[order] * np.arange(p_values.size, 0, -1))
+    out = np.empty_like(p_values)
+    out[order] = np.minimum(adjusted, 1)
+    return out
+
+
+def roc_points(labels: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """True-positive rate at every false-positive rate of `grid`, linear between the curve's corners."""
+    labels = check_labels(labels)
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    last_of_tie = np.append(np.diff(np.asarray(scores)[order]) != 0, True)
+    tpr = np.append(0, (np.cumsum(labels[order]) / labels.sum())[last_of_tie])
+    fpr = np.append(0, (np.cumsum(~labels[order]) / (~labels).sum())[last_of_tie])
+    return np.interp(grid, fpr, tpr)
+
+
+def roc_band(
+    labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig, grid: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """ROC averaged over seeds, with its pointwise patient-bootstrap band: grid, mean, low, high.
+
+    probabilities: `(seeds, n)`.  grid: false-positive rates, 101 of them where none are given.
+    """
+    grid = np.linspace(0, 1, 101) if grid is None else grid
+    seeds = np.atleast_2d(probabilities)
+    mean = np.mean([roc_points(labels, row, grid) for row in seeds], axis=0)
+    ordered = np.sort(check_labels(labels))[::-1]
+    index = band_resamples(labels, config)
+    curves = [np.mean([roc_points(ordered, row[i], grid) for row in seeds], axis=0) for i in index]
+    return grid, mean, *band(curves, config.confidence)
+
+
+def band_resamples(labels: np.ndarray, config: EvaluateConfig) -> np.ndarray:
+    """As `resample`, but 500 at most: a band needs fewer draws than a p-value."""
+    return resample(labels, config)[:500]
+
+
+def band(curves: Sequence[np.ndarray], confidence: float) -> np.ndarray:
+    """Pointwise lower and upper limit `(2, points)` of resampled curves, each `(points,)`."""
+    tail = (1 - confidence) / 2
+    return np.quantile(curves, (tail, 1 - tail), axis=0)

@@ -1,0 +1,153 @@
+"""The scanners and protocols of three collections, and how they vary between patients.
+
+Manufacturers and matrices of spy2 follow the 982 baseline examinations of I-SPY2 (matrices at half their size);
+I-SPY1 and AMBL were acquired at 1.5 T, AMBL on one GE model.  Field strengths of spy2 and the numbers of slices are
+chosen here.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from her2core.phantom.physics import RELAXIVITY_PER_S_MM, T10_S
+
+_STREAMS = ("anatomy", "lesion", "noise", "truth", "protocol")
+_GAIN_OF_12_BITS = 330  # leaves room for an enhanced lesion below 4095
+
+
+def random_stream(seed: int, name: str, *number: int) -> np.random.Generator:
+    """One of a patient's independent generators.  The label is no part of its seed, so that twins share it."""
+    return np.random.default_rng([seed, _STREAMS.index(name), *number])
+
+
+@dataclass(frozen=True)
+class Site:
+    """One scanner and protocol.
+
+    gain: mean grey level of fibroglandular tissue before contrast.  noise: sigma per channel relative to it.
+    bias: strength of the receive field (about 3 × its coefficient of variation).  fat_suppression: share of the fat
+    signal that is left.  phase_times_s: seconds after injection; the first, 0, is the pre-contrast phase.
+    spacing_mm, shape: (z, y, x).  ValueError for values that cannot be scanned.
+    """
+
+    name: str
+    field_T: float
+    tr_s: float
+    te_s: float
+    flip_deg: float
+    relaxivity_per_s_mM: float
+    fat_suppression: float
+    gain: float
+    noise: float
+    bias: float
+    phase_times_s: tuple[float, ...]
+    bits: int
+    spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int] = (24, 128, 128)
+    manufacturer: str = "GE MEDICAL SYSTEMS"
+
+    def __post_init__(self):
+        if self.field_T not in T10_S:
+            raise ValueError(f"{self.name}: field must be one of {list(T10_S)} T, found {self.field_T}")
+        times = np.asarray(self.phase_times_s)
+        if len(times) < 3 or times[0] != 0 or np.any(np.diff(times) <= 0):
+            raise ValueError(f"{self.name}: expected ascending times from 0 s, found {self.phase_times_s}")
+        if len(self.shape) != 3 or np.any(np.less(self.shape, (8, 32, 32))):
+            raise ValueError(f"{self.name}: shape must be (Z, Y, X) of at least (8, 32, 32), found {self.shape}")
+
+    @property
+    def early_index(self) -> int:
+        """The phase nearest to 2.3 minutes, where enhancement is read."""
+        return 1 + int(np.argmin(np.abs(np.asarray(self.phase_times_s[1:]) - 138)))
+
+    @property
+    def late_index(self) -> int:
+        """The last phase."""
+        return len(self.phase_times_s) - 1
+
+
+SITES = {
+    site.name: site
+    for site in (
+        Site(
+            "spy2", phase_times_s=(0, 60, 138, 462), spacing_mm=(2.5, 1.40, 1.40), bits=16,
+            field_T=3.0, tr_s=0.0050, te_s=0.0022, flip_deg=10,
+            relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[3.0]["gadobutrol"],
+            fat_suppression=0.13, gain=620, noise=0.045, bias=0.42,
+        ),
+        Site(
+            "spy1", phase_times_s=(0, 144, 456), spacing_mm=(2.4, 1.35, 1.35), bits=12,
+            field_T=1.5, tr_s=0.0080, te_s=0.0042, flip_deg=20,
+            relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[1.5]["gadopentetate"],
+            fat_suppression=0.17, gain=330, noise=0.055, bias=0.30,
+        ),
+        Site(
+            "ambl", phase_times_s=(0, 72, 144, 216, 390), spacing_mm=(2.6, 1.45, 1.45), bits=16,
+            field_T=1.5, tr_s=0.0062, te_s=0.0029, flip_deg=12,
+            relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[1.5]["gadobenate"],
+            fat_suppression=0.22, gain=1050, noise=0.040, bias=0.50,
+        ),
+    )
+}  # fmt: skip
+
+
+# What differs between the patients of a collection, as (value, share) pairs.
+_PROTOCOLS = {
+    "spy2": {
+        "manufacturer": (("GE MEDICAL SYSTEMS", 611), ("SIEMENS", 252), ("Philips Medical Systems", 119)),
+        "field_T": ((1.5, 0.6), (3.0, 0.4)),
+        "matrix": ((128, 767), (144, 140), (112, 75)),
+        "slices": ((24, 0.6), (20, 0.2), (28, 0.2)),
+        "late_phases": (((462,), 0.7), ((300, 462), 0.3)),
+        "agent": (("gadobutrol", 0.5), ("gadopentetate", 0.3), ("gadobenate", 0.2)),
+    },
+    "spy1": {
+        "manufacturer": (("GE MEDICAL SYSTEMS", 0.8), ("SIEMENS", 0.2)),
+        "matrix": ((128, 0.8), (112, 0.2)),
+        "slices": ((24, 0.7), (28, 0.3)),
+    },
+    "ambl": {"matrix": ((128, 0.9), (144, 0.1)), "slices": ((24, 0.8), (20, 0.2))},
+}
+
+
+def find_site(site: Site | str) -> Site:
+    """A `Site` as it is, or one of `SITES` by its name; ValueError for an unknown name."""
+    if isinstance(site, Site):
+        return site
+    if site not in SITES:
+        raise ValueError(f"unknown site {site!r}; there are {', '.join(SITES)}")
+    return SITES[site]
+
+
+def _choose(pairs, rng):
+    """One of the values, each with its share."""
+    shares = np.array([share for _, share in pairs], float)
+    return pairs[rng.choice(len(pairs), p=shares / shares.sum())][0]
+
+
+def draw_protocol(name: str, seed: int) -> Site:
+    """The scanner and protocol of one patient of collection `name`: a variation on `SITES`, whatever the label.
+
+    Matrix, slices, field of view, timing, field strength, manufacturer, contrast agent, bit depth and gain vary.
+    """
+    site = find_site(name)
+    rng = random_stream(seed, "protocol")
+    drawn = {key: _choose(pairs, rng) for key, pairs in _PROTOCOLS[name].items()}
+    view, slab, pace = rng.uniform((0.95, 0.95, 0.92), (1.08, 1.08, 1.08))
+    manufacturer, field_T = drawn.get("manufacturer", site.manufacturer), drawn.get("field_T", site.field_T)
+    bits = 12 if manufacturer != "GE MEDICAL SYSTEMS" else site.bits
+    gain = (_GAIN_OF_12_BITS if bits == 12 else site.gain) * np.exp(0.18 * rng.standard_normal())
+    times = site.phase_times_s[:-1] + drawn["late_phases"] if "late_phases" in drawn else site.phase_times_s
+    slice_mm = round(float(slab * site.shape[0] * site.spacing_mm[0] / drawn["slices"]), 3)
+    pixel_mm = round(float(view * site.shape[1] * site.spacing_mm[1] / drawn["matrix"]), 4)
+    return replace(
+        site,
+        field_T=field_T,
+        manufacturer=manufacturer,
+        relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[field_T].get(drawn.get("agent"), site.relaxivity_per_s_mM),
+        bits=bits,
+        gain=round(float(gain), 1),
+        phase_times_s=tuple(round(t * float(pace)) for t in times),
+        shape=(drawn["slices"], drawn["matrix"], drawn["matrix"]),
+        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
+    )

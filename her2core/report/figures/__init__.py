@@ -1,0 +1,45 @@
+"""One function per figure: arrays, tables and texts in, `Figure` out.  Nothing is computed, saved or read.
+
+Every figure has axis labels with units and the text `cohort` (a study's `title`, which says where the cohort is
+synthetic); one that shows a statistic also carries its n and interval.  Input of another shape, or a table that
+lacks a column or a value, raises ValueError.
+"""
+
+from her2core.report.figures.curves import (
+    age_by_status,
+    calibration_curve,
+    decision_curve,
+    learning_curves,
+    roc,
+)
+from her2core.report.figures.forests import differences, expected_widths, forest, two_populations
+from her2core.report.figures.images import bias_field, failures, phases, readers, windowed, windows
+from her2core.report.figures.network import attention, attention_check, channel_gates, through_the_network
+from her2core.report.figures.phantom import kinetic_curves, phantom_gallery, twins
+from her2core.report.figures.style import save
+
+__all__ = [
+    "age_by_status",
+    "attention",
+    "attention_check",
+    "bias_field",
+    "calibration_curve",
+    "channel_gates",
+    "decision_curve",
+    "differences",
+    "expected_widths",
+    "failures",
+    "forest",
+    "kinetic_curves",
+    "learning_curves",
+    "phantom_gallery",
+    "phases",
+    "readers",
+    "roc",
+    "save",
+    "through_the_network",
+    "twins",
+    "two_populations",
+    "windowed",
+    "windows",
+]

@@ -1,0 +1,247 @@
+"""Figures that show slices: of patients, under windows, before and after N4, read from files, misjudged."""
+
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from her2core.report.figures.style import (
+    ONE_COLUMN,
+    PHASE_NAMES,
+    TWO_COLUMNS,
+    beside,
+    headline,
+    require_8bit,
+    require_shape,
+    require_some,
+    require_values,
+)
+
+_MOST_FAILURES = 6
+
+
+# --- panels -------------------------------------------------------------------------------------------------
+
+
+def show_mm(panel: Axes, image: np.ndarray, pixel_mm: float | tuple[float, float], **style) -> AxesImage:
+    """An image with axes in mm from its centre; y grows downwards.  pixel_mm: of both axes, or (y, x)."""
+    half_y, half_x = np.multiply(image.shape[:2], pixel_mm) / 2
+    step = max((s for s in (1, 2, 5, 10, 20, 50, 100) if s < 0.8 * min(half_x, half_y)), default=0)
+    panel.set(xticks=[-step, 0, step], yticks=[-step, 0, step])
+    return panel.imshow(image, extent=(-half_x, half_x, half_y, -half_y), **style)
+
+
+def show_small(panel: Axes, image: np.ndarray, pixel_mm: float, **style) -> None:
+    """An image too small for ticks: its width stands below."""
+    panel.imshow(image, **style)
+    panel.set(xticks=[], yticks=[], xlabel=f"{image.shape[1] * pixel_mm:.0f} mm")
+
+
+def outline(panel: Axes, mask: np.ndarray | None, shown: AxesImage) -> None:
+    """The lesion's edge over an image, white on black; shown: what imshow returned."""
+    if mask is not None and mask.any() and not mask.all():
+        fine = mask.astype(float).repeat(4, 0).repeat(4, 1)  # so that the line follows the pixels' edges
+        for colour, width in (("black", 1.6), ("white", 0.8)):
+            style = {"extent": shown.get_extent(), "origin": "upper", "colors": colour, "linewidths": width}
+            panel.contour(fine, levels=[0.5], **style)
+
+
+def label_mm(axes: np.ndarray) -> None:
+    """Name the unit once per row and column of panels, numbers once per row."""
+    for panel in axes[:, 1:].flat:
+        panel.tick_params(labelleft=False)
+    for panel in axes[:, 0]:
+        panel.set_ylabel("mm")
+    for panel in axes[-1]:
+        panel.set_xlabel("mm")
+
+
+def most_tumour(mask: np.ndarray) -> int:
+    """Number of the slice with most tumour of a mask `(Z, Y, X)`."""
+    return int(mask.sum((1, 2)).argmax())
+
+
+def _in_rgb(image):
+    """Phases `(3, H, W)` as the red, green and blue of one picture."""
+    return image.transpose(1, 2, 0)
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def readers(examples: dict[str, tuple], cohort: str) -> Figure:
+    """What was read of one patient of each site: three phases at the slice with most tumour, and the mask's edge.
+
+    examples: site → (phases `(3, Z, Y, X)`, mask `(Z, Y, X)`, `Geometry`).  Grey runs from 0 to the 99.8 %
+    quantile of the early phase.
+    """
+    require_some("examples", examples, 4)
+    figure, axes = rows_of_volumes(examples, 3)
+    for row, (site, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
+        z, white = most_tumour(mask), np.quantile(volumes[1], 0.998)
+        for panel, phase in zip(row, volumes, strict=True):
+            outline(panel, mask[z], show_mm(panel, phase[z], geometry.spacing_mm[1:], vmin=0, vmax=white))
+        row[0].set_ylabel(f"{site}, slice {z}\n(mm)")
+    for panel, title in zip(axes[0], PHASE_NAMES, strict=True):
+        panel.set_title(title)
+    grey = "slice with most tumour; black 0, white the 99.8 % quantile of the early phase"
+    headline(figure, cohort, "A patient of each site; line: mask", grey)
+    return figure
+
+
+def rows_of_volumes(examples: dict[str, tuple], columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure with a row per volume, as high as its slices are, and axes in mm; examples: as in `readers`."""
+    for name, (volumes, mask, _) in examples.items():
+        require_shape(f"{name}, phases", volumes, 3, None, None, None)
+        require_shape(f"{name}, mask", mask, *volumes.shape[1:])
+    ratios = [np.divide(*np.multiply(mask.shape[1:], at.spacing_mm[1:])) for _, mask, at in examples.values()]
+    size = (TWO_COLUMNS, 0.7 + (TWO_COLUMNS - 0.6) / columns * sum(ratios))
+    figure, axes = plt.subplots(len(examples), columns, figsize=size, height_ratios=ratios, squeeze=False)
+    label_mm(axes)
+    return figure, axes
+
+
+def phases(images: np.ndarray, names: list[str], pixel_mm: float | np.ndarray, cohort: str) -> Figure:
+    """Three phases and their RGB fusion, a row per patient.
+
+    images: `(patients, 3, H, W)` uint8.  names: what stands beside each row.  pixel_mm: one for all or one each.
+    """
+    require_8bit("images", images, None, 3, None, None)
+    rows = len(images)
+    figure, axes = plt.subplots(rows, 4, figsize=(TWO_COLUMNS, 0.3 + 1.85 * rows), squeeze=False)
+    for row, image, mm in zip(axes, images, np.broadcast_to(pixel_mm, rows), strict=True):
+        for panel, phase in zip(row, image, strict=False):
+            show_mm(panel, phase, mm, vmin=0, vmax=255)
+        show_mm(row[3], _in_rgb(image), mm)
+    for panel, title in zip(axes[0], (*PHASE_NAMES, "RGB fusion"), strict=True):
+        panel.set_title(title)
+    label_mm(axes)
+    for panel, name in zip(axes[:, 0], names, strict=True):
+        panel.set_ylabel(f"{name}\n(mm)", fontsize=7)
+    headline(figure, cohort, "What the network sees, one 8-bit window per row")
+    return figure
+
+
+def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: str) -> Figure:
+    """What windows make of one patient's early phase: its histogram, and below the grey that each intensity gets.
+
+    values: `(voxels,)` intensities.  limits: window name → (black, white), both in the values' unit; a window
+    that is no straight line between two limits has no place here.
+    """
+    require_shape("values", values, None)
+    require_some("limits", limits, 20)
+    if bad := [name for name, (lo, hi) in limits.items() if not lo < hi]:
+        raise ValueError(f"limits: white must lie above black, which it does not for {', '.join(bad)}")
+    start = min(0, *(lo for lo, _ in limits.values()))
+    end = 1.03 * max(values.max(), *(hi for _, hi in limits.values()))
+    size = (TWO_COLUMNS, 2.2 + 0.2 * len(limits))
+    figure, (top, bottom) = plt.subplots(2, figsize=size, sharex=True, height_ratios=(1.5, 0.2 * len(limits)))
+    top.hist(values, bins=np.linspace(start, end, 120), color="0.6", log=True)
+    grid = np.linspace(start, end, 1024)
+    for y, (lo, hi) in enumerate(limits.values()):
+        grey, box = np.clip((grid - lo) / (hi - lo), 0, 1)[None], (start, end, y + 0.36, y - 0.36)
+        bottom.imshow(grey, vmin=0, vmax=1, extent=box, aspect="auto", interpolation="bilinear")
+        bottom.add_patch(plt.Rectangle((start, y - 0.36), end - start, 0.72, fill=False, edgecolor="0.5"))
+        beside(bottom, y, f"white from {hi:.0f}: {100 * (values >= hi).mean():.1f} % of voxels")
+    bottom.set(xlim=(start, end), ylim=(len(limits) - 0.5, -0.5))
+    bottom.set_yticks(range(len(limits)), limits)
+    bottom.set_xlabel("Intensity, early post-contrast phase (scanner units)")
+    top.set_ylabel(f"Voxels (n = {values.size})")
+    headline(figure, cohort, "Windows on one patient's crops")
+    return figure
+
+
+def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: str) -> Figure:
+    """One slice under every window: its RGB fusion, and below the histogram of its 8-bit early phase.
+
+    images: window name → `(3, H, W)` uint8.  name: of the patient.
+    """
+    require_some("images", images, 20)
+    for window, image in images.items():
+        require_8bit(window, image, 3, None, None)
+    columns = min(len(images), 5)
+    rows = -(-len(images) // columns)
+    size, ratios = (TWO_COLUMNS, 0.3 + 2.75 * rows), (1.5, 0.8) * rows
+    figure, axes = plt.subplots(2 * rows, columns, figsize=size, height_ratios=ratios, squeeze=False)
+    for k, (window, image) in enumerate(images.items()):
+        row, column = divmod(k, columns)
+        picture, histogram = axes[2 * row : 2 * row + 2, column]
+        show_small(picture, _in_rgb(image), pixel_mm)
+        picture.set_title(f"{window}\n{100 * (image[1] == 255).mean():.1f} % white")
+        share = np.full(image[1].size, 100 / image[1].size)
+        histogram.hist(image[1].ravel(), bins=np.linspace(0, 256, 33), weights=share, color="0.5", log=True)
+        histogram.set(xlim=(0, 256), ylim=(0.05, 100), xticks=[0, 128, 255], xlabel="Grey level")
+        histogram.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"] if column == 0 else [])
+    for panel in axes[1::2, 0]:
+        panel.set_ylabel("Pixels (%)")
+    for panel in axes.flat[:0:-1]:
+        if not panel.has_data():
+            panel.set_axis_off()
+    pixels = next(iter(images.values()))[1].size
+    headline(figure, cohort, f"{name}, one slice of {pixels} pixels; white and histograms: early phase")
+    return figure
+
+
+def bias_field(
+    before: np.ndarray,
+    estimated: np.ndarray,
+    truth: np.ndarray | None,
+    after: np.ndarray,
+    pixel_mm: float,
+    cohort: str,
+) -> Figure:
+    """N4 on one slice: before and after in the same grey window, and between them the coil's field.
+
+    before, after: `(Y, X)` intensities.  estimated, truth: `(Y, X)` factors around 1, NaN where there is no body;
+    truth is None for a patient, whose true field nobody knows.
+    """
+    fields = {"Estimated field": estimated} | ({} if truth is None else {"True field": truth})
+    require_shape("before", before, None, None)
+    for name, array in {"before": before, "after": after, **fields}.items():
+        require_shape(name, array, *before.shape)
+    percent = {name: 100 * (field - 1) for name, field in fields.items()}
+    most = max(np.nanmax(np.abs(p)) for p in percent.values())
+    white = np.quantile([before, after], 0.995)
+    figure, axes = plt.subplots(1, 2 + len(fields), figsize=(TWO_COLUMNS, 3.9 - 0.5 * len(fields)))
+    for panel, image, title in ((axes[0], before, "Before N4"), (axes[-1], after, "After N4")):
+        show_mm(panel, image, pixel_mm, vmin=0, vmax=white)
+        panel.set_title(title)
+    for panel, (title, field) in zip(axes[1:], percent.items(), strict=False):
+        shown = show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=-most, vmax=most)
+        panel.set_title(title)
+    figure.colorbar(shown, ax=axes, location="bottom", label="Field − 1 (%)", shrink=0.5, aspect=30)
+    label_mm(axes[None])
+    headline(figure, cohort, f"One slice, pre-contrast, black 0, white {white:.0f} scanner units")
+    return figure
+
+
+def failures(
+    images: np.ndarray, table: pd.DataFrame, wrong: tuple[int, int], pixel_mm: float | np.ndarray, cohort: str
+) -> Figure:
+    """The most confident wrong patients: early phase, RGB fusion, label and probability with its seeds' range.
+
+    images: `(n, 3, H, W)` uint8, n up to 6.  table: n rows of patient, label, lowest, probability, highest.
+    wrong: (wrong patients, all patients).  pixel_mm: one for all or one each.
+    """
+    require_some("failures", table, _MOST_FAILURES)
+    require_values("failures", table, ("patient", "label", "lowest", "probability", "highest"))
+    require_8bit("images", images, len(table), 3, None, None)
+    width = max(ONE_COLUMN, TWO_COLUMNS * len(table) / _MOST_FAILURES)
+    figure, axes = plt.subplots(2, len(table), figsize=(width, 3.4), squeeze=False)
+    sizes = np.broadcast_to(pixel_mm, len(images))
+    for column, image, mm, (_, row) in zip(axes.T, images, sizes, table.iterrows(), strict=True):
+        column[0].imshow(image[1], vmin=0, vmax=255)
+        column[0].set(xticks=[], yticks=[])
+        show_small(column[1], _in_rgb(image), mm)
+        seeds = f"{row['probability']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
+        label = f"HER2{'+' if row['label'] else '−'}, predicted"
+        column[0].set_title(f"{fill(row['patient'], 17)}\n{label}\n{seeds}", fontsize=6.5)
+    axes[0, 0].set_ylabel(PHASE_NAMES[1])
+    axes[1, 0].set_ylabel("RGB fusion")
+    title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} patients"
+    headline(figure, cohort, title, "predicted: probability of HER2+, mean (range) of seeds")
+    return figure

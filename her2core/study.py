@@ -1,0 +1,79 @@
+"""The command `her2`:  her2 study NAME   makes the folder of a study, or renews its pipeline.
+
+studies/NAME/params.yaml holds what differs from the top level's; it is written once, from studies/templates/, and
+then belongs to the user.  studies/NAME/dvc.yaml is the top level's pipeline with that study's parameters; it is
+written anew every time.
+"""
+
+import argparse
+import io
+import re
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from her2core.config import MERGED, OWN, read_yaml, root, tracked
+from her2core.records import whole
+
+_EMBEDDED_ONLY = ("phantom",)  # the tour of the phantom is the same in every study
+_HEADER = "# Made from the top-level dvc.yaml by: her2 study {name}.  Not to be edited.\n"
+
+
+def pipeline(name: str, top: Path) -> str:
+    """The text of studies/`name`/dvc.yaml: the top level's stages, run from the top with both parameter files."""
+    stages = {
+        stage: _moved(definition, f"studies/{name}/params.yaml")
+        for stage, definition in read_yaml(top / "dvc.yaml")["stages"].items()
+        if stage not in _EMBEDDED_ONLY
+    }
+    yaml, text = YAML(), io.StringIO()
+    yaml.default_flow_style, yaml.width = False, 200
+    yaml.dump({"stages": stages}, text)
+    return _HEADER.format(name=name) + text.getvalue()
+
+
+def _moved(stage, params):
+    """A stage of the top level as a study's, which tracks its own parameters and those they are merged with."""
+    keys = tracked(stage)
+    common = [key for key in MERGED if key in keys]
+    own = {params: [key for key in (*OWN, *MERGED) if key in keys]}
+    return {"wdir": "../.."} | stage | {"params": [*common, own]}
+
+
+def make_study(name: str, top: Path) -> list[Path]:
+    """Write a study's parameters, unless they are there, and its pipeline; returns the files written."""
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", name) or name == "templates":
+        raise ValueError(f"study {name!r}: expected a name of small letters, digits, _ and -, such as my_hospital")
+    if name == read_yaml(top / "params.yaml")["name"]:
+        raise ValueError(f"{name} is the top-level study: its parameters are params.yaml, its pipeline dvc.yaml")
+    folder = top / "studies" / name
+    template = top / "studies" / "templates" / (f"{name}.yaml" if name == "tiny" else "new.yaml")
+    texts = {folder / "dvc.yaml": pipeline(name, top)}
+    if not (folder / "params.yaml").is_file():
+        texts[folder / "params.yaml"] = template.read_text().replace("{name}", name)
+    for path, text in texts.items():
+        with whole(path) as part:
+            part.write_text(text)
+    return sorted(texts)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script."""
+    parser = argparse.ArgumentParser(prog="her2", description="Studies of HER2 on breast DCE-MRI.")
+    commands = parser.add_subparsers(required=True)
+    study = commands.add_parser("study", help="make studies/NAME, or renew its dvc.yaml")
+    study.add_argument("name", metavar="NAME")
+    chosen = parser.parse_args(arguments)
+    try:
+        top = root()
+        written = make_study(chosen.name, top)
+    except (ValueError, OSError) as error:
+        sys.exit(f"her2 study: {error}")
+    for path in written:
+        print(f"written: {path.relative_to(top)}")
+    print(f"Run it with: dvc repro studies/{chosen.name}/dvc.yaml")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What the tests of the structure know of the compendium: modules, what they import, notebooks, stages."""
+
+import ast
+import json
+from functools import cache
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+TOP = Path(__file__).resolve().parents[1]
+PACKAGE = TOP / "her2core"
+# the reading order; a module imports only from those above it
+ORDER = """
+config records parallel
+formats.volume formats.dicom_file formats.dicom formats.seg formats.dicom_write formats.nifti
+cohort kinetics bias_field normalize audit preprocess
+dataset model baselines train runs probe case
+auc calibration evaluate
+phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
+cohorts.manifest cohorts.labels cohorts.transfer cohorts.phantom cohorts.archive cohorts.acquire
+report.figures.style report.figures.images report.figures.curves report.figures.forests report.figures
+report.diagrams report.assumptions report.documents report.checklists report.sources report.page
+run study machine
+""".split()
+HEART = [module for module in ORDER if "." not in module]
+NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
+MAKERS = ("01_data_preparation", "02_training")
+STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
+PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
+PUBLISHED_STUDIES = {"ispy", "templates"}  # the folders of studies/ that are in git
+
+
+def file_of(module):
+    """The file of a module or package of her2core by its dotted name, None where there is none."""
+    base = PACKAGE.joinpath(*module.split("."))
+    candidates = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def modules_in(source):
+    """her2core modules that a piece of code imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "her2core":
+            base = node.module.partition(".")[2]
+            names = {f"{base}.{alias.name}".strip(".") for alias in node.names}
+            modules = {name for name in names if file_of(name)}
+            found |= modules | ({base} if modules != names else set())
+    return found - {""}
+
+
+@cache
+def imports_of(module):
+    """What a module imports, and the package it lies in where that has code of its own."""
+    parents = {module.rpartition(".")[0]} - {""}
+    code = {p for p in parents if file_of(p).read_text().strip()}
+    return frozenset(modules_in(file_of(module).read_text()) | code)
+
+
+def closure(modules):
+    """The modules, and all that they import in turn."""
+    found, todo = set(), set(modules)
+    while todo:
+        module = todo.pop()
+        found.add(module)
+        todo |= imports_of(module) - found
+    return found
+
+
+def files_of(modules):
+    """Files of the package, relative to the root, that code with these imports uses: templates and styles too."""
+    paths = {PACKAGE / "__init__.py"} | {file_of(module) for module in closure(modules)}
+    for path in list(paths):
+        data = (p for p in path.parent.iterdir() if p.suffix in (".mplstyle", ".csv", ".jinja"))
+        paths |= {p for p in data if p.name in path.read_text()}
+    return {path.relative_to(TOP).as_posix() for path in paths}
+
+
+def cells_of(notebook):
+    return json.loads(notebook.read_text())["cells"]
+
+
+def code_of(notebook):
+    return "\n".join("".join(c["source"]) for c in cells_of(notebook) if c["cell_type"] == "code")
+
+
+def stage_of(notebook):
+    return next((s for s in STAGES.values() if f"notebooks/{notebook.name}" in s["deps"]), None)
+
+
+def outs_of(stage):
+    """{path: its flags} of a stage's outputs and metrics."""
+    entries = [*stage["outs"], *stage.get("metrics", [])]
+    return {k: v for entry in entries for k, v in (entry if isinstance(entry, dict) else {entry: {}}).items()}

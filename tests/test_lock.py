@@ -1,0 +1,43 @@
+"""The results in git are those of the code in git."""
+
+import hashlib
+import json
+import subprocess
+
+from house import PARAMS, STAGES, TOP
+from ruamel.yaml import YAML
+
+LOCK = YAML(typ="safe").load(TOP / "dvc.lock")["stages"]
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_the_lock_is_fresh_for_code_parameters_and_results_in_git():
+    names = {n for n in STAGES if "matrix" not in STAGES[n]} | {f"train@{r}" for r in PARAMS["runs"]}
+    assert set(LOCK) == names
+    for name, stage in LOCK.items():
+        for entry in stage["deps"] + stage["outs"]:
+            path = TOP / entry["path"]
+            if path.is_file():  # data and models are not in a fresh clone
+                assert entry["md5"] == md5(path), f"{name}: {entry['path']} is not what the lock says: dvc repro"
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            assert value == PARAMS[key], f"{name}: {key} is not what the lock says: dvc repro"
+
+
+def test_every_result_in_git_was_written_by_a_stage():
+    outs = [o["path"] for stage in LOCK.values() for o in stage["outs"]]
+    tracked = subprocess.run(
+        ["git", "ls-files", "results", "figures"], cwd=TOP, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert [t for t in tracked if not any(t == o or t.startswith(o + "/") for o in outs)] == []
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_metrics():
+    metrics = json.loads((TOP / "results/embedded/metrics.json").read_text())
+    readme = (TOP / "README.md").read_text()
+    for name, title in (("internal", "internal test"), ("external", "external site")):
+        m = metrics[name]
+        auc = f"{m['auc']:.2f} ({m['low']:.2f}–{m['high']:.2f})"
+        assert f"| {title} | {m['patients']} | {m['positives']} | {auc} | {m['balanced_accuracy']:.2f} |" in readme

@@ -1,0 +1,269 @@
+"""SEGs on the grid of their series: masks and labels in any orientation and order; what is broken is refused."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_samples import DIRECTIONS, SEG, SHAPE, analysis_mask, files_at, geometry, lesions, put, series, write
+from pydicom.uid import generate_uid
+
+from her2core.formats.dicom import read_dce
+from her2core.formats.dicom_write import write_seg
+from her2core.formats.seg import read_seg, read_seg_labels
+from her2core.formats.volume import Geometry
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "dce")
+
+
+def read(path, meaning="segments", grid=None, shape=SHAPE[1:]):
+    return read_seg(path, geometry() if grid is None else grid, shape, meaning=meaning)
+
+
+@pytest.fixture
+def roi(tmp_path):
+    write_seg(lesions(), geometry(), tmp_path / "roi.dcm", meaning="segments", **SEG)
+    return tmp_path / "roi.dcm"
+
+
+@pytest.fixture
+def inverse(tmp_path):
+    write_seg(analysis_mask(), geometry(), tmp_path / "mask.dcm", meaning="tumour_is_zero", **SEG)
+    return tmp_path / "mask.dcm"
+
+
+def test_segments_are_joined_to_one_mask_or_kept_as_labels(roi):
+    assert len(pydicom.dcmread(roi).PerFrameFunctionalGroupsSequence) == 4  # empty slices are left out
+    assert np.array_equal(read(roi), lesions() > 0) and read(roi).dtype == bool
+    labels = read_seg_labels(roi, geometry(), SHAPE[1:])
+    assert labels.dtype == np.uint8 and np.array_equal(labels, lesions())
+
+
+def test_the_inverse_analysis_mask_is_tumour_where_it_is_zero(inverse):
+    ds = pydicom.dcmread(inverse)
+    assert (ds.SegmentationType, ds.SegmentationFractionalType) == ("FRACTIONAL", "OCCUPANCY")
+    assert ds.MaximumFractionalValue == 255 and np.array_equal(ds.pixel_array, analysis_mask())
+    assert np.array_equal(read(inverse, "tumour_is_zero"), lesions() == 1)
+
+
+def test_the_inverse_analysis_mask_read_naively_would_mark_all_but_the_tumour_and_is_refused(inverse):
+    assert np.mean(lesions() != 1) == 222 / 240
+    with pytest.raises(ValueError, match="mask.dcm: 92.5% of the volume is tumour, read as 'segments'"):
+        read(inverse, "segments")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_mask_goes_where_its_frames_lie_in_any_orientation_and_order(tmp_path, direction):
+    for sign in (1, -1):
+        axes = np.array(DIRECTIONS[direction]) * [sign, 1, 1]
+        grid = Geometry((2.5, 0.7, 0.9), (1, 2, 3), tuple(map(tuple, axes)))
+        flipped = Geometry((2.5, 0.7, 0.9), grid.position_mm((4, 0, 0)), tuple(map(tuple, axes * [-1, 1, 1])))
+        for meaning, array in (("segments", lesions()), ("tumour_is_zero", analysis_mask())):
+            path = tmp_path / f"{meaning}{sign}.dcm"
+            write_seg(array, grid, path, meaning=meaning, **SEG)
+            expected = lesions() > 0 if meaning == "segments" else lesions() == 1
+            assert np.array_equal(read(path, meaning, grid), expected)
+            assert np.array_equal(read(path, meaning, flipped), expected[::-1])
+
+
+def test_the_order_of_the_frames_means_nothing(inverse):
+    ds = pydicom.dcmread(inverse)
+    order = [3, 0, 4, 1, 2]
+    ds.PerFrameFunctionalGroupsSequence = [ds.PerFrameFunctionalGroupsSequence[i] for i in order]
+    ds.PixelData = analysis_mask()[order].tobytes()
+    ds.save_as(inverse)
+    assert np.array_equal(read(inverse, "tumour_is_zero"), lesions() == 1)
+
+
+def test_a_mask_written_for_a_series_lies_on_the_series_read_back(tmp_path):
+    axes = np.array(DIRECTIONS["sagittal"]) * [-1, 1, 1]
+    data = replace(series(), geometry=Geometry((2.5, 0.7, 0.9), (1, 2, 3), tuple(map(tuple, axes))))
+    found = read_dce(write(tmp_path / "dce", data))
+    write_seg(lesions(), data.geometry, tmp_path / "roi.dcm", meaning="segments", **SEG)
+    mask = read_seg(tmp_path / "roi.dcm", found.geometry, found.array.shape[1:], meaning="segments")
+    assert np.array_equal(found.array[:, mask], data.array[:, ::-1][:, lesions()[::-1] > 0])
+
+
+def moved(**changes):
+    return replace(geometry(), **changes)
+
+
+@pytest.mark.parametrize(
+    "grid, shape, message",
+    [
+        (moved(origin_mm=(-80.25, 12.85, 3.125)), SHAPE[1:], "another grid: the corners of frame 0"),
+        (moved(origin_mm=(-80.25, 12.5, 4.0)), SHAPE[1:], "another grid: the corners"),
+        (moved(spacing_mm=(2.5, 0.72, 0.9)), SHAPE[1:], "another grid: the corners"),
+        (moved(spacing_mm=(2.0, 0.7, 0.9)), SHAPE[1:], "another grid: the corners"),
+        (moved(direction=DIRECTIONS["sagittal"]), SHAPE[1:], "another grid: down its columns and along its rows"),
+        (geometry(), (5, 6, 9), r"another grid: \(6, 8\) rows and columns, expected \(6, 9\)"),
+        (geometry(), (3, 6, 8), "another grid: its slices are 1 to 3, expected 0 to 2"),
+        (moved(origin_mm=(-80.25, 12.5, 3.125 + 5)), SHAPE[1:], "another grid: its slices are -1 to 1"),
+    ],
+)
+def test_a_mask_on_another_grid_is_refused(roi, grid, shape, message):
+    with pytest.raises(ValueError, match=f"roi.dcm: mask on {message}"):
+        read(roi, grid=grid, shape=shape)
+
+
+def test_an_analysis_mask_with_a_missing_or_doubled_frame_is_refused(inverse):
+    ds = pydicom.dcmread(inverse)
+    kept = ds.PerFrameFunctionalGroupsSequence[:4]
+    ds.PerFrameFunctionalGroupsSequence, ds.NumberOfFrames = kept, 4
+    ds.PixelData = analysis_mask()[:4].tobytes()
+    ds.save_as(inverse)
+    with pytest.raises(ValueError, match="FRACTIONAL with 4 frames for 4 slices, .* each of 5 slices"):
+        read(inverse, "tumour_is_zero")
+    ds.PerFrameFunctionalGroupsSequence, ds.NumberOfFrames = [*kept, kept[0]], 5
+    ds.PixelData = analysis_mask().tobytes()
+    ds.save_as(inverse)
+    with pytest.raises(ValueError, match="5 frames at 4 places"):
+        read(inverse, "tumour_is_zero")
+
+
+def test_a_binary_seg_is_no_analysis_mask(roi):
+    with pytest.raises(ValueError, match="BINARY with 4 frames"):
+        read(roi, "tumour_is_zero")
+
+
+def test_a_mask_without_tumour_is_refused(tmp_path):
+    path = tmp_path / "mask.dcm"
+    write_seg(np.full(SHAPE[1:], 33, np.uint8), geometry(), path, meaning="tumour_is_zero", **SEG)
+    with pytest.raises(ValueError, match="empty mask"):
+        read(path, "tumour_is_zero")
+
+
+def test_overlapping_segments_have_a_union_but_no_labels(roi):
+    ds = pydicom.dcmread(roi)
+    ds.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence = ds.PerFrameFunctionalGroupsSequence[
+        0
+    ].PlanePositionSequence
+    bits = ds.pixel_array
+    bits[2] = bits[0]
+    ds.PixelData = pydicom.pixels.pack_bits(bits)
+    ds.save_as(roi)
+    assert np.array_equal(read(roi)[1], lesions()[1] == 1)
+    with pytest.raises(ValueError, match="segments 1 and 2 overlap in slice 1"):
+        read_seg_labels(roi, geometry(), SHAPE[1:])
+
+
+@pytest.mark.parametrize("meaning", ["inverse", None])
+def test_an_unknown_meaning_is_refused(roi, meaning):
+    with pytest.raises(ValueError, match="meaning is"):
+        read(roi, meaning)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (put(SegmentationType="SURFACE"), "SegmentationType is SURFACE"),
+        (put(PerFrameFunctionalGroupsSequence=None), "4 frames with the positions of 0"),
+        (put(SharedFunctionalGroupsSequence=None), "ImageOrientationPatient is missing"),
+        (put(PixelData=b"\0" * 2), "PixelData cannot be decoded"),
+        (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "MR Image Storage, expected Segmentation Storage"),
+        (put(Rows=None), "PixelData cannot be decoded .*Rows"),
+    ],
+)
+def test_a_seg_that_lacks_something_is_refused(roi, change, message):
+    ds = pydicom.dcmread(roi)
+    change(ds)
+    ds.save_as(roi)
+    with pytest.raises(ValueError, match=f"roi.dcm: {message}"):
+        read(roi)
+
+
+def test_a_seg_in_the_folder_of_a_series_is_refused_by_name(folder, roi):
+    shutil.move(roi, folder)
+    with pytest.raises(ValueError, match="roi.dcm: multi-frame .*Segmentation Storage, 4 frames"):
+        read_dce(folder)
+
+
+def highdicom_seg(highdicom, folder, pixels, kind):
+    """A SEG of the given type for the series in a folder, two segments, as highdicom makes it."""
+    concept = pydicom.sr.coding.Code("108369006", "SCT", "Neoplasm")
+    describe = highdicom.seg.SegmentDescription
+    return highdicom.seg.Segmentation(
+        source_images=sorted((ds for _, ds in files_at(folder, phase=0)), key=lambda ds: ds.InstanceNumber),
+        pixel_array=pixels,
+        segmentation_type=kind,
+        segment_descriptions=[
+            describe(n, f"Lesion {n}", concept, concept, highdicom.seg.SegmentAlgorithmTypeValues.MANUAL)
+            for n in (1, 2)
+        ],
+        series_instance_uid=generate_uid(),
+        series_number=500,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="her2core",
+        manufacturer_model_name="test",
+        software_versions="0",
+        device_serial_number="0",
+    )
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
+def test_a_seg_written_by_highdicom_for_our_series_is_read(tmp_path, kind):
+    highdicom = pytest.importorskip("highdicom")
+    folder = write(tmp_path / "dce", series("oblique"))
+    frames = np.stack([lesions() == n for n in (1, 2)], axis=-1)
+    pixels = frames.astype(np.uint8 if kind == "BINARY" else np.float32)
+    highdicom_seg(highdicom, folder, pixels, kind).save_as(tmp_path / "seg.dcm")
+    found = read_seg_labels(tmp_path / "seg.dcm", read_dce(folder).geometry, SHAPE[1:])
+    assert np.array_equal(found, lesions())
+
+
+def turned(transpose, flip_y, flip_x):
+    """The geometry of an array whose rows and columns run otherwise over the voxels of the oblique grid."""
+    grid, (_, rows, columns) = geometry("oblique"), SHAPE[1:]
+    origin = grid.position_mm((0, (rows - 1) * flip_y, (columns - 1) * flip_x))
+    z, y, x = np.array(grid.direction).T
+    (dz, dy, dx), y, x = grid.spacing_mm, -y if flip_y else y, -x if flip_x else x
+    axes, spacing = ((z, x, y), (dz, dx, dy)) if transpose else ((z, y, x), (dz, dy, dx))
+    return Geometry(spacing, tuple(origin), tuple(map(tuple, np.stack(axes, axis=1))))
+
+
+@pytest.mark.parametrize("meaning", ["segments", "tumour_is_zero"])
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("flip_y", [False, True])
+@pytest.mark.parametrize("flip_x", [False, True])
+def test_a_mask_whose_rows_and_columns_run_otherwise_over_the_same_voxels_is_turned(
+    tmp_path, meaning, transpose, flip_y, flip_x
+):
+    array = lesions() if meaning == "segments" else analysis_mask()
+    stored = array[:, :: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    stored = np.ascontiguousarray(stored.swapaxes(1, 2) if transpose else stored)
+    write_seg(stored, turned(transpose, flip_y, flip_x), tmp_path / "seg.dcm", meaning=meaning, **SEG)
+    expected = lesions() > 0 if meaning == "segments" else lesions() == 1
+    assert np.array_equal(read(tmp_path / "seg.dcm", meaning, geometry("oblique")), expected)
+    with pytest.raises(ValueError, match="mask on another grid"):
+        read(tmp_path / "seg.dcm", meaning, replace(geometry("oblique"), origin_mm=(-80.25, 12.5, 4.5)))
+
+
+def label_map(tmp_path):
+    """The lesions as highdicom writes a label map."""
+    highdicom = pytest.importorskip("highdicom")
+    folder = write(tmp_path / "dce")
+    seg = highdicom_seg(highdicom, folder, lesions(), "LABELMAP")
+    seg.save_as(tmp_path / "seg.dcm")
+    return tmp_path / "seg.dcm"
+
+
+def test_a_label_map_is_read_as_mask_and_as_labels(tmp_path):
+    path = label_map(tmp_path)
+    assert pydicom.dcmread(path).SegmentationType == "LABELMAP"
+    assert np.array_equal(read(path), lesions() > 0)
+    assert np.array_equal(read_seg_labels(path, geometry(), SHAPE[1:]), lesions())
+
+
+def test_the_padding_value_of_a_label_map_is_background(tmp_path):
+    path = label_map(tmp_path)
+    ds = pydicom.dcmread(path)
+    pixels = ds.pixel_array.copy()
+    pixels[pixels == 0] = 77
+    ds.PixelData, ds.PixelPaddingValue = pixels.tobytes(), 77
+    ds.save_as(path)
+    assert np.array_equal(read_seg_labels(path, geometry(), SHAPE[1:]), lesions())

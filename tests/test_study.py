@@ -1,0 +1,56 @@
+"""`her2 study NAME`: the folder of a study."""
+
+import pytest
+from house import TOP
+from ruamel.yaml import YAML
+
+from her2core import study as s
+from her2core.config import Study
+
+
+@pytest.fixture
+def compendium(tmp_path, monkeypatch):
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_bytes((TOP / name).read_bytes())
+    (tmp_path / "studies/templates").mkdir(parents=True)
+    for path in (TOP / "studies/templates").iterdir():
+        (tmp_path / "studies/templates" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["tiny", "my_hospital"])
+def test_a_new_study_can_be_opened_and_its_pipeline_writes_its_own_folders(compendium, name, capsys):
+    s.main(["study", name])
+    assert f"Run it with: dvc repro studies/{name}/dvc.yaml" in capsys.readouterr().out
+    assert Study.open(name).name == name
+    stages = YAML(typ="safe").load(compendium / f"studies/{name}/dvc.yaml")["stages"]
+    assert all("${name}" in str(stage["outs"]) for stage in stages.values())
+
+
+def test_the_parameters_are_the_users_and_the_pipeline_is_renewed(compendium):
+    s.make_study("mine", compendium)
+    folder = compendium / "studies/mine"
+    text = (folder / "params.yaml").read_text() + "# mine\n"
+    (folder / "params.yaml").write_text(text)
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    assert s.make_study("mine", compendium) == [folder / "dvc.yaml"]
+    assert (folder / "params.yaml").read_text() == text
+    assert (folder / "dvc.yaml").read_text() == s.pipeline("mine", compendium)
+
+
+@pytest.mark.parametrize("name", ["My", "a b", "../x", "templates", ""])
+def test_a_name_that_is_no_folder_is_refused(compendium, name):
+    with pytest.raises(ValueError, match="expected a name of small letters"):
+        s.make_study(name, compendium)
+
+
+def test_the_top_level_study_has_no_folder(compendium):
+    with pytest.raises(ValueError, match="embedded is the top-level study"):
+        s.make_study("embedded", compendium)
+
+
+def test_outside_a_compendium_the_command_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="her2 study: no params.yaml in"):
+        s.main(["study", "x"])
