@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from her2core.machine import digest, digests, step_digests
+from her2core.machine import digest, piece_digests, step_digests
 
 N = 20_011
 RNG = np.random.default_rng(0)
@@ -179,7 +179,7 @@ GROUPS = {
     "phantom": phantom_pieces,
     "torch": torch_pieces,
     "networks": network_pieces,
-    "study": lambda: digests().items(),
+    "study": lambda: piece_digests().items(),
 }
 
 

@@ -2,8 +2,8 @@
 
 A shared field leaves the ratios between phases alone.  A field per phase does not: contrast agent brightens some
 tissues more than others, and N4 takes part of that for coil shading.  On 24 phantom patients such fields change the
-enhancement of the lesion by 8 % in the median and by up to 35 %, a shared one by less than 0.3 % (benchmarks/n4.py).
-Tustison et al., IEEE Trans Med Imaging 2010;29:1310.
+enhancement of the lesion by 8 % in the median and by up to 35 %, a shared one by less than 0.3 %
+(benchmarks/n4.py).  Tustison et al., IEEE Trans Med Imaging 2010;29:1310.
 """
 
 from dataclasses import dataclass

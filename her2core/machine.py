@@ -1,7 +1,8 @@
-"""Whether this machine gives the committed bytes:  python -m her2core.machine [--check]
+"""Whether this machine gives the committed bytes:  python -m her2core.machine [--check | --pins]
 
 Small pieces of the study are computed and their digests compared with those of the machine that made the committed
-results.  Takes seconds.  Exit status 0; with --check 1 if a piece differs.
+results.  Takes seconds.  The exit status is 0; with --check it is 1 if a piece differs.  --pins prints what
+belongs in the environment of what is not started from here, such as Dask's workers.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from her2core import INSTRUCTIONS
+from her2core import INSTRUCTIONS, PINS
 from her2core.bias_field import N4Config, log_bias_field
 from her2core.formats.volume import Geometry
 from her2core.phantom.patient import make_patient
@@ -112,12 +113,12 @@ _PIECES: dict[Callable, str] = {  # what is computed with them
 }
 
 
-def digests() -> dict[str, str]:
+def piece_digests() -> dict[str, str]:
     """{piece: SHA-256} as computed here."""
     return {name: value for piece in _PIECES for name, value in piece().items()}
 
 
-def verdict(found: dict[str, str]) -> str:
+def _verdict(found: dict[str, str]) -> str:
     """One paragraph: whether this machine gives the committed bytes, and what follows if it does not."""
     other = [name for name, value in found.items() if value != EXPECTED.get(name)]
     python = ".".join(platform.python_version_tuple()[:2])
@@ -139,6 +140,9 @@ def verdict(found: dict[str, str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the table and the verdict; returns the exit status."""
+    if "--pins" in arguments:
+        print(*(f"{name}={value}" for name, value in PINS.items()))
+        return 0
     print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in _PACKAGES))
     print(f"{platform.system()} {platform.machine()}, instructions: {INSTRUCTIONS}\n")
     found = {}
@@ -147,7 +151,7 @@ def main(arguments: list[str]) -> int:
             found[name] = value
             same = "same   " if value == EXPECTED.get(name) else "DIFFERS"
             print(f"  {name:22s} {value[:12]}  {same}  {needed_by}", flush=True)
-    print("\n" + textwrap.fill(verdict(found), 116))
+    print("\n" + textwrap.fill(_verdict(found), 116))
     return int("--check" in arguments and found != EXPECTED)
 
 

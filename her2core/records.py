@@ -48,13 +48,6 @@ def record_path(folder: Path, patient: str) -> Path:
     return Path(folder) / "records" / f"{patient}.json"
 
 
-def write_whole(path, text):
-    """Write a text file so that its name only ever stands for the whole of it."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    partial_path.write_text(text)
-    partial_path.replace(path)
-
-
 def _digest(paths):
     """SHA-256 over the contents, whatever the names: the same files under another patient's name are found."""
     each = sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths)

@@ -123,6 +123,7 @@ def parse(arguments: list[str]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
+    """The command line."""
     if not arguments or arguments[0].startswith("-"):
         sys.exit(__doc__)
     for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background inherits SIGINT as ignored

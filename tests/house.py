@@ -18,7 +18,8 @@ dataset model baselines train runs probe case
 auc calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
 cohorts.manifest cohorts.labels cohorts.transfer cohorts.phantom cohorts.archive cohorts.acquire
-report.figures.style report.figures.images report.figures.curves report.figures.forests report.figures
+report.figures.style report.figures.images report.figures.network report.figures.phantom report.figures.curves report.figures.forests
+report.figures
 report.diagrams report.assumptions report.documents report.checklists report.sources report.page
 run study machine
 """.split()

@@ -53,7 +53,7 @@ def serve_series(patient, role, paths, bucket):
     size = sum(p.stat().st_size for p in paths)
     number = int(name[:8], 16)
     values = [patient, role, "ispy2", f"1.2.{number}", name, len(paths), size / 1e6, "CC BY 4.0", "10.7937/x", 25]
-    return dict(zip(manifest._COLUMNS, values, strict=True))
+    return dict(zip(manifest.MANIFEST_COLUMNS, values, strict=True))
 
 
 def make_phantoms(folder):
@@ -70,7 +70,9 @@ def make_phantoms(folder):
 def write_tables(top, served, rows, foci):
     """Manifests, BreastDCEDL's table and AMBL's sheet, whose first lesion is malignant and any other benign."""
     for dataset, name in manifest.MANIFESTS.items():
-        part = pd.DataFrame([r for r in rows if PATIENTS[r["patient"]] == dataset], columns=list(manifest._COLUMNS))
+        part = pd.DataFrame(
+            [r for r in rows if PATIENTS[r["patient"]] == dataset], columns=list(manifest.MANIFEST_COLUMNS)
+        )
         (top / "manifests").mkdir(exist_ok=True)
         part.to_csv(top / "manifests" / f"{name}.csv", index=False, float_format="%.6f")
     pd.DataFrame(columns=["patient", "collection", "reason"]).to_csv(top / "manifests/excluded.csv", index=False)

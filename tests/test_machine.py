@@ -45,7 +45,7 @@ def python(code, *options, **env):
     reason=f"the committed results are those of Linux and the packages for Python {machine.PYTHON}",
 )
 def test_this_machine_gives_the_committed_bytes():
-    found = machine.digests()
+    found = machine.piece_digests()
     assert found == machine.EXPECTED, "see python -m her2core.machine"
 
 
@@ -163,3 +163,8 @@ def test_the_verdict_is_one_paragraph_and_check_makes_it_an_exit_status(
     shown = " ".join(capsys.readouterr().out.split())
     assert words in shown and her2core.INSTRUCTIONS in shown
     assert ("222222222222 DIFFERS" in shown) == bool(status) and "111111111111 same" in shown
+
+
+def test_the_pins_can_be_exported_to_what_is_not_started_from_here(capsys):
+    assert machine.main(["--pins"]) == 0
+    assert dict(pair.split("=") for pair in capsys.readouterr().out.split()) == her2core.PINS

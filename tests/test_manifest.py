@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import rebuild
+from rebuild import _REGISTERED, ambl, ispy1, ispy2
 
 from her2core.cohorts import manifest
-from her2core.cohorts.manifest import _REGISTERED, ambl, ispy1, ispy2, read_manifest, totals
+from her2core.cohorts.manifest import read_manifest, totals
 
 TOP = Path(__file__).resolve().parents[1]
 TABLE = TOP.parent / "shared" / "real" / "BreastDCEDL_ISPY2_metadata.csv"
@@ -230,7 +232,7 @@ def test_ambl_refuses_a_patient_without_exactly_one_registered_series_of_five_ph
 @pytest.fixture
 def small(tmp_path):
     table, _ = ambl(index_of(AMBL, *lesion("b"), *lesion("a")))
-    manifest._write_table(table, tmp_path / "small.csv")
+    rebuild._write_table(table, tmp_path / "small.csv")
     return tmp_path / "small.csv"
 
 
@@ -283,7 +285,7 @@ def test_a_manifest_that_cannot_be_true_is_refused_by_file_and_row(small, old, n
         read_manifest(small)
 
 
-@pytest.mark.parametrize("text", ["", "\n", ",".join(manifest._COLUMNS)])
+@pytest.mark.parametrize("text", ["", "\n", ",".join(manifest.MANIFEST_COLUMNS)])
 def test_an_empty_manifest_is_refused(small, text):
     small.write_text(text)
     with pytest.raises(ValueError, match="small.csv: expected columns .* and rows; found .*, 0 rows"):
@@ -295,7 +297,7 @@ def test_a_build_for_another_number_of_patients_stops_before_it_writes(tmp_path,
     (tmp_path / "table.csv").write_text("pid,n_z\na,80\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="manifest: expected BreastDCEDL's 982 I-SPY2 patients, found 1"):
-        manifest.main(["table.csv"])
+        rebuild.main(["table.csv"])
     assert not (tmp_path / "manifests").exists()
 
 
@@ -339,7 +341,7 @@ def test_every_ispy2_series_has_as_many_files_as_breastdcedl_has_slices_times_ph
 def index():
     pytest.importorskip("idc_index_data")
     pytest.importorskip("pyarrow")
-    return manifest._read_index(manifest._INDEX_COLUMNS, manifest._COLLECTIONS)
+    return rebuild._read_index(rebuild._INDEX_COLUMNS, manifest.IDC_COLLECTIONS)
 
 
 def test_the_index_has_the_collections_with_all_their_patients(index):
@@ -368,9 +370,9 @@ def test_ispy1_has_175_patients_with_a_ser_map_and_145_with_three_phases(index):
 
 
 def test_rebuilding_gives_the_same_bytes(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "_read_index", lambda columns, collections: index)
+    monkeypatch.setattr(rebuild, "_read_index", lambda columns, collections: index)
     there = TOP / "manifests"
-    manifest.write_manifests(tmp_path, members=read_manifest(there / "ispy2.csv")["patient"])
+    rebuild.write_manifests(tmp_path, members=read_manifest(there / "ispy2.csv")["patient"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ambl.csv", "excluded.csv", "ispy1.csv", "ispy2.csv"]
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (there / path.name).read_bytes(), path.name

@@ -277,9 +277,10 @@ def test_no_path_leads_from_external_results_to_anything_fitted():
 
 
 def read_by(code):
-    """The sections that a piece of code reads of a study."""
-    sections = set(re.findall(r'\.(?:params|section)\(\s*"(\w+)"', code))
-    sections |= {"models", "train"} if "Run.of(" in code else set()
+    """The sections that a piece of code reads of a study, itself or by handing the study to a module it imports."""
+    handed = [file_of(module).read_text() for module in modules_in(code) - {"config"}]
+    everything = "\n".join([code, *(text for text in handed if "study: Study" in text)])
+    sections = set(re.findall(r'\.(?:params|section)\(\s*"(\w+)"', everything))
     return sections | ({"runs"} if "study.runs" in code else set()) | {"name"}
 
 

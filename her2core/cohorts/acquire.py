@@ -64,6 +64,7 @@ def _describe(name, config):
 
 
 def main(arguments: list[str]) -> None:
+    """The stage `acquire`, or its dry run."""
     is_dry = arguments[:1] == ["--dry"]
     if len(arguments) != 1 + is_dry or arguments[-1].startswith("-"):
         sys.exit(__doc__)

@@ -1,29 +1,25 @@
-"""Which series of the archive make the real cohort:  python -m her2core.cohorts.manifest [TABLE]
+"""The manifests: which series of the archive make the real cohort, pinned in manifests/.
 
-Found by rule in the offline index of the NCI Imaging Data Commons (package idc-index-data), never by hand.
-Every patient of a collection is either in its manifest or a row with a reason in excluded.csv.  The archive
-cannot tell which patients of I-SPY2 are in BreastDCEDL: the column `pid` of TABLE, BreastDCEDL's table of I-SPY2,
-does, or without TABLE the present manifest.  A `crdc_series_uuid` names one revision of a series, for good.
+`manifests/rebuild.py` finds them by rule in the archive's own index.  Every patient of a collection is either in
+its manifest or a row with a reason in excluded.csv.  A `crdc_series_uuid` names one revision of a series, for good.
 """
 
 import csv
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-from her2core.config import root
-from her2core.records import PATIENT_ID, whole
+from her2core.records import PATIENT_ID
 
-_COLLECTIONS = ("ispy2", "acrin_6698", "ispy1", "advanced_mri_breast_lesions")
+IDC_COLLECTIONS = ("ispy2", "acrin_6698", "ispy1", "advanced_mri_breast_lesions")
 MANIFESTS = {"spy2": "ispy2", "spy1": "ispy1", "ambl": "ambl"}  # dataset: name of its CSV
 MINCROP_LICENCE = "CC BY-NC 4.0"  # of BreastDCEDL's MinCrop release, which no manifest lists
 BUCKET = "idc-open-data"  # of all four collections; bucket and crdc_series_uuid make the address
-_COLUMNS = {  # of a manifest: its name in the index, what its text must match
+MANIFEST_COLUMNS = {  # of a manifest: its name in the index, what its text must match
     "patient": ("PatientID", PATIENT_ID),
     "role": ("role", "dce|seg"),
-    "collection": ("collection_id", "|".join(_COLLECTIONS)),
+    "collection": ("collection_id", "|".join(IDC_COLLECTIONS)),
     "SeriesInstanceUID": ("SeriesInstanceUID", r"(?=[0-9.]{3,64}$)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+"),
     "crdc_series_uuid": ("crdc_series_uuid", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     "instances": ("instanceCount", "[1-9][0-9]{0,8}"),
@@ -32,189 +28,6 @@ _COLUMNS = {  # of a manifest: its name in the index, what its text must match
     "source_DOI": ("source_DOI", r"10\.[0-9]+/[A-Za-z0-9._/-]+"),
     "idc_version": ("idc_version", "[1-9][0-9]*"),
 }
-_RULED_BY = "StudyInstanceUID StudyDate StudyDescription Modality SeriesDescription SeriesNumber aws_bucket".split()
-_INDEX_COLUMNS = (*(n for n, _ in _COLUMNS.values() if n not in ("role", "idc_version")), *_RULED_BY)
-_BREASTDCEDL_ISPY2 = 982  # patients
-_T0 = ("ISPY2_MRI_T0", "ACRIN-6698_ISPY2_MRI_T0")
-_DCE, _MASK, _SER = ": original DCE", ": Analysis Mask", ": SER"
-_VOI_SEG = "VOI PE Segmentation thresh="
-_REGISTERED = "Registered AX Sen Vibrant MultiPhase"
-
-
-def _read_index(columns, collections):
-    """Rows of some collections as a frame, plus `idc_version`; missing text is ""."""
-    # imported here: reading a manifest needs neither package
-    import idc_index_data
-    import pyarrow
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    index = pyarrow.parquet.ParquetFile(idc_index_data.IDC_INDEX_PARQUET_FILEPATH)
-    wanted = pyarrow.array(collections, pyarrow.large_string())
-    batches = []  # a block of a million rows, filtered piece by piece so that it is never in memory as a whole
-    for batch in index.iter_batches(20_000, columns=list(columns), use_threads=False):
-        batches.append(batch.filter(pyarrow.compute.is_in(batch["collection_id"], wanted)))
-    frame = pyarrow.Table.from_batches(batches).to_pandas()
-    text = [c for c in frame if not pd.api.types.is_numeric_dtype(frame[c])]
-    version = int(idc_index_data.__version__.split(".")[0])  # the package counts with the archive
-    return frame.fillna(dict.fromkeys(text, "")).assign(idc_version=version)
-
-
-def _one_each(series, patients, what):
-    """The series of `patients`; ValueError unless each has exactly one."""
-    counts = series["PatientID"].value_counts().reindex(sorted(patients), fill_value=0)
-    if (counts != 1).any():
-        patient = counts.index[counts != 1][0]
-        found = sorted(series.loc[series["PatientID"] == patient, "SeriesDescription"])
-        raise ValueError(f"{patient}: expected one {what}, found {found or 'none'}; {(counts != 1).sum()} such")
-    return series[series["PatientID"].isin(patients)]
-
-
-def _refuse(bad, expected, column):
-    """Raise ValueError for the first of the bad rows, if there are any."""
-    if len(bad):
-        first = bad.iloc[0]
-        raise ValueError(f"{first['PatientID']}: expected {expected}, found {column} {first[column]}")
-
-
-def _manifest(dce, seg):
-    """Chosen rows of the index → the manifest's columns, sorted."""
-    rows = pd.concat([dce.assign(role="dce"), seg.assign(role="seg")])
-    _refuse(rows[rows["aws_bucket"] != BUCKET], BUCKET, "aws_bucket")
-    table = rows.rename(columns={name: column for column, (name, _) in _COLUMNS.items()})[list(_COLUMNS)]
-    return table.sort_values(["patient", "role", "SeriesInstanceUID"], ignore_index=True)
-
-
-def _excluded(index, reasons):
-    """{patient: reason} → one row each, with the collection."""
-    collection = index.drop_duplicates("PatientID").set_index("PatientID")["collection_id"]
-    rows = [(p, collection[p], reasons[p]) for p in sorted(reasons)]
-    return pd.DataFrame(rows, columns=["patient", "collection", "reason"])
-
-
-def ispy2(index: pd.DataFrame, members: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """I-SPY2 and ACRIN-6698 → manifest, excluded.  members: the patients of BreastDCEDL's table.
-
-    The first visit is named in `StudyDescription`.  Its one series `ISPY2: VOLSER: <kind>: original DCE` holds
-    all phases; BreastDCEDL's volumes are these, not the site's own series.  The SEG of the same kind is the
-    Analysis Mask, an inverse code in which 0 is the tumour.
-    """
-    index = index[index["collection_id"].isin(("ispy2", "acrin_6698"))]
-    visit = index[index["StudyDescription"].isin(_T0)]
-    volser = visit["SeriesDescription"].str.fullmatch("ISPY2: VOLSER: .+" + _DCE) & (visit["Modality"] == "MR")
-    found = visit[volser]
-    dce = _one_each(found, members, "original DCE at T0")
-    mask = dce.set_index("PatientID")["SeriesDescription"].str.removesuffix(_DCE) + _MASK
-    is_mask = (visit["SeriesDescription"] == visit["PatientID"].map(mask)) & (visit["Modality"] == "SEG")
-    seg = _one_each(visit[is_mask], members, "Analysis Mask at T0 of the DCE's kind")
-    reasons = {p: "no study at T0" for p in set(index["PatientID"]) - set(visit["PatientID"])}
-    reasons |= {p: "no original DCE at T0" for p in set(visit["PatientID"]) - set(found["PatientID"])}
-    reasons |= {p: "not in BreastDCEDL's table" for p in set(found["PatientID"]) - set(members)}
-    return _manifest(dce, seg), _excluded(index, reasons)
-
-
-def _earliest(index):
-    """The series of each patient's first study; the dates are shifted to the 1980s, but in order.
-
-    By study, not by series: a few series have lost the date that the others of their study have.
-    """
-    dated = index[index["StudyDate"] != ""]
-    first = dated[dated["StudyDate"] == dated.groupby("PatientID")["StudyDate"].transform("min")]
-    studies = first.drop_duplicates("StudyInstanceUID")
-    _refuse(studies[studies["PatientID"].duplicated()], "one earliest study", "StudyInstanceUID")
-    return index[index["StudyInstanceUID"].isin(studies["StudyInstanceUID"])]
-
-
-def _series_of_map(study, ser_map):
-    """The DCE series that a SER map was computed from: (series, "") or (none, reason).
-
-    The map `<base>: SER` has one instance per slice.  Its number is 10,000 times that of the first series, plus
-    1000; Philips' series 101, 201, … count as 1, 2, ….  Mostly that series holds all phases, and others of its
-    name, with one phase or a part of one, are repeats.  Otherwise the later series of its name hold the later
-    phases, and an earlier one is a repeat.
-    """
-    name, slices = ser_map["SeriesDescription"].removesuffix(_SER), ser_map["instanceCount"]
-    named = study[(study["SeriesDescription"] == name) & (study["Modality"] == "MR") & (name != "")]
-    if named.empty:
-        return named, "SER map names no series of the study"
-    number = named["SeriesNumber"].astype(int)
-    first = number[number.where(number < 100, number // 100) == int(ser_map["SeriesNumber"]) // 10_000]
-    if len(first) != 1:
-        which = f"one {name!r} that SER map {ser_map['SeriesNumber']} refers to"
-        raise ValueError(f"{ser_map['PatientID']}: expected {which}, found numbers {sorted(number)}")
-    alone = named.loc[first.index]
-    series = alone if alone["instanceCount"].item() >= 3 * slices else named[number >= first.item()]
-    _refuse(series[series["instanceCount"] % slices != 0], f"phases of {slices} slices", "instanceCount")
-    if series["instanceCount"].sum() < 3 * slices:
-        return series.iloc[:0], "phases under other names than the SER map's"
-    return series, ""
-
-
-def ispy1(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """I-SPY1 → manifest, excluded.  One patient may have several DCE series, each with one or more phases.
-
-    Series names differ from site to site, so the DCE is the one that the core laboratory's SER map names.
-    The SEG is `VOI PE Segmentation thresh=N`: `PE Segmentation` marks all that enhances, vessels and skin too;
-    only within the reader's box (VOI) is it the tumour.  It must bear the map's number plus 1100.  Where it is
-    missing the patient has no SEG row.  The archive's notes say that some of these SEGs are empty.
-    """
-    index = index[index["collection_id"] == "ispy1"]
-    first = _earliest(index)
-    reasons = dict.fromkeys(set(index["PatientID"]) - set(first["PatientID"]), "no dated study")
-    dce, seg = [index.iloc[:0]], [index.iloc[:0]]
-    for patient, study in first.groupby("PatientID"):
-        maps = study[study["SeriesDescription"].str.endswith(_SER) & (study["Modality"] == "MR")]
-        if maps.empty:
-            reasons[patient] = "no SER map at the earliest study"
-            continue
-        ser_map = _one_each(maps, [patient], "SER map").iloc[0]
-        series, reason = _series_of_map(study, ser_map)
-        if reason:
-            reasons[patient] = reason
-            continue
-        masks = study[study["SeriesDescription"].str.startswith(_VOI_SEG) & (study["Modality"] == "SEG")]
-        masks = masks[masks["SeriesNumber"].astype(int) == int(ser_map["SeriesNumber"]) + 1100]
-        dce.append(series)
-        seg.append(masks if masks.empty else _one_each(masks, [patient], "VOI PE Segmentation"))
-    return _manifest(pd.concat(dce), pd.concat(seg)), _excluded(index, reasons)
-
-
-def ambl(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Advanced-MRI-Breast-Lesions → manifest, excluded: the patients with a lesion SEG, `ROI`.
-
-    The SEG belongs to the registered series, not to the original of nearly the same name; five time points.
-    """
-    index = index[index["collection_id"] == "advanced_mri_breast_lesions"]
-    rois = index[(index["SeriesDescription"] == "ROI") & (index["Modality"] == "SEG")]
-    patients = set(rois["PatientID"])
-    seg = _one_each(rois, patients, "SEG ROI")
-    registered = index[(index["SeriesDescription"] == _REGISTERED) & (index["Modality"] == "MR")]
-    dce = _one_each(registered, patients, _REGISTERED)
-    _refuse(dce[dce["instanceCount"] % 5 != 0], "five phases", "instanceCount")
-    reasons = dict.fromkeys(set(index["PatientID"]) - patients, "no lesion SEG")
-    return _manifest(dce, seg), _excluded(index, reasons)
-
-
-def _write_table(table, path):
-    """Write a CSV, the same bytes on every system."""
-    with whole(path) as part:
-        part.write_bytes(table.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode())
-
-
-def write_manifests(out_folder: Path, members: pd.Series) -> None:
-    """Write ispy2.csv, ispy1.csv, ambl.csv and excluded.csv; nothing is written if a rule fails.
-
-    members: identifiers of the I-SPY2 patients that are in BreastDCEDL.
-    """
-    if len(set(members)) != _BREASTDCEDL_ISPY2:
-        raise ValueError(f"expected BreastDCEDL's {_BREASTDCEDL_ISPY2} I-SPY2 patients, found {len(set(members))}")
-    index = _read_index(_INDEX_COLUMNS, _COLLECTIONS)
-    made = {"ispy2": ispy2(index, set(members)), "ispy1": ispy1(index), "ambl": ambl(index)}
-    tables = {name: table for name, (table, _) in made.items()}
-    out = pd.concat([out for _, out in made.values()])
-    tables["excluded"] = out.sort_values(["collection", "patient"], ignore_index=True)
-    for name, table in tables.items():
-        _write_table(table, Path(out_folder) / f"{name}.csv")
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
@@ -224,14 +37,14 @@ def read_manifest(path: Path) -> pd.DataFrame:
     """
     with open(path, newline="", encoding="utf-8") as file:  # pandas would accept lines that are too long
         header, *rows = [*csv.reader(file)] or [[]]
-    if header != list(_COLUMNS) or not rows:
-        expected = f"columns {', '.join(_COLUMNS)} and rows"
+    if header != list(MANIFEST_COLUMNS) or not rows:
+        expected = f"columns {', '.join(MANIFEST_COLUMNS)} and rows"
         raise ValueError(f"{path}: expected {expected}; found {header}, {len(rows)} rows")
     for number, row in enumerate(rows, start=2):
-        if len(row) != len(_COLUMNS):
-            raise ValueError(f"{path}, row {number}: expected {len(_COLUMNS)} values, found {len(row)}")
+        if len(row) != len(MANIFEST_COLUMNS):
+            raise ValueError(f"{path}, row {number}: expected {len(MANIFEST_COLUMNS)} values, found {len(row)}")
     table = pd.DataFrame(rows, columns=header)
-    for column, (_, pattern) in _COLUMNS.items():
+    for column, (_, pattern) in MANIFEST_COLUMNS.items():
         bad = ~table[column].map(lambda text, rule=re.compile(pattern): bool(rule.fullmatch(text)))
         if bad.any():
             row = bad.idxmax()
@@ -253,19 +66,3 @@ def totals(table: pd.DataFrame) -> dict:
         "GB": round(float(table["size_MB"].sum()) / 1000, 3),
         "licences": sorted(set(table["licence"])),
     }
-
-
-def main(arguments: list[str]) -> None:
-    folder = root() / "manifests"
-    try:
-        if arguments:
-            members = pd.read_csv(arguments[0], usecols=["pid"], dtype=str)["pid"]
-        else:
-            members = read_manifest(folder / "ispy2.csv")["patient"]
-        write_manifests(folder, members)
-    except (ValueError, OSError) as error:
-        sys.exit(f"manifest: {error}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

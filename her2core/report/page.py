@@ -1,4 +1,4 @@
-"""All executed notebooks of a cohort as one HTML page:  python -m her2core.report.page
+"""All executed notebooks of a cohort as one HTML page:  python -m her2core.report.page COHORT
 
 The page stands alone: pictures are inside it, and it loads nothing and runs no script.  Prose, tables and figures
 are open, code is folded.  The same notebooks give the same bytes.
@@ -22,99 +22,28 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from her2core.config import cohort, results_folder, setting, steady_dependencies
-from her2core.records import write_whole
-from her2core.report.documents import BANNER, is_synthetic
+from her2core.config import BANNER, Study, steady_dependencies
+from her2core.records import whole
 
-PATTERN = "0[0-6]_*.ipynb"  # the study; 07_predict_case is somebody's own examination
-LIMIT = 4_000_000  # bytes of the page; larger, and its images are reduced to 256 colours
-FOREIGN = {"script", "iframe", "frame", "object", "embed", "base", "form", "link", "meta"}  # they load, run or send
-ESCAPE_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # a progress bar's earlier states
+_PATTERN = "0[0-9]_*.ipynb"  # the study; 10_predict_case is somebody's own examination
+_LIMIT = 4_000_000  # bytes of the page; larger, and its images are reduced to 256 colours
+_FOREIGN = set("script iframe frame object embed base form link meta".split())  # tags that load, run or send
+_ESCAPE_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # a progress bar's earlier states
 
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 60rem;
-  padding: 1rem; overflow-wrap: break-word; }
-h1, h2, h3, h4, h5 { line-height: 1.25; margin: 1.6em 0 0.5em; }
-section { border-top: 1px solid #ccc; margin-top: 2.5rem; }
-.banner { background: #fff3cd; border-left: 0.4rem solid #b45309; padding: 0.6rem 0.9rem; font-weight: 600; }
-img { max-width: 100%; height: auto; }
-.scroll, pre { overflow-x: auto; }
-pre { font-size: 0.85rem; line-height: 1.4; background: #f6f6f6; padding: 0.6rem; margin: 0.4rem 0; }
-code { font-size: 0.9em; }
-table { border-collapse: collapse; font-size: 0.875rem; margin: 0.6rem 0; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; }
-details.code > summary { color: #555; font-size: 0.85rem; cursor: pointer; padding: 0.15rem 0; }
-details.runs > summary { cursor: pointer; font-weight: 600; }
-a { color: #0b5394; }
-nav ul { padding-left: 1.2rem; }
-{{ style }}
-</style>
-</head>
-<body>
-<header>
-<h1 id="top">{{ title }}</h1>
-{% if banner %}<p class="banner">{{ banner }}</p>{% endif %}
-<p>The executed notebooks in order: prose, tables and figures; the code that made them is folded.</p>
-</header>
-<nav aria-label="Contents">
-<ul>
-{% for group in groups %}
-<li><a href="#{{ group.id }}">{{ group.title }}</a>
-{% if group.headings %}<ul>
-{% for id, text in group.headings %}<li><a href="#{{ id }}">{{ text }}</a></li>
-{% endfor %}</ul>{% endif %}</li>
-{% endfor %}
-</ul>
-</nav>
-<main>
-{% for group in groups %}
-{% if group.runs %}
-<section id="{{ group.id }}">
-<h2>{{ group.title }}</h2>
-<details class="runs"><summary>{{ group.pages | length }} runs of this notebook</summary>
-{% for page in group.pages %}
-<section>
-<h3 id="{{ page.id }}">{{ page.name }}</h3>
-{% if banner %}<p class="banner">{{ banner }}</p>{% endif %}
-{{ page.body }}
-</section>
-{% endfor %}
-</details>
-</section>
-{% else %}
-<section id="{{ group.id }}">
-{% if banner %}<p class="banner">{{ banner }}</p>{% endif %}
-{{ group.pages[0].body }}
-</section>
-{% endif %}
-{% endfor %}
-</main>
-</body>
-</html>
-"""
-ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-FORMATTER = HtmlFormatter(style="default", cssclass="highlight")
-MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+_FORMATTER = HtmlFormatter(style="default", cssclass="highlight")
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
-def slug(text):
+def _slug(text):
     return re.sub(r"\W+", "-", text.lower()).strip("-")
 
 
 # --- one notebook -------------------------------------------------------------------------------------------
 
 
-class Page:
+class _Page:
     """One notebook on its way to HTML.
 
     path: of the notebook.  level: by how much its headings sink.  palette: pictures in 256 colours.
@@ -123,7 +52,7 @@ class Page:
 
     def __init__(self, path, level, palette):
         self.path, self.level, self.palette = path, level, palette
-        self.id = slug(path.stem)
+        self.id = _slug(path.stem)
         self.name = path.stem.partition("-")[2] or path.stem
         self.headings, self.figures = [], 0
 
@@ -139,20 +68,20 @@ class Page:
 
     def prose(self, source):
         """Markdown with headings that sink, have ids, and are remembered."""
-        tokens = MARKDOWN.parse(source)
+        tokens = _MARKDOWN.parse(source)
         for number, token in enumerate(tokens):
             if token.type == "heading_open":
-                self.open_heading(token, plain(tokens[number + 1]))
+                self.open_heading(token, _plain(tokens[number + 1]))
                 tokens[number + 2].tag = token.tag
             for child in token.children or ():
                 if child.type == "link_open":
                     child.attrs["href"] = self.link(child.attrs["href"])
-        return scrolling(MARKDOWN.renderer.render(tokens, MARKDOWN.options, {}))
+        return _scrolling(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
 
     def open_heading(self, token, text):
         level = int(token.tag[1])
         token.tag = f"h{min(level + self.level, 6)}"
-        name, taken = f"{self.id}--{slug(text)}", {known for _, known, _ in self.headings}
+        name, taken = f"{self.id}--{_slug(text)}", {known for _, known, _ in self.headings}
         names = (f"{name}-{number}" if number > 1 else name for number in count(1))
         token.attrs["id"] = next(n for n in names if n not in taken)
         self.headings.append((level, token.attrs["id"], text))
@@ -162,29 +91,29 @@ class Page:
         if re.match(r"[a-z]+:", href):
             return href
         if href.startswith("#"):
-            return f"#{self.id}--{slug(href)}"
-        if fnmatch(Path(href).name, PATTERN):
-            return f"#{slug(Path(href).stem)}"
+            return f"#{self.id}--{_slug(href)}"
+        if fnmatch(Path(href).name, _PATTERN):
+            return f"#{_slug(Path(href).stem)}"
         return f"../../{href.removeprefix('../')}" if href.startswith("../") else f"../../notebooks/{href}"
 
     def code(self, cell):
         folded = ""
         if cell.source.strip():
-            source = highlight(cell.source, PythonLexer(), FORMATTER)
+            source = highlight(cell.source, PythonLexer(), _FORMATTER)
             folded = f'<details class="code"><summary>code</summary>{source}</details>'
         return "\n".join([folded, *(self.output(o) for o in cell.outputs)])
 
     def output(self, output):
         if output.output_type == "stream":
-            return preformatted(output.text)
+            return _preformatted(output.text)
         if output.output_type == "error":
             raise ValueError(f"{self.path.name}: a cell failed with {output.ename}: the notebook is half-run")
         data = output.data
         if "text/html" in data:
-            return scrolling(re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.S))
+            return _scrolling(re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.S))
         if "image/png" in data:
             return self.figure(data["image/png"], output.metadata.get("image/png", {}).get("width"))
-        return preformatted(data.get("text/plain", ""))
+        return _preformatted(data.get("text/plain", ""))
 
     def figure(self, png, width):
         """A picture inside the page; its text alternative is the heading above it."""
@@ -198,22 +127,22 @@ class Page:
         return f'<p><img src="data:image/png;base64,{png}" alt="{alt}"{size}></p>'
 
 
-def plain(inline):
+def _plain(inline):
     """A heading's text without its markup."""
     return "".join(c.content for c in inline.children if c.type in ("text", "code_inline")).strip()
 
 
-def preformatted(text):
-    text = OVERWRITTEN.sub("", ESCAPE_CODES.sub("", text)).rstrip()
+def _preformatted(text):
+    text = _OVERWRITTEN.sub("", _ESCAPE_CODES.sub("", text)).rstrip()
     return f"<pre>{Markup.escape(text)}</pre>" if text else ""
 
 
-def scrolling(html):
+def _scrolling(html):
     """Every table in a box of its own that scrolls sideways."""
     return re.sub(r"<table.*?</table>", r'<div class="scroll" tabindex="0">\g<0></div>', html, flags=re.S)
 
 
-def in_256_colours(png):
+def in_256_colours(png: bytes) -> bytes:
     """A PNG with a palette, on white; as it was, where that is no smaller."""
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -225,7 +154,7 @@ def in_256_colours(png):
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-class Inspection(HTMLParser):
+class _Inspection(HTMLParser):
     """Anchors of a page, and what in it would load or run something."""
 
     def __init__(self):
@@ -243,36 +172,36 @@ class Inspection(HTMLParser):
                 self.ids.append(value)
             if (tag, name) == ("a", "href") and value.startswith("#"):
                 self.targets.append(value[1:])
-        if tag in FOREIGN:
+        if tag in _FOREIGN:
             self.foreign.append(f"<{tag}>")
 
 
-def inspect(html):
-    inspection = Inspection()
+def _inspect(html):
+    inspection = _Inspection()
     inspection.feed(html)
     inspection.close()
     return inspection
 
 
-def check_page(html, pages):
+def check_page(html: str, pages: list) -> None:
     """Raise ValueError unless the page stands alone, its ids are unique and its anchors lead somewhere."""
     for page in pages:
-        if foreign := inspect(page.body).foreign:
+        if foreign := _inspect(page.body).foreign:
             raise ValueError(f"{page.path.name}: the report must stand alone, found {foreign[0]}")
-    found = inspect(html)
+    found = _inspect(html)
     if double := {i for i in found.ids if found.ids.count(i) > 1}:
         raise ValueError(f"the report has an id twice: {min(double)}")
     if lost := set(found.targets) - set(found.ids):
         raise ValueError(f"the report has a link to #{min(lost)}, which is nowhere in it")
 
 
-def group(name, paths, palette):
+def _group(name, paths, palette):
     """Pages of one notebook, with several runs or one, as the template wants them."""
     runs = "-" in paths[0].stem
-    pages = [Page(path, 2 if runs else 1, palette).render() for path in paths]
+    pages = [_Page(path, 2 if runs else 1, palette).render() for path in paths]
     headings = [(anchor, text) for level, anchor, text in pages[0].headings if level == 2]
     return {
-        "id": slug(name),
+        "id": _slug(name),
         "title": pages[0].title,
         "runs": runs,
         "pages": pages,
@@ -280,24 +209,24 @@ def group(name, paths, palette):
     }
 
 
-def compose(folder, title, synthetic, palette=False):
+def compose(folder: Path, title: str, synthetic: bool, palette: bool = False) -> str:
     """The report as text; folder: of the executed notebooks.  palette: pictures in 256 colours."""
-    paths = sorted(p for p in Path(folder).glob(PATTERN) if not p.name.endswith(".part.ipynb"))
+    paths = sorted(p for p in Path(folder).glob(_PATTERN) if not p.name.endswith(".part.ipynb"))
     if not paths:
         raise ValueError(f"{folder}: no executed notebook; run the study first")
     by_notebook = groupby(paths, key=lambda p: p.stem.partition("-")[0])
-    groups = [group(name, list(part), palette) for name, part in by_notebook]
-    html = ENVIRONMENT.from_string(PAGE).render(
+    groups = [_group(name, list(part), palette) for name, part in by_notebook]
+    html = _ENVIRONMENT.from_string(Path(__file__).with_name("page.html.jinja").read_text()).render(
         title=title,
         banner=BANNER if synthetic else "",
-        style=Markup(FORMATTER.get_style_defs(".highlight")),
+        style=Markup(_FORMATTER.get_style_defs(".highlight")),
         groups=groups,
     )
     check_page(html, [p for g in groups for p in g["pages"]])
     return html
 
 
-def build(folder, title, out, synthetic, limit=LIMIT):
+def write_page(folder: Path, title: str, out: Path, synthetic: bool, limit: int = _LIMIT) -> int:
     """Write the report of the executed notebooks in `folder` to `out`; returns its size in bytes.
 
     Pictures stay as they are unless the page would exceed `limit`; then they get 256 colours.  ValueError where
@@ -308,20 +237,23 @@ def build(folder, title, out, synthetic, limit=LIMIT):
         html = compose(folder, title, synthetic, palette=True)
     if (size := len(html.encode())) > limit:
         raise ValueError(f"{out}: expected at most {limit} bytes, found {size} even with pictures in 256 colours")
-    write_whole(Path(out), html)
+    with whole(out) as part:
+        part.write_text(html)
     return size
 
 
-def main():
-    name = cohort()
+def main(arguments: list[str]) -> None:
+    """The stage `page`."""
+    if len(arguments) != 1:
+        sys.exit(__doc__)
     try:
-        with steady_dependencies("her2core/report/page.py"):
-            title = f"HER2 on breast DCE-MRI: the study on the {name} cohort"
-            out, synthetic = results_folder() / "report.html", is_synthetic(setting(name))
-            build(results_folder() / "executed", title, out, synthetic)
+        study = Study.open(arguments[0])
+        with steady_dependencies("her2core/report/page.py", study):
+            title = f"HER2 on breast DCE-MRI: the study on the {study.name} cohort"
+            write_page(study.results / "executed", title, study.results / "report.html", study.is_synthetic)
     except (ValueError, OSError) as error:
         sys.exit(f"\nreport: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
