@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 repro: .venv/ok ## run the embedded study; stages that are up to date are skipped
-	python -m her2core.machine
+	python benchmarks/machine.py
 	nbstripout --keep-id --extra-keys metadata.language_info notebooks/*.ipynb
 	dvc repro
 

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from her2core.machine import digest, piece_digests, step_digests
+from machine import digest, piece_digests, step_digests
 
 N = 20_011
 RNG = np.random.default_rng(0)

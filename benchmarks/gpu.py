@@ -56,8 +56,8 @@ def made_up(size):
     shape = (size.patients * size.each, 3, size.pixels, size.pixels)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     names = np.repeat([f"p{k:04d}" for k in range(size.patients)], size.each)
-    her2 = np.repeat(np.arange(size.patients) % 3 == 0, size.each).astype(int)
-    return Slices(images, names, np.repeat("train", names.size), her2)
+    label = np.repeat(np.arange(size.patients) % 3 == 0, size.each).astype(int)
+    return Slices(images, names, np.repeat("train", names.size), label)
 
 
 def wait(device):
@@ -153,11 +153,11 @@ class OneByOne(Dataset):
         )
 
     def __len__(self):
-        return len(self.data.her2) // self.each
+        return len(self.data.label) // self.each
 
     def __getitem__(self, patient):
         row = patient * self.each + int(torch.randint(self.each, ()))
-        return self.move(self.data.images[row]), float(self.data.her2[row])
+        return self.move(self.data.images[row]), float(self.data.label[row])
 
 
 class ThreeCalls(nn.Module):

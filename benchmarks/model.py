@@ -5,7 +5,7 @@ time per patient of every network of the study.
 
 THDA passes the three phases of N slices through one backbone call of 3·N grey images.  Compared with torchvision's
 ResNet-34 on the same 3·N images, repeated to three channels as it needs them, and with three calls of N images of
-THDA's own backbone.  A patient's slices and the networks are those of `params.yaml`, with random weights.  One
+THDA's own backbone.  A patient's slices and the networks are those of two studies, with random weights.  One
 thread, no gradients; rounds follow each other, the best counts.
 """
 
@@ -18,12 +18,12 @@ import torch
 from torchvision.models import resnet34
 
 from her2core.baselines import MODELS, ModelConfig, build_model
-from her2core.config import params
+from her2core.config import Study
 from her2core.model import ThdaConfig, ThdaResNet
 from her2core.preprocess import PrepareConfig
 
 ROUNDS, SIZES = 7, ((4, 224), (32, 64))  # slices, pixels
-COHORTS = ("embedded", "ispy")
+STUDIES = ("embedded", "ispy")
 
 
 def cases(n, px):
@@ -43,9 +43,9 @@ def cases(n, px):
     }
 
 
-def networks(cohort):
+def networks(study):
     """{network: call} on the slices of one patient."""
-    models, prepare = params("models", ModelConfig, cohort), params("prepare", PrepareConfig, cohort)
+    models, prepare = study.params("models", ModelConfig), study.params("prepare", PrepareConfig)
     thda, vit, cvt = (getattr(models, name) for name in ("thda", "vit", "cvt"))
     scratch = {"thda": replace(thda, pretrained=False), "vit": replace(vit, pretrained=False)}
     models = replace(models, **scratch, cvt=replace(cvt, pretrained=""))
@@ -75,8 +75,8 @@ def main():
     torch.set_num_threads(1)
     for n, px in SIZES:
         show(f"N = {n} slices of {px} × {px} pixels", best_times(cases(n, px)), "torchvision ResNet-34, 3N images")
-    for cohort in COHORTS:
-        show(f"one patient of the cohort {cohort}", best_times(networks(cohort)), "resnet34_rgb")
+    for name in STUDIES:
+        show(f"one patient of the study {name}", best_times(networks(Study.open(name))), "resnet34_rgb")
 
 
 if __name__ == "__main__":

@@ -60,9 +60,6 @@ class AuditConfig:
             raise ValueError(f"shift_px must lie between 0 and {_SIDE // 2 - 1}, found {self.shift_px}")
 
 
-# --- the same -----------------------------------------------------------------------------------------------
-
-
 def _overlap(owners):
     """Keys that several patients have.  owners: columns patient, split and key, NaN where a patient has no key.
 
@@ -107,9 +104,6 @@ def _same_statistics(slices, quantiles):
         slices.assign(key=[f"{scope} {d}" for d in _digests(quantiles[:, k])]) for k, scope in enumerate(SCOPES)
     ]
     return _overlap(pd.concat(parts))
-
-
-# --- nearly the same ----------------------------------------------------------------------------------------
 
 
 def _unit(images):
@@ -215,9 +209,6 @@ def _near_duplicates(images, slices, config):
         "nearest_of_the_others": {k: f[k] for f in nearest for k in ("patients", "share")},
         "slices_without_structure": int((~prints.any((1, 2))).sum()),
     }
-
-
-# --- all together -------------------------------------------------------------------------------------------
 
 
 def _check_tables(patients, files, slices, arrays):

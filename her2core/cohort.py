@@ -24,9 +24,6 @@ PUBLISHED = {  # arXiv 2510.13897 and BreastDCEDL's tables
 }  # fmt: skip
 
 
-# --- the table ----------------------------------------------------------------------------------------------
-
-
 def person(patient: str) -> str:
     """One text for all spellings of a patient's identifier: ACRIN-6698 is a part of I-SPY2, with its numbers."""
     return re.sub("^acrin-6698-", "ispy2-", patient.casefold())
@@ -40,8 +37,7 @@ def _check_identifiers(patients):
                 f"patient identifier cannot be {patient!r}: expected 1 to 64 letters, digits, _ or -, not starting "
                 "with a dash, because it becomes a folder's name"
             )
-    double = patients[patients.map(person).duplicated(keep=False)].tolist()
-    if double:
+    if double := patients[patients.map(person).duplicated(keep=False)].tolist():
         raise ValueError(f"every patient needs one row and one identifier; repeated: {double}")
 
 
@@ -59,10 +55,8 @@ def _check_table(table):
             raise ValueError(f"{first['pid']}: {column} is {first[column]}, expected one of {allowed}")
     split = table[(table["dataset"] == EXTERNAL) & table["test"].notna()]
     if len(split):
-        first = split.iloc[0]
-        raise ValueError(
-            f"{first['pid']}: an external patient is in no published split, found test {first['test']}"
-        )
+        row = split.iloc[0]
+        raise ValueError(f"{row['pid']}: an external patient is in no published split, found test {row['test']}")
 
 
 def _given_reasons(metadata):
@@ -104,9 +98,6 @@ def included(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["split"].notna()].astype({"her2": int}).reset_index(drop=True)
 
 
-# --- the published cohort -----------------------------------------------------------------------------------
-
-
 def _internal(table):
     return table[table["dataset"] != EXTERNAL]
 
@@ -137,16 +128,12 @@ def _missing_of_published(table):
     """How many of the published patients are not in use, and why.  Those of unknown HER2 status never were."""
     part = _internal(table)
     out = _kinds(part.loc[part["her2"].notna() & part["split"].isna(), "reason"])
-    absent = PUBLISHED["patients"] - int(part["split"].notna().sum()) - sum(out.values())
+    published = PUBLISHED["patients"]
+    absent = published - int(part["split"].notna().sum()) - sum(out.values())
     if absent < 0:
-        raise ValueError(
-            f"expected at most {PUBLISHED['patients']} patients with HER2 status, found {-absent} more"
-        )
+        raise ValueError(f"expected at most {published} patients with HER2 status, found {-absent} more")
     reasons = out | ({"not in the table": absent} if absent else {})
-    return {"published": PUBLISHED["patients"], "missing": sum(reasons.values()), "reasons": reasons}
-
-
-# --- flow and Table 1 ---------------------------------------------------------------------------------------
+    return {"published": published, "missing": sum(reasons.values()), "reasons": reasons}
 
 
 def _kinds(reasons):

@@ -36,15 +36,10 @@ def lesion_features(phases: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[f
 
 
 def fit_kinetics(table: pd.DataFrame) -> Pipeline:
-    """Logistic regression on the training patients of a table with FEATURES, split and her2.
-
-    ValueError where they are all of one class.
-    """
+    """Logistic regression on the training patients, of both classes, of a table with FEATURES, split and her2."""
     train = table[table["split"] == "train"]
-    if train["her2"].nunique() != 2:
-        raise ValueError(
-            f"{len(train)} training patients with HER2 {sorted(set(train['her2'].tolist()))}, expected 0 and 1"
-        )
+    if len(found := sorted(set(train["her2"].tolist()))) != 2:
+        raise ValueError(f"{len(train)} training patients with HER2 {found}, expected 0 and 1")
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     return model.fit(train[list(FEATURES)].to_numpy(), train["her2"].to_numpy())
 

@@ -200,19 +200,18 @@ def knots(
     return x, y.astype(np.float32)
 
 
-def _grey_levels(xp, images, x, y):
+def _grey_levels(images, x, y):
     """Float32 images `(N, P, H, W)` through knots `(N, P, K)`: the sum of one clipped ramp from knot to knot.
 
-    xp: numpy or torch.  The operations and their order are the same in both, and so are the bytes.  The images
-    are overwritten.
+    The images are overwritten.
     """
     x, y = x[..., None, None], y[..., None, None]
     total = None
     for k in range(x.shape[2] - 1):
         low, width, rise = x[:, :, k], x[:, :, k + 1] - x[:, :, k], y[:, :, k + 1] - y[:, :, k]
-        unit = xp.subtract(images, low, out=None if k < x.shape[2] - 2 else images)
-        unit /= xp.where(width > 0, width, xp.inf)  # between knots that coincide nothing rises
-        xp.clip(unit, 0, 1, out=unit)
+        unit = np.subtract(images, low, out=None if k < x.shape[2] - 2 else images)
+        unit /= np.where(width > 0, width, np.inf)  # between knots that coincide nothing rises
+        np.clip(unit, 0, 1, out=unit)
         unit *= rise
         total = unit if total is None else total + unit
     return total
@@ -224,14 +223,9 @@ def piecewise(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     step = max(_BLOCK // max(math.prod(images.shape[1:]), 1), 1)
     for start in range(0, len(images), step):
         part = slice(start, start + step)
-        grey = _grey_levels(np, images[part].astype(np.float32), x[part], y[part])
+        grey = _grey_levels(images[part].astype(np.float32), x[part], y[part])
         out[part] = np.rint(grey, out=grey)
     return out
-
-
-def piecewise_torch(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """As `piecewise`, byte for byte, on the tensors' device."""
-    return _grey_levels(torch, images.to(torch.float32, copy=True), x, y).round().to(torch.uint8)
 
 
 def to_8bit(images: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
@@ -241,9 +235,3 @@ def to_8bit(images: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     `(P, Z, Y, X)` is N = Z slices with the same limits, `swapaxes(0, 1)`.
     """
     return piecewise(images, *_line(lo, hi))
-
-
-def to_8bit_torch(images: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
-    """As `to_8bit`, byte for byte, on the tensors' device."""
-    grey = torch.tensor([0.0, 255.0], device=lo.device).expand(*lo.shape, 2)
-    return piecewise_torch(images, torch.stack([lo, hi], -1), grey)

@@ -26,9 +26,10 @@ _POLL_S = 0.5
 
 
 def _code_digest():
-    """SHA-256 over the names and contents of this package's modules."""
+    """SHA-256 over the names and contents of this package's modules and YAML tables."""
     top = Path(__file__).parent
-    named = sorted((m.relative_to(top).as_posix(), m) for m in top.rglob("*.py"))
+    paths = [*top.rglob("*.py"), *top.rglob("*.yaml")]
+    named = sorted((m.relative_to(top).as_posix(), m) for m in paths)
     return hashlib.sha256(b"".join(n.encode() + b"\0" + m.read_bytes() for n, m in named)).hexdigest()
 
 

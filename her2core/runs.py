@@ -76,10 +76,10 @@ class Run:
         return self.opened.under(self.window, self.device, self.sees_neighbours, rows)
 
     def fresh(self, seed: int | None = None) -> torch.nn.Module:
-        """A network with fresh weights, those of `seed` where one is given; ready to predict."""
+        """A network with fresh weights, those of `seed` where one is given; on the CPU, ready to predict."""
         if seed is not None:
             torch.manual_seed(seed)
-        return build_model(self.model, self.models, self.image_px).to(self.device).eval()
+        return build_model(self.model, self.models, self.image_px).eval()
 
     def weights(self) -> list[Path]:
         """The files of the frozen seeds, in the order of `training.seeds`."""
@@ -94,7 +94,7 @@ class Run:
         for path in self.weights():
             network = self.fresh()
             network.load_state_dict(load_file(path))
-            networks.append(network)
+            networks.append(network.to(self.device))
         return networks
 
     def predict(self, *splits: str, slices: Slices | None = None, aggregate: str | None = None) -> pd.DataFrame:

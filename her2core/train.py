@@ -228,9 +228,7 @@ def _training_key(model, parts, config, seed, version):
     return sha.hexdigest()
 
 
-def begin(
-    build: Callable[[], torch.nn.Module], device: torch.device, config: TrainConfig, seed: int
-) -> Training:
+def begin(build: Callable[[], torch.nn.Module], device: torch.device, config: TrainConfig, seed: int) -> Training:
     """A training before its first step; build: () → model, called after seeding."""
     generator = seed_everything(seed, config)
     model = build().to(device, memory_format=torch.channels_last)  # faster convolutions, on the CPU too

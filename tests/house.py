@@ -18,10 +18,10 @@ dataset model baselines train runs probe case
 auc calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
 cohorts.manifest cohorts.labels cohorts.transfer cohorts.phantom cohorts.archive cohorts.acquire
-report.figures.style report.figures.images report.figures.network report.figures.phantom report.figures.curves report.figures.forests
-report.figures
+report.figures.style report.figures.images report.figures.network report.figures.phantom
+report.figures.curves report.figures.forests report.figures
 report.diagrams report.assumptions report.documents report.checklists report.sources report.page
-run study machine
+run study
 """.split()
 HEART = [module for module in ORDER if "." not in module]
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
@@ -72,7 +72,7 @@ def files_of(modules):
     """Files of the package, relative to the root, that code with these imports uses: templates and styles too."""
     paths = {PACKAGE / "__init__.py"} | {file_of(module) for module in closure(modules)}
     for path in list(paths):
-        data = (p for p in path.parent.iterdir() if p.suffix in (".mplstyle", ".csv", ".jinja"))
+        data = (p for p in path.parent.iterdir() if p.suffix in (".mplstyle", ".csv", ".jinja", ".yaml"))
         paths |= {p for p in data if p.name in path.read_text()}
     return {path.relative_to(TOP).as_posix() for path in paths}
 

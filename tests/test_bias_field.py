@@ -16,21 +16,34 @@ QUICK = N4Config(iterations=(20, 10, 5))
 GEOMETRY = Geometry((2.5, 1.4, 1.4))
 
 
+def drawn_patient(seed):
+    return make_patient(seed, seed % 2, draw_protocol(list(SITES)[seed % 3], seed), bayes_auc=0.95)
+
+
 @pytest.fixture(scope="module")
-def patients():
+def patient():
+    return drawn_patient(300)
+
+
+@pytest.fixture(scope="module")
+def phases(patient):
+    return patient.series.array[:3]
+
+
+@pytest.fixture(scope="module")
+def geometry(patient):
+    return patient.series.geometry
+
+
+@pytest.fixture(scope="module")
+def field(phases, geometry):
+    return log_bias_field(phases[0], geometry, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def patients(patient):
     """Two of each site at full resolution, none of those on which the settings were chosen."""
-    drawn = [(seed, draw_protocol(list(SITES)[seed % 3], seed)) for seed in range(300, 306)]
-    return [make_patient(seed, seed % 2, site, bayes_auc=0.95) for seed, site in drawn]
-
-
-@pytest.fixture(scope="module")
-def phases(patients):
-    return patients[0].series.array[:3]
-
-
-@pytest.fixture(scope="module")
-def geometry(patients):
-    return patients[0].series.geometry
+    return [patient, *map(drawn_patient, range(301, 306))]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +68,7 @@ def enhancement(array, lesion):
     return early / pre - 1
 
 
+@pytest.mark.slow
 def test_the_estimated_fields_follow_the_true_ones(patients, fields):
     r, residual = [], []
     for patient, field in zip(patients, fields, strict=True):
@@ -66,6 +80,7 @@ def test_the_estimated_fields_follow_the_true_ones(patients, fields):
     assert np.median(residual) <= 0.55
 
 
+@pytest.mark.slow
 def test_fibroglandular_tissue_becomes_more_even(patients, fields):
     lowered = []
     for patient, field in zip(patients, fields, strict=True):
@@ -74,6 +89,7 @@ def test_fibroglandular_tissue_becomes_more_even(patients, fields):
     assert np.median(lowered) >= 0.25
 
 
+@pytest.mark.slow
 def test_one_field_for_all_phases_leaves_the_enhancement_of_lesions_alone(patients, fields):
     for patient, field in zip(patients, fields, strict=True):
         raw = patient.series.array[:2]
@@ -81,8 +97,8 @@ def test_one_field_for_all_phases_leaves_the_enhancement_of_lesions_alone(patien
         assert corrected == pytest.approx(enhancement(raw, patient.lesion_mask), rel=0.01)
 
 
-def test_one_field_for_all_phases_leaves_ratios_alone_up_to_rounding(phases, fields):
-    corrected = correct(phases, fields[0]).astype(float)
+def test_one_field_for_all_phases_leaves_ratios_alone_up_to_rounding(phases, field):
+    corrected = correct(phases, field).astype(float)
     bright = (corrected > 50).all(0) & (corrected < 65535).all(0)
     before = phases[2][bright] / phases[0][bright].astype(float)
     after = corrected[2][bright] / corrected[0][bright]
@@ -91,31 +107,31 @@ def test_one_field_for_all_phases_leaves_ratios_alone_up_to_rounding(phases, fie
     assert (np.abs(after / before - 1) <= 1.05 * rounding).all()
 
 
-def test_a_patient_is_corrected_by_the_field_of_the_pre_phase(phases, geometry, fields):
-    np.testing.assert_array_equal(correct_patient(phases, geometry, CONFIG), correct(phases, fields[0]))
+def test_a_patient_is_corrected_by_the_field_of_the_pre_phase(phases, geometry, field):
+    np.testing.assert_array_equal(correct_patient(phases, geometry, CONFIG), correct(phases, field))
 
 
-def test_a_field_per_phase_agrees_on_the_first_phase_only_and_shifts_enhancement(patients, phases, geometry):
+def test_a_field_per_phase_agrees_on_the_first_phase_only_and_shifts_enhancement(patient, phases, geometry):
     shared = correct_patient(phases, geometry, QUICK)
     own = correct_patient(phases, geometry, replace(QUICK, field="per_phase"))
     assert own.shape == phases.shape and own.dtype == np.uint16
     np.testing.assert_array_equal(own[0], shared[0])
-    lesion = patients[0].lesion_mask
+    lesion = patient.lesion_mask
     raw = enhancement(phases, lesion)
     shift_own, shift_shared = (abs(enhancement(array, lesion) / raw - 1) for array in (own, shared))
     assert shift_own > 0.01 > 5 * shift_shared
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_field_is_the_same_to_the_bit_whatever_thread_count_was_set(threads, phases, geometry, fields):
+def test_the_field_is_the_same_to_the_bit_whatever_thread_count_was_set(threads, phases, geometry, field):
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    field = log_bias_field(phases[0], geometry, CONFIG)
-    assert field.dtype == np.float32
-    assert field.tobytes() == fields[0].tobytes()
+    found = log_bias_field(phases[0], geometry, CONFIG)
+    assert found.dtype == np.float32
+    assert found.tobytes() == field.tobytes()
 
 
-def test_the_field_is_zero_on_average_in_the_body(phases, fields):
-    assert abs(fields[0][body_mask(phases[0])].mean()) < 1e-5
+def test_the_field_is_zero_on_average_in_the_body(phases, field):
+    assert abs(field[body_mask(phases[0])].mean()) < 1e-5
 
 
 def test_a_body_of_one_tissue_without_shading_gets_a_flat_field(rng):

@@ -9,6 +9,7 @@ from matplotlib.text import Text
 
 from her2core.model import ThdaConfig, ThdaResNet
 from her2core.report import diagrams, figures
+from her2core.report.figures import style
 
 matplotlib.use("Agg")
 CONFIGS = {
@@ -59,18 +60,18 @@ def all_text(figure):
 
 def check_page(figure):
     """No word leaves the page or lies on another, and all can be read in print."""
-    figures.settle(figure)
+    style.settle(figure)
     shown = [t for t in texts(figure) if any(t in (*axes.texts, figure._suptitle) for axes in figure.axes)]
     boxes = [(t, Text.get_window_extent(t)) for t in shown]
     page = figure.bbox.padded(0.5)
     assert [t.get_text() for t, b in boxes if not (page.contains(b.x0, b.y0) and page.contains(b.x1, b.y1))] == []
     pairs = [(a, b) for k, a in enumerate(boxes) for b in boxes[:k] if a[1].padded(-1).overlaps(b[1].padded(-1))]
     assert [(a.get_text(), b.get_text()) for (a, _), (b, _) in pairs] == []
-    assert min(t.get_fontsize() for t in shown) >= 6 and figure.get_figwidth() == figures.TWO_COLUMNS
+    assert min(t.get_fontsize() for t in shown) >= 6 and figure.get_figwidth() == style.TWO_COLUMNS
 
 
 def test_the_flow_says_who_is_in_and_out_and_that_the_cohort_is_synthetic(counts):
-    figure = diagrams.cohort_flow(counts, "embedded")
+    figure = diagrams.cohort_flow(counts, "embedded synthetic cohort")
     check_page(figure)
     text = all_text(figure)
     assert "Flow of patients, n = 163; 152 in use, 45 HER2+; embedded synthetic cohort" in text
@@ -147,7 +148,7 @@ def test_every_size_of_an_image_gives_the_shapes_of_the_network():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_word_of_the_architecture_leaves_the_page_or_lies_on_another(name):
-    figure = diagrams.architecture(*CONFIGS[name], "embedded")
+    figure = diagrams.architecture(*CONFIGS[name], "embedded synthetic cohort")
     check_page(figure)
     assert "embedded synthetic cohort" in all_text(figure)
 

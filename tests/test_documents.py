@@ -5,20 +5,18 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
-from safetensors.numpy import save_file
 
-from her2core.config import build
-from her2core.report import documents
-from her2core.runs import Run
+from her2core.config import Study
+from her2core.report import checklists, documents, sources
+from her2core.runs import parse_run
 from her2core.train import TrainConfig
 
 TOP = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
-PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
+EMBEDDED, ISPY = Study.open("embedded"), Study.open("ispy")
 CITATION = YAML(typ="safe").load(TOP / "CITATION.cff")
 REAL = {
     "acquire": {"source": "archive", "collections": {}},
@@ -27,21 +25,21 @@ REAL = {
     "evaluate": {"confidence": 0.95},
 }
 SYNTHETIC = REAL | {"acquire": {"source": "phantom", "bayes_auc": 0.95}}
-WRITTEN_HERE = ("MODEL_CARD.md", "checklist.md", "data_sources.json", "reported_vs_reproduced.md")
+BEST = "thda-channel_q98-raw"
+DIGESTS = {f"seed{k}.safetensors": (4000 + k, f"{k:064x}") for k in (0, 1, 10)}
 
 
 def row(run, auc, low, high, **more):
-    parsed = Run.parse(run, "channel_q98")
-    names = {"model": parsed.model, "window": parsed.window, "bias_field": parsed.bias_field}
+    names = dict(zip(("model", "window", "bias_field"), parse_run(run, "channel_q98"), strict=True))
     return {"run": run} | names | {"auc": auc, "low": low, "high": high} | more
 
 
 @pytest.fixture
 def results(tmp_path):
     """A cohort's results with numbers that stand nowhere else."""
-    best, n4, vit, cvt = "thda-channel_q98-raw", "thda-n4", "vit", "cvt"
-    folder = tmp_path / "results"
-    folder.mkdir()
+    best, n4, vit, cvt = BEST, "thda-n4", "vit", "cvt"
+    folder = tmp_path / "results/ispy"
+    (folder / "weights").mkdir(parents=True)
     tables = {
         "normalization_study": [
             row(best, 0.7011, 0.6022, 0.8033),
@@ -77,16 +75,14 @@ def results(tmp_path):
     counts = {"external": (43, 10), "test": (132, 31), "train": (885, 230), "validation": (132, 35)}
     splits = {k: {"patients": n, "her2_positive": p} for k, (n, p) in counts.items()}
     (folder / "flow.json").write_text(json.dumps({"excluded": {"HER2 unknown": 5}, "splits": splits}))
+    digests = [(name, size, digest) for name, (size, digest) in DIGESTS.items()]
+    table = pd.DataFrame(digests, columns=["file", "bytes", "sha256"])
+    table.to_csv(folder / "weights" / f"{best}.csv", index=False)
     return folder
 
 
-@pytest.fixture
-def weights(tmp_path):
-    folder = tmp_path / "models" / "thda-channel_q98-raw"
-    folder.mkdir(parents=True)
-    for seed in (0, 1, 10):
-        save_file({"weight": np.full(3, seed, np.float32)}, folder / f"seed{seed}.safetensors")
-    return folder
+def study(top, sections=REAL, name="ispy"):
+    return Study(name, top, sections)
 
 
 def verdicts(text):
@@ -96,8 +92,8 @@ def verdicts(text):
 
 
 def test_every_reported_number_stands_beside_ours_with_a_verdict(results):
-    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))
-    assert len(found) == len(documents.REPORTED)
+    found = verdicts(documents.reported_vs_reproduced(study(results.parents[1])))
+    assert len(found) == len(documents._reported())
     assert found["patients of I-SPY1 and I-SPY2 with a HER2 status"] == ("1,149", "the same")
     assert found["of these HER2-positive"] == ("296", "the same")
     assert found["AUC of THDA, internal test"] == ("0.701 (0.602 to 0.803)", "inside our interval")
@@ -122,34 +118,33 @@ def test_every_reported_number_stands_beside_ours_with_a_verdict(results):
 
 
 def test_the_interval_of_an_accuracy_is_wilsons(results):
-    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))["accuracy of THDA, internal test"]
+    found = verdicts(documents.reported_vs_reproduced(study(results.parents[1])))["accuracy of THDA, internal test"]
     assert found == ("0.750 (0.670 to 0.816)", "inside our interval")  # 99 of 132
 
 
 def test_a_difference_that_was_not_detected_says_so(results):
     path = results / "normalization_pairs.csv"
     path.write_text(path.read_text().replace("lower than the reference", "no difference detected"))
-    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))
+    found = verdicts(documents.reported_vs_reproduced(study(results.parents[1])))
     assert found["AUC with N4, against without"][1] == "no difference detected"
 
 
 def test_a_pair_against_another_reference_is_no_result(results):
     path = results / "normalization_pairs.csv"
     path.write_text(path.read_text().replace("thda-channel_q98-raw", "thda-channel_q95-raw"))
-    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, results))
+    found = verdicts(documents.reported_vs_reproduced(study(results.parents[1])))
     assert found["AUC with N4, against without"] == ("–", "not run")
 
 
 def test_before_anything_ran_everything_is_not_run(tmp_path):
-    found = verdicts(documents.reported_vs_reproduced("ispy", REAL, tmp_path))
+    found = verdicts(documents.reported_vs_reproduced(study(tmp_path)))
     assert set(found.values()) == {("–", "not run")}
 
 
-@pytest.mark.parametrize("cohort", ["embedded", "tiny"])
-def test_on_a_synthetic_cohort_no_number_of_ours_stands_beside_the_papers(cohort, results, tmp_path):
-    text = documents.reported_vs_reproduced(cohort, PARAMS[cohort], results)
+def test_on_a_synthetic_cohort_no_number_of_ours_stands_beside_the_papers(results, tmp_path):
+    text = documents.reported_vs_reproduced(study(results.parents[1], SYNTHETIC))
     assert set(verdicts(text).values()) == {("–", "not testable on this cohort")}
-    assert text == documents.reported_vs_reproduced(cohort, PARAMS[cohort], tmp_path / "absent")
+    assert text == documents.reported_vs_reproduced(study(tmp_path / "absent", SYNTHETIC))
     assert "embedded synthetic cohort" in text
     assert not any(number in text for number in ("0.701", "0.602", "0.591", "0.641", "0.05"))
 
@@ -166,28 +161,27 @@ def test_on_a_synthetic_cohort_no_number_of_ours_stands_beside_the_papers(cohort
     ],
 )
 def test_a_reported_number_or_range_is_inside_outside_or_overlaps(reported, low, high, verdict):
-    number = documents.Reported("AUC", reported, "abstract", "", "")
-    assert documents.place(number, low, high) == verdict
+    number = documents._Reported("AUC", reported, "abstract", "", "")
+    assert documents._place(number, low, high) == verdict
 
 
 def test_every_run_beside_a_reported_number_is_one_of_the_study_and_the_papers_best_is_the_real_reference():
-    keys = {r.key for r in documents.REPORTED if r.table.endswith(".csv")} - {"every window"}
-    assert keys <= set(PARAMS["runs"])
-    assert documents.BEST == build(TrainConfig, PARAMS["ispy"]["train"], "ispy").reference
-    n4 = Run.parse(documents.N4, PARAMS["ispy"]["train"]["window"])
-    assert (n4.window, n4.bias_field) == ("channel_q98", "n4")
+    keys = {r.key for r in documents._reported() if r.table.endswith(".csv")} - {"every window"}
+    assert keys <= set(ISPY.runs)
+    training = ISPY.params("train", TrainConfig)
+    assert documents._BEST == training.reference
+    assert parse_run("thda-n4", training.window) == ("thda", "channel_q98", "n4")
 
 
 def test_every_source_of_a_reported_number_is_marked():
-    assert {r.source for r in documents.REPORTED} == {"abstract", "title", "summary", "third party"}
-    assert {r.table for r in documents.REPORTED} == set(documents.JUDGES)
+    assert {r.source for r in documents._reported()} == {"abstract", "title", "summary", "third party"}
+    assert {r.table for r in documents._reported()} == set(documents._JUDGES)
 
 
-def test_the_card_has_digests_counts_metrics_settings_and_citation(results, weights):
-    text = documents.model_card("ispy", REAL, results, weights, CITATION)
-    digest = hashlib.sha256((weights / "seed1.safetensors").read_bytes()).hexdigest()
-    size = (weights / "seed1.safetensors").stat().st_size
-    assert f"| `seed1.safetensors` | {size} | `{digest}` |" in text
+def test_the_card_has_digests_counts_metrics_settings_and_citation(results):
+    text = documents.model_card(study(results.parents[1]), CITATION)
+    size, digest = DIGESTS["seed1.safetensors"]
+    assert f"| `seed1.safetensors` | {size:,} | `{digest}` |" in text
     assert text.index("`seed1.safetensors`") < text.index("`seed10.safetensors`")
     assert "| train | 885 | 230 |" in text and "HER2 unknown: 5" in text
     assert "| AUC | 0.701 (0.602 to 0.803) | 0.641 (0.602 to 0.803) |" in text
@@ -197,37 +191,36 @@ def test_the_card_has_digests_counts_metrics_settings_and_citation(results, weig
     assert "not for clinical use" in text and "synthetic" not in text
     assert all(work["title"] in text for work in (CITATION, *CITATION["references"]))
     assert text.count("Intended") == 1 and "{{" not in text and "{%" not in text
-    assert text == documents.model_card("ispy", REAL, results, weights, CITATION)
+    assert text == documents.model_card(study(results.parents[1]), CITATION)
 
 
-def test_the_card_of_a_synthetic_cohort_says_so_loudly(results, weights):
-    text = documents.model_card("embedded", SYNTHETIC, results, weights, CITATION)
+def test_the_card_of_a_synthetic_cohort_says_so_loudly(results):
+    text = documents.model_card(study(results.parents[1], SYNTHETIC), CITATION)
     assert text.count("**EMBEDDED SYNTHETIC COHORT.**") == 1 and "**embedded synthetic cohort**" in text
     assert "have never seen a\n> patient" in text and "two trials of neoadjuvant treatment" not in text
 
 
-def test_a_card_without_weights_or_of_another_run_is_refused(results, weights):
-    other = weights.with_name("vit")
-    with pytest.raises(ValueError, match="metrics.json is of thda-channel_q98-raw, the weights are of vit$"):
-        documents.model_card("ispy", REAL, results, other, CITATION)
-    for path in weights.iterdir():
-        path.unlink()
-    with pytest.raises(ValueError, match=r"expected seed\*.safetensors, found none"):
-        documents.model_card("ispy", REAL, results, weights, CITATION)
+def test_a_card_is_of_the_run_that_the_metrics_name(results):
+    (results / "weights" / f"{BEST}.csv").rename(results / "weights/vit.csv")
+    with pytest.raises(FileNotFoundError, match=BEST):
+        documents.model_card(study(results.parents[1]), CITATION)
 
 
 @pytest.fixture
-def files(tmp_path):
-    path = tmp_path / "files.csv"
-    path.write_text(
-        "patient,dataset,series_uid,files,bytes,sha256\n"
-        "A,spy2,1.2 1.3,3,100,aa\nB,spy2,1.4,2,50,bb\nC,spy1,,4,7,cc\n"
-    )
-    return path
+def top(tmp_path):
+    """A compendium with the raw files of three patients of either study, and the manifests."""
+    for name in ("ispy", "embedded"):
+        (tmp_path / "data" / name / "acquire").mkdir(parents=True)
+        (tmp_path / "data" / name / "acquire/files.csv").write_text(
+            "patient,dataset,series_uid,files,bytes,sha256\n"
+            "A,spy2,1.2 1.3,3,100,aa\nB,spy2,1.4,2,50,bb\nC,spy1,,4,7,cc\n"
+        )
+    (tmp_path / "manifests").symlink_to(TOP / "manifests")
+    return tmp_path
 
 
-def test_the_sources_of_the_real_cohort_are_those_of_the_manifests(files):
-    found = documents.data_sources("ispy", PARAMS["ispy"], files, TOP / "manifests")
+def test_the_sources_of_the_real_cohort_are_those_of_the_manifests(top):
+    found = sources.data_sources(study(top, ISPY.values))
     by_collection = {s["collection"]: s for s in found["sources"]}
     ispy2 = by_collection["ispy2"]
     assert ispy2["patients"] + by_collection["acrin_6698"]["patients"] == 982
@@ -244,18 +237,21 @@ def test_the_sources_of_the_real_cohort_are_those_of_the_manifests(files):
     assert not found["synthetic"] and json.loads(json.dumps(found)) == found
 
 
-def test_bytes_are_exact_though_the_archive_counts_in_megabytes(tmp_path, files):
+def test_bytes_are_exact_though_the_archive_counts_in_megabytes(top):
+    (top / "manifests").unlink()
+    (top / "manifests").mkdir()
     columns = "patient,collection,instances,size_MB,licence,source_DOI,idc_version"
-    (tmp_path / "ambl.csv").write_text(f"{columns}\nA,c,5,0.100001,L,D,25\nA,c,1,2.000002,L,D,25\n")
-    sections = {"acquire": {"source": "archive", "collections": {"ambl": "idc"}}}
-    (source,) = documents.data_sources("ispy", sections, files, tmp_path)["sources"]
+    (top / "manifests/ambl.csv").write_text(f"{columns}\nA,c,5,0.100001,L,D,25\nA,c,1,2.000002,L,D,25\n")
+    sections = {"acquire": {"source": "archive", "collections": {"ambl": "idc"}, "zenodo": "here"}}
+    (source,) = sources.data_sources(study(top, sections))["sources"]
     assert (source["patients"], source["series"], source["instances"], source["bytes"]) == (1, 2, 6, 2_100_003)
 
 
-def test_the_source_of_a_synthetic_cohort_is_its_seed_and_parameters(files):
-    found = documents.data_sources("embedded", PARAMS["embedded"], files, TOP / "absent")
+def test_the_source_of_a_synthetic_cohort_is_its_seed_and_parameters(top):
+    (top / "manifests").unlink()
+    found = sources.data_sources(study(top, EMBEDDED.values, "embedded"))
     (source,) = found["sources"]
-    assert found["synthetic"] and source["seed"] == PARAMS["embedded"]["acquire"]["seed"]
+    assert found["synthetic"] and source["seed"] == EMBEDDED.section("acquire")["seed"]
     assert source["parameters"]["bayes_auc"] == 0.95 and "jobs" not in source["parameters"]
 
 
@@ -263,77 +259,70 @@ def test_the_source_of_a_synthetic_cohort_is_its_seed_and_parameters(files):
     ("collections", "message"),
     [({"spy1": "kaggle"}, "spy1: expected idc or zenodo, found 'kaggle'"), ({"spy1": "zenodo"}, "found 'here'")],
 )
-def test_an_unknown_source_is_named(files, collections, message):
+def test_an_unknown_source_is_named(top, collections, message):
     sections = {"acquire": {"source": "archive", "collections": collections, "zenodo": "here"}}
     with pytest.raises(ValueError, match=message):
-        documents.data_sources("ispy", sections, files, TOP / "manifests")
+        sources.data_sources(study(top, sections))
 
 
-def written_by_stages(cohort):
-    """What the stages of dvc.yaml write for a cohort: files, and folders with all that is in them."""
+def written_by_stages(study):
+    """What the stages of dvc.yaml write for a study: files, and folders with all that is in them."""
     outs = [o for s in STAGES.values() for o in [*s.get("outs", []), *s.get("metrics", [])]]
     paths = [next(iter(o)) if isinstance(o, dict) else o for o in outs]
-    runs = [p.replace("${item.run}", run) for p in paths for run in PARAMS["runs"]]
-    return {p.replace("${cohort}", cohort) for p in runs} | {f"results/{cohort}/{name}" for name in WRITTEN_HERE}
+    return {p.replace("${item.run}", run).replace("${name}", study.name) for p in paths for run in study.runs}
 
 
-@pytest.mark.parametrize("cohort", ["embedded", "ispy"])
-def test_every_file_that_the_checklist_names_exists_or_is_written_by_a_stage(cohort):
-    written = written_by_stages(cohort)
-    for text in documents.STANDARDS.values():
-        for item, _, _, paths, _ in documents.checklist_items(text, cohort):
+@pytest.mark.parametrize("study", [EMBEDDED, ISPY], ids=lambda study: study.name)
+def test_every_file_that_the_checklist_names_exists_or_is_written_by_a_stage(study):
+    written = written_by_stages(study)
+    for table in checklists._STANDARDS.values():
+        for item, _, _, paths, _ in checklists.checklist_items(table, study.name):
             for path in paths:
                 by_stage = any(path == w or path.startswith(f"{w}/") or w.startswith(f"{path}/") for w in written)
-                assert by_stage or (TOP / path).is_file(), f"item {item}: {path}"
+                assert by_stage or (TOP / path).is_file(), f"{table}, item {item}: {path}"
 
 
-@pytest.mark.parametrize(("standard", "last"), [("TRIPOD_AI", "27c"), ("CLAIM", "44"), ("METRICS", "30")])
-def test_every_item_of_a_standard_is_there_once_and_in_order(standard, last):
-    numbers = [row[0] for row in documents.checklist_items(getattr(documents, standard), "embedded")]
-    assert len(set(numbers)) == len(numbers) and numbers[-1] == last
+@pytest.mark.parametrize(
+    ("table", "count", "last"), [("tripod_ai", 52, "27c"), ("claim", 44, "44"), ("metrics_standard", 30, "30")]
+)
+def test_every_item_of_a_standard_is_there_once_and_in_order(table, count, last):
+    numbers = [row[0] for row in checklists.checklist_items(f"{table}.csv", "embedded")]
+    assert len(set(numbers)) == len(numbers) == count and numbers[-1] == last
     assert sorted({int(re.match(r"\d+", n)[0]) for n in numbers}) == list(
         range(1, int(re.match(r"\d+", last)[0]) + 1)
     )
 
 
-def test_tripod_ai_has_its_52_items():
-    assert len(list(documents.checklist_items(documents.TRIPOD_AI, "embedded"))) == 52
-
-
 def test_the_checklist_counts_what_is_not_satisfied_and_links_from_its_folder():
-    text = documents.checklist("embedded", PARAMS["embedded"])
-    assert text == documents.checklist("embedded", PARAMS["embedded"])
+    text = checklists.checklist(EMBEDDED)
+    assert text == checklists.checklist(EMBEDDED)
     for line, table in zip(re.findall(r"^satisfied: .*$", text, re.M), text.split("\n## ")[1:], strict=True):
         for status, number in re.findall(r"([a-z ]+): (\d+)", line):
             assert table.count(f"| {status.strip()} |") == int(number)
     assert "[`results/embedded/flow.json`](../../results/embedded/flow.json)" in text
     assert "embedded synthetic cohort" in text
-    assert "synthetic" not in documents.checklist("ispy", PARAMS["ispy"])
+    assert "synthetic" not in checklists.checklist(ISPY)
 
 
-def test_an_item_is_not_satisfied_by_nothing():
-    with pytest.raises(ValueError, match="item 7: status 'yes' with 0 files"):
-        list(documents.checklist_items("7 | preparation | yes | |", "x"))
-    with pytest.raises(ValueError, match="item 7: status 'no' with 1 files"):
-        list(documents.checklist_items("7 | preparation | no | params.yaml |", "x"))
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("yes,,", "item 7: status 'yes' with 0 files"), ("no,params.yaml,", "item 7: status 'no' with 1 files")],
+)
+def test_an_item_is_not_satisfied_by_nothing(tmp_path, row, message):
+    table = tmp_path / "standard.csv"
+    table.write_text(f"item,short,status,files,remark\n7,preparation,{row}\n")
+    with pytest.raises(ValueError, match=message):
+        list(checklists.checklist_items(str(table), "x"))
 
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
     assert documents.markdown_table(("a",), [("x|y",)])[-1] == "| x\\|y |"
 
 
-def test_a_cohort_is_synthetic_whose_images_the_phantom_makes():
-    assert {c: documents.is_synthetic(PARAMS[c]) for c in ("embedded", "tiny", "ispy")} == {
-        "embedded": True,
-        "tiny": True,
-        "ispy": False,
-    }
-
-
 def test_the_checklist_names_what_shows_performance_in_subgroups_calibration_leaks_and_failures():
     shown = {
-        name: {row[0]: (row[2], row[3]) for row in documents.checklist_items(text, "ispy")}
-        for name, text in (("T", documents.TRIPOD_AI), ("C", documents.CLAIM), ("M", documents.METRICS))
+        name: {row[0]: (row[2], row[3]) for row in checklists.checklist_items(table, "ispy")}
+        for name, table in zip("TCM", checklists._STANDARDS.values(), strict=True)
     }
     for standard, items, file in (
         ("T", ("12d", "14", "23a", "23b"), "results/ispy/subgroups.csv"),
@@ -359,8 +348,9 @@ def test_the_checklist_names_what_shows_performance_in_subgroups_calibration_lea
     ] == "in part"
 
 
-def test_every_figure_that_the_checklist_names_is_drawn_by_the_report():
-    cells = json.loads((TOP / "notebooks/06_report.ipynb").read_text())["cells"]
-    drawn = set(re.findall(r'"(\w+)"', "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")))
-    named = {stem for text in documents.STANDARDS.values() for stem in re.findall(r"%(\w+)\.png", text)}
-    assert named <= drawn and {"calibration", "failures"} <= named
+def test_every_figure_that_the_checklist_names_is_drawn_by_a_notebook():
+    notebooks = [json.loads(path.read_text())["cells"] for path in (TOP / "notebooks").glob("*.ipynb")]
+    code = "".join("".join(c["source"]) for cells in notebooks for c in cells if c["cell_type"] == "code")
+    rows = [row for table in checklists._STANDARDS.values() for row in checklists.checklist_items(table, "x")]
+    named = {Path(path).stem for row in rows for path in row[3] if path.startswith("figures/")}
+    assert named <= set(re.findall(r'"(\w+)"', code)) and {"calibration", "failures"} <= named

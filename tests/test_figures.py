@@ -11,6 +11,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from her2core.auc import Estimate
+from her2core.evaluate import expected_width
+from her2core.formats.volume import Geometry
 from her2core.report import figures
 from her2core.report.figures import style
 
@@ -77,13 +79,30 @@ CURVES = {name: (GRID, GRID**0.5, GRID, GRID**0.3, ESTIMATE) for name in ("Inter
 NAMES = ("PHANTOM-SPY2-0001\nHER2+", "AMBL-001")
 LIMITS = {"channel_q98": (0.0, 250.0), "channel_zscore": (-12.5, 300.0)}
 WINDOWED = {f"channel_q9{k}": IMAGES[k % 6] for k in range(9)}
+VOLUMES = {  # phases, mask and geometry of slices twice as wide as high
+    name: (np.stack([IMAGES[:, k, :8] for k in range(3)]), np.stack([MASK[:8]] * 6), Geometry((4.0, 2.0, 2.0)))
+    for name in ("HER2+", "HER2−")
+}
+STAGES = {
+    f"stage{k}": {"channel": np.linspace(0, 1, 3 * c).reshape(3, c), "spatial": np.full((3, e, e), 0.9)}
+    for k, c, e in ((1, 16, 12), (2, 32, 6), (3, 64, 3), (4, 128, 1))
+}
+GALLERY = {
+    site: [(IMAGES[k, 1], 250.0, 11.5, f"1.5 T, HER2+, {k} ml") for k in range(4)]
+    for site in ("spy2", "spy1", "ambl")
+}
+AGES = pd.DataFrame({"age": [31, 47, 95, np.nan], "her2": [1, 0, 0, 1]})
+WIDTHS = expected_width({"test": (72, 108), "external": (0, 40)}, 0.74)
+BOTH = pd.concat({"internal": summary(20), "external": summary(20).assign(auc=0.65)}, names=["test"]).reset_index(
+    "test"
+)
 SHARES = {"trained": 0.312, "randomised": 0.121, "chance": 0.118}
 DRAW = {  # all but the cohort; several cases for those that grow
     "phases": partial(figures.phases, IMAGES[:2], NAMES, [2.0, 1.4]),
     "windows": partial(figures.windows, IMAGES.ravel(), LIMITS),
     "windowed": partial(figures.windowed, WINDOWED, "PHANTOM-SPY2-0001", 2.0),
-    "bias_field": partial(figures.bias_field, IMAGES[0, 0], FIELD, FIELD**2, IMAGES[0, 1], 2.0),
-    "bias_field without truth": partial(figures.bias_field, IMAGES[0, 0], FIELD, None, IMAGES[0, 1], 2.0),
+    "bias_field": partial(figures.bias_correction, IMAGES[0, 0], FIELD, FIELD**2, IMAGES[0, 1], 2.0),
+    "bias_field without truth": partial(figures.bias_correction, IMAGES[0, 0], FIELD, None, IMAGES[0, 1], 2.0),
     "attention": partial(figures.attention, IMAGES[0], GATES, "PHANTOM-SPY2-0001", (0.1, 0.2, 0.3), 2.0),
     "attention of a long name": partial(
         figures.attention, IMAGES[0], GATES, "long-" * 12, (0, 0, 0), 2.0, mask=MASK
@@ -99,12 +118,26 @@ DRAW = {  # all but the cohort; several cases for those that grow
     "forest": partial(figures.forest, summary(20), RUNS[3], 0.95, title="THDA under each window"),
     "small forest": partial(figures.forest, summary(1), RUNS[0], 0.95, title="Models"),
     "differences": partial(figures.differences, comparisons(20), 0.95, title="THDA under each window"),
-    "calibration": partial(figures.calibration_curve, {"Internal test": versions(SLOPE), "External": versions({})}, 0.95),
+    "calibration": partial(
+        figures.calibration_curve, {"Internal test": versions(SLOPE), "External": versions({})}, 0.95
+    ),
     "one calibration": partial(figures.calibration_curve, {"External": versions({"slope": (np.nan,) * 3})}, 0.95),
     "decision_curve": partial(
         figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
     ),
+    "readers": partial(figures.readers, VOLUMES),
+    "age_by_status": partial(figures.age_by_status, AGES),
+    "expected_widths": partial(figures.expected_widths, WIDTHS, 0.74),
+    "two_populations": partial(figures.two_populations, BOTH, 0.95),
+    "through_the_network": partial(
+        figures.through_the_network, IMAGES[0], STAGES, "PHANTOM-SPY2-0001, HER2+", 2.0, mask=MASK
+    ),
+    "channel_gates": partial(figures.channel_gates, STAGES, "PHANTOM-SPY2-0001, HER2+"),
+    "phantom_gallery": lambda cohort: figures.phantom_gallery(GALLERY),
+    "twins": lambda cohort: figures.twins(VOLUMES),
+    "kinetic_curves": lambda cohort: figures.kinetic_curves((0, 2, 7), {"HER2+": ((1, 2, 2), (1, 2.1, 1.9))}),
 }
+OF_NO_COHORT = ("phantom_gallery", "twins", "kinetic_curves")
 SAYS = {
     "phases": ("early post-contrast", "RGB fusion", "mm", "AMBL-001"),
     "windows": ("Voxels (n = 4608)", "channel_zscore", "(scanner units)", "white from 250: 2."),
@@ -119,6 +152,20 @@ SAYS = {
     "differences": ("−0.05 (−0.09 to −0.01)   p < 0.001", "n = 90", "power of 80%", "95% interval"),
     "calibration": ("raw\nintercept −0.20 (−0.40 to 0.10)\nslope 0.80 (0.50–1.10)", "Internal test, n = 89", "95%"),
     "one calibration": ("recalibrated\nslope cannot be fitted",),
+    "readers": ("HER2−, slice 0\n(mm)", "99.8 % quantile of the early phase", "late post-contrast", "line: mask"),
+    "age_by_status": ("Age (years)", "HER2+, n = 1", "HER2−, n = 2", "n = 3, 1 without an age"),
+    "expected_widths": (
+        "test, n = 180, 72 HER2+",
+        "0.74 (0.66–0.82)",
+        "patients of one class only",
+        "95% interval",
+    ),
+    "two_populations": ("internal, n = 90, 30 HER2+", "0.65 (0.60–0.80)", "95% interval over patients", RUNS[19]),
+    "through_the_network": ("stage 1, 12 × 12\n(mm)", "stage 4, 1 × 1", "line: lesion", "HER2+: spatial gates"),
+    "channel_gates": ("stage 4, 128 channels", "Channel gate (0 closed, 1 open)", "mean of the phases"),
+    "phantom_gallery": ("1.5 T, HER2+, 3 ml", "spy1", "184 mm"),
+    "twins": ("HER2−, slice 0\n(mm)", "early − pre, projected", "120 % of the lesion's 98 % quantile"),
+    "kinetic_curves": ("Time after injection (min)", "Signal of the lesion / pre-contrast", "lines: its kinetics"),
     "decision_curve": ("Threshold probability", "External, n = 90, 30 HER2+", "treat none", "95% interval"),
 }
 
@@ -156,19 +203,13 @@ def all_text(figure):
 
 @pytest.mark.parametrize("name", SAYS)
 def test_every_figure_says_its_numbers_and_units_and_that_the_cohort_is_synthetic(name):
-    text = all_text(drawn(name))
-    assert [t for t in (*SAYS[name], "embedded synthetic cohort") if t not in text] == []
+    text, what = all_text(drawn(name)), "phantom, no patients" if name in OF_NO_COHORT else COHORT
+    assert [t for t in (*SAYS[name], what) if t not in text] == []
 
 
-def test_a_cohort_is_called_synthetic_where_the_phantom_is_its_source_and_nowhere_else(tmp_path, monkeypatch):
-    assert "tiny synthetic cohort" in all_text(DRAW["forest"](cohort="tiny"))
-    text = all_text(DRAW["forest"](cohort="ispy"))
-    assert "synthetic" not in text and "ispy" in text
-    (tmp_path / "params.yaml").write_text("mine: {acquire: {source: phantom}}\n")
-    monkeypatch.chdir(tmp_path)
-    assert figures.cohort_name("mine") == "mine synthetic cohort"
-    with pytest.raises(ValueError, match="params.yaml has no 'other'; it has mine"):
-        figures.cohort_name("other")
+def test_a_figure_says_of_its_cohort_what_it_is_told_and_nothing_else():
+    text = all_text(DRAW["forest"](cohort="ispy cohort"))
+    assert "synthetic" not in text and "ispy cohort" in text
 
 
 @pytest.mark.parametrize("name", DRAW)
@@ -271,7 +312,7 @@ def test_a_slice_under_a_window_says_how_much_of_its_early_phase_is_white():
 def test_the_field_is_centred_on_no_change_and_air_has_none():
     estimated = FIELD.copy()
     estimated[0] = np.nan
-    figure = figures.bias_field(IMAGES[0, 0], estimated, None, IMAGES[0, 1], 1.0, "ispy")
+    figure = figures.bias_correction(IMAGES[0, 0], estimated, None, IMAGES[0, 1], 1.0, "ispy")
     before, field, after = (axes.images[0] for axes in figure.axes[:3])
     assert field.get_clim() == pytest.approx((-20, 20)) and field.get_array().mask[0].all()
     assert before.get_clim() == after.get_clim()
@@ -308,6 +349,41 @@ def test_single_seeds_are_drawn_while_the_runs_are_few_and_only_the_runs_given_a
     assert [t.get_text() for t in few.legends[0].texts] == RUNS[:7]
 
 
+def test_a_slice_of_oblong_voxels_keeps_its_shape_in_mm_and_the_one_with_most_tumour_is_shown():
+    phases, mask, _ = VOLUMES["HER2+"]
+    mask = mask.copy()
+    mask[3] = True
+    figure = figures.readers({"a": (phases, mask, Geometry((4.0, 3.0, 1.5)))}, "x")
+    assert figure.axes[1].images[0].get_extent() == [-12, 12, 12, -12]
+    assert (figure.axes[1].images[0].get_array() == phases[1, 3]).all() and "slice 3" in all_text(figure)
+
+
+def test_gates_are_drawn_at_their_own_resolution_with_a_scale_per_stage():
+    stages = {
+        "stage1": {"spatial": np.linspace(0.2, 0.8, 12).reshape(3, 2, 2)},
+        "stage2": {"channel": np.ones((3, 8))},
+    }
+    figure = figures.through_the_network(IMAGES[0], stages, "p", 2.0, "x")
+    shown = [axes.images[1] for axes in figure.axes[3:6]]
+    assert [gate.get_array().shape for gate in shown] == [(2, 2)] * 3 and len(figure.axes) == 7
+    assert {gate.get_clim() for gate in shown} == {(0.2, 0.8)} and {gate.get_interpolation() for gate in shown} == {
+        "nearest"
+    }
+    assert [axes.get_title() for axes in figures.channel_gates(stages, "p", "x").axes] == ["stage 2, 8 channels"]
+
+
+def test_channels_are_sorted_by_the_mean_of_the_phases():
+    gates = np.array([[0.9, 0.1, 0.5], [0.9, 0.3, 0.2], [0.9, 0.2, 0.2]])
+    lines = figures.channel_gates({"stage1": {"channel": gates}}, "p", "x").axes[0].lines
+    assert lines[0].get_ydata().tolist() == [0.1, 0.5, 0.9] and lines[1].get_ydata().tolist() == [0.3, 0.2, 0.9]
+
+
+def test_two_populations_stand_in_the_tables_order_from_top_to_bottom():
+    axes = figures.two_populations(BOTH.iloc[::-1], 0.95, "x").axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == RUNS[::-1] and axes.get_ylim()[0] > axes.get_ylim()[1]
+    assert [t.get_text().split(",")[0] for t in axes.figure.legends[0].texts] == ["external", "internal"]
+
+
 def test_twenty_runs_differ_in_colour_or_line():
     lines = figures.learning_curves(histories(20), (6, 4), "tiny").axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
@@ -327,7 +403,7 @@ BAD = {
     "windows: no windows": (partial(figures.windows, IMAGES.ravel(), {}), "limits: found 0, expected 1 to 20"),
     "windowed: a volume": (partial(figures.windowed, {"a": IMAGES}, "p", 2.0), r"a: shape \(6, 3, 16, 16\)"),
     "bias_field: other field": (
-        partial(figures.bias_field, IMAGES[0, 0], FIELD[:8], None, IMAGES[0, 1], 2.0),
+        partial(figures.bias_correction, IMAGES[0, 0], FIELD[:8], None, IMAGES[0, 1], 2.0),
         r"Estimated field: shape \(8, 16\), expected \(16, 16\)",
     ),
     "attention: one map": (partial(figures.attention, IMAGES[0], GATES[0], "p", (0, 0, 0), 2.0), "gates: shape"),
@@ -338,6 +414,27 @@ BAD = {
     "attention_check: no chance": (
         partial(figures.attention_check, IMAGES[0], MASK, GATES, GATES, {"trained": 1, "randomised": 1}, "p", 2.0),
         "shares: lacks chance",
+    ),
+    "readers: a flat mask": (
+        partial(figures.readers, {"a": (VOLUMES["HER2+"][0], MASK, Geometry((4.0, 2.0, 2.0)))}),
+        r"a, mask: shape \(16, 16\), expected \(6, 8, 16\)",
+    ),
+    "age_by_status: no ages": (partial(figures.age_by_status, without(AGES, "age")), "age_by_status: lacks age"),
+    "expected_widths: no limits": (
+        partial(figures.expected_widths, without(WIDTHS, ["low", "high"]), 0.74),
+        "expected_widths: lacks low, high",
+    ),
+    "two_populations: three": (
+        partial(figures.two_populations, pd.concat([BOTH, summary(1).assign(test="c")]), 0.95),
+        "populations: found 3, expected 1 to 2",
+    ),
+    "through_the_network: channels only": (
+        partial(figures.through_the_network, IMAGES[0], {"stage1": {"channel": GATES[0]}}, "p", 2.0),
+        "stages with spatial attention: found 0",
+    ),
+    "channel_gates: one phase": (
+        partial(figures.channel_gates, {"stage1": {"channel": GATES[0, :1]}}, "p"),
+        r"stage 1: shape \(1, 4\), expected \(3, any\)",
     ),
     "failures: seven": (
         partial(figures.failures, IMAGES, wrong(7), (7, 9), 2.0),

@@ -12,7 +12,7 @@ from nbformat import write
 from PIL import Image
 
 from her2core.report import page as html_report
-from her2core.report.page import build
+from her2core.report.page import write_page
 
 TOP = Path(__file__).resolve().parents[1]
 EXECUTED = TOP / "results/embedded/executed"
@@ -57,13 +57,13 @@ def folder(tmp_path):
     )
     for run in ("vit-q98-raw", "thda-q98-raw"):
         save(folder, f"02_training-{run}", "# 2. Training", "## Data", cell("1", data(plain="'a <tag>'")))
-    save(folder, "05_external", "# 5. Elsewhere", cell("", data(png=png(seed=1))))
+    save(folder, "08_external", "# 5. Elsewhere", cell("", data(png=png(seed=1))))
     return folder
 
 
 @pytest.fixture
 def page(folder, tmp_path):
-    build(folder, "The study", tmp_path / "report.html", synthetic=True)
+    write_page(folder, "The study", tmp_path / "report.html", synthetic=True)
     return (tmp_path / "report.html").read_text()
 
 
@@ -98,15 +98,15 @@ def test_the_page_stands_alone_and_every_link_arrives(page):
 
 
 def test_the_same_notebooks_give_the_same_bytes(folder, page, tmp_path):
-    build(folder, "The study", tmp_path / "again.html", synthetic=True)
+    write_page(folder, "The study", tmp_path / "again.html", synthetic=True)
     assert (tmp_path / "again.html").read_text() == page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.html", "executed", "report.html"]
 
 
 def test_notebooks_stand_in_order_and_the_runs_of_one_are_folded_away(page):
-    places = [page.index(f'<section id="{name}">') for name in ("00_cohort", "02_training", "05_external")]
+    places = [page.index(f'<section id="{name}">') for name in ("00_cohort", "02_training", "08_external")]
     assert places == sorted(places)
-    runs = page[page.index('<details class="runs">') : page.index('<section id="05_external">')]
+    runs = page[page.index('<details class="runs">') : page.index('<section id="08_external">')]
     assert runs.index(">thda-q98-raw</h3>") < runs.index(">vit-q98-raw</h3>")
     assert "2 runs of this notebook" in runs and page.count('class="runs"') == 1
     contents = page[page.index("<nav") : page.index("</nav>")]
@@ -118,7 +118,7 @@ def test_notebooks_stand_in_order_and_the_runs_of_one_are_folded_away(page):
 def test_every_notebook_of_a_synthetic_cohort_carries_the_banner_and_no_other_does(
     folder, tmp_path, synthetic, count
 ):
-    build(folder, "The study", tmp_path / "report.html", synthetic)
+    write_page(folder, "The study", tmp_path / "report.html", synthetic)
     text = (tmp_path / "report.html").read_text()
     assert text.count('<p class="banner">embedded synthetic cohort') == count
     for section in text.split("<section")[1:]:
@@ -139,7 +139,7 @@ def test_tables_scroll_in_their_own_box_and_bring_no_style(page):
 
 def test_a_picture_is_described_by_the_heading_above_it(page):
     alts = [i["alt"] for i in Tags(page).of("img")]
-    assert alts == ["Counts & more (figure 1 of 00_cohort)", "5. Elsewhere (figure 1 of 05_external)"]
+    assert alts == ["Counts & more (figure 1 of 00_cohort)", "5. Elsewhere (figure 1 of 08_external)"]
 
 
 def test_headings_sink_below_the_title_so_that_there_is_one_first_heading(page):
@@ -148,23 +148,23 @@ def test_headings_sink_below_the_title_so_that_there_is_one_first_heading(page):
 
 
 def test_headings_of_one_name_get_ids_of_their_own(tmp_path):
-    page = html_report.Page(tmp_path / "00_x.ipynb", 1, False)
+    page = html_report._Page(tmp_path / "00_x.ipynb", 1, False)
     page.prose("## Seed 2\n## Seed\n## Seed\n## `Seed`")
     assert [i for _, i, _ in page.headings] == ["00_x--seed-2", "00_x--seed", "00_x--seed-3", "00_x--seed-4"]
 
 
 def test_a_link_out_of_the_notebooks_folder_leads_there_from_the_reports(tmp_path):
-    page = html_report.Page(tmp_path / "06_report.ipynb", 1, False)
+    page = html_report._Page(tmp_path / "09_report.ipynb", 1, False)
     assert page.link("../results/x.md") == "../../results/x.md"
-    assert page.link("07_predict_case.ipynb") == "../../notebooks/07_predict_case.ipynb"
-    assert page.link("03_normalization_study.ipynb") == "#03_normalization_study"
+    assert page.link("10_predict_case.ipynb") == "../../notebooks/10_predict_case.ipynb"
+    assert page.link("06_normalization_study.ipynb") == "#06_normalization_study"
     assert page.link("https://arxiv.org/abs/2510.13897") == "https://arxiv.org/abs/2510.13897"
 
 
 def test_ones_own_case_and_half_run_notebooks_stay_out(folder, tmp_path, page):
-    save(folder, "07_predict_case-me", "# Private")
-    save(folder, "06_report.part", "# Half")
-    build(folder, "The study", tmp_path / "again.html", synthetic=True)
+    save(folder, "10_predict_case-me", "# Private")
+    save(folder, "09_report.part", "# Half")
+    write_page(folder, "The study", tmp_path / "again.html", synthetic=True)
     assert (tmp_path / "again.html").read_text() == page
 
 
@@ -182,7 +182,7 @@ def test_ones_own_case_and_half_run_notebooks_stay_out(folder, tmp_path, page):
 def test_what_would_be_loaded_or_run_is_refused_with_the_notebooks_name(folder, tmp_path, content, found):
     save(folder, "03_study", "# 3", content)
     with pytest.raises(ValueError, match=f"03_study.ipynb: the report must stand alone, found {found}"):
-        build(folder, "The study", tmp_path / "report.html", synthetic=True)
+        write_page(folder, "The study", tmp_path / "report.html", synthetic=True)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -190,27 +190,27 @@ def test_a_link_to_nowhere_a_failed_cell_and_an_empty_folder_are_refused(folder,
     out = tmp_path / "report.html"
     save(folder, "03_study", "# 3\n\n[x](#gone)")
     with pytest.raises(ValueError, match="a link to #03_study--gone, which is nowhere"):
-        build(folder, "The study", out, synthetic=True)
+        write_page(folder, "The study", out, synthetic=True)
     save(folder, "03_study", cell("1", v4.new_output("error", ename="KeyError", evalue="x", traceback=[])))
     with pytest.raises(ValueError, match="03_study.ipynb: a cell failed with KeyError"):
-        build(folder, "The study", out, synthetic=True)
+        write_page(folder, "The study", out, synthetic=True)
     with pytest.raises(ValueError, match="no executed notebook"):
-        build(tmp_path / "none", "The study", out, synthetic=True)
+        write_page(tmp_path / "none", "The study", out, synthetic=True)
 
 
 def test_pictures_get_256_colours_only_when_the_page_is_too_large(folder, tmp_path):
     big, out = png(128), tmp_path / "report.html"
     save(folder, "03_study", "# 3", cell("1", data(png=big)))
-    whole = build(folder, "The study", out, synthetic=True)
+    whole = write_page(folder, "The study", out, synthetic=True)
     assert big in out.read_text()
-    smaller = build(folder, "The study", out, synthetic=True, limit=whole - 1)
+    smaller = write_page(folder, "The study", out, synthetic=True, limit=whole - 1)
     assert smaller < whole and big not in out.read_text()
     inlined = [i["src"] for i in Tags(out.read_text()).of("img")][1].split(",")[1]
     image = Image.open(io.BytesIO(base64.b64decode(inlined)))
     assert (image.mode, image.size) == ("P", (128, 128))
     assert_stands_alone(out.read_text())
     with pytest.raises(ValueError, match="expected at most 1000 bytes, found"):
-        build(folder, "The study", out, synthetic=True, limit=1000)
+        write_page(folder, "The study", out, synthetic=True, limit=1000)
 
 
 def test_a_transparent_picture_stands_on_white():
@@ -220,23 +220,32 @@ def test_a_transparent_picture_stands_on_white():
     assert np.asarray(image).min() == 255
 
 
-def test_the_command_writes_the_report_of_the_running_cohort(folder, tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").write_text("cohort: tiny\ntiny: {acquire: {source: phantom}}\n")
+def test_the_command_writes_the_report_of_the_study_it_is_given(folder, tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text("name: tiny\nacquire: {source: phantom}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="report: .*no executed notebook; run the study first"):
-        html_report.main()
+        html_report.main(["tiny"])
     (tmp_path / "results/tiny").mkdir(parents=True)
     folder.rename(tmp_path / "results/tiny/executed")
-    html_report.main()
+    html_report.main(["tiny"])
     text = (tmp_path / "results/tiny/report.html").read_text()
     assert "the study on the tiny cohort</title>" in text and "embedded synthetic cohort" in text
 
 
+def test_the_command_needs_the_name_of_a_study_that_there_is(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text("name: tiny\nacquire: {source: phantom}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="python -m her2core.report.page COHORT"):
+        html_report.main([])
+    with pytest.raises(SystemExit, match="report: no study 'other'; there are tiny"):
+        html_report.main(["other"])
+
+
 @pytest.mark.skipif(not EXECUTED.is_dir(), reason="no executed notebooks here")
 def test_the_committed_notebooks_make_one_page_of_reasonable_size(tmp_path):
-    size = build(EXECUTED, "The study", tmp_path / "report.html", synthetic=True)
+    size = write_page(EXECUTED, "The study", tmp_path / "report.html", synthetic=True)
     text = (tmp_path / "report.html").read_text()
     assert_stands_alone(text)
-    notebooks = [p for p in EXECUTED.glob("0[0-6]*.ipynb") if ".part." not in p.name]
+    notebooks = [p for p in EXECUTED.glob("0[0-9]*.ipynb") if ".part." not in p.name]
     assert text.count('<p class="banner">embedded synthetic cohort') == 1 + len(notebooks)
     assert size == (tmp_path / "report.html").stat().st_size <= 10_000_000

@@ -4,7 +4,6 @@ The archives' spreadsheets and BreastDCEDL's release were not; the stand-ins hav
 """
 
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,14 +13,10 @@ from her2core.cohort import flow, patient_table
 from her2core.cohorts.labels import (
     _DISCORDANT,
     _NO_HER2,
-    agreement,
     breastdcedl_phases,
     index_lesion,
     read_ambl_clinical,
     read_breastdcedl_table,
-    read_ispy1_clinical,
-    read_ispy2_clinical,
-    read_ispy2_idc,
 )
 
 TABLE = Path(__file__).resolve().parents[2] / "shared" / "real" / "BreastDCEDL_ISPY2_metadata.csv"
@@ -202,140 +197,6 @@ def test_three_phases_are_too_few_for_the_papers_rule():
 # The clinical sheets of I-SPY
 
 
-def ispy2_rows():
-    return [
-        {"Patient_ID": 102212, "Arm": "Control", "HR": 0, "HER2": 1, "MP": 0, "pCR": 0, "Age_at_Screening": 26},
-        {"Patient_ID": 550421, "Arm": "Control", "HR": 1, "HER2": 0, "MP": 1, "pCR": 0, "Age_at_Screening": None},
-    ]
-
-
-def ispy2_sheet(tmp_path, rows):
-    path = tmp_path / "ISPY2-Imaging-Cohort-1-Clinical-Data.xlsx"
-    pd.DataFrame(rows).to_excel(path, index=False)
-    return path
-
-
-def test_the_ispy2_sheet_gives_suffix_and_labels(tmp_path):
-    found = read_ispy2_clinical(ispy2_sheet(tmp_path, ispy2_rows()))
-    assert found.columns.tolist() == ["suffix", "HER2", "HR", "age"]
-    assert found["suffix"].tolist() == ["102212", "550421"]
-    assert found["HER2"].tolist() == [1, 0] and found["HR"].tolist() == [0, 1]
-    assert found["age"].fillna(-1).tolist() == [26, -1]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"HER2": 2}, r"Data\.xlsx: 102212: HER2 is '2', expected a whole number from 0 to 1"),
-        ({"HR": "positive"}, "102212: HR is 'positive'"),
-        ({"Age_at_Screening": "unknown"}, "102212: Age_at_Screening is 'unknown', expected a number from 18"),
-        ({"Patient_ID": 550421}, "550421: expected one row, found 2"),
-        ({"Patient_ID": None}, "Patient_ID cannot be missing"),
-        ({"Patient_ID": "../550421"}, r"Patient_ID cannot be '../550421', expected \[0-9\]"),
-        ({"Patient_ID": "ISPY2-102212"}, "Patient_ID cannot be 'ISPY2-102212'"),
-    ],
-)
-def test_an_ispy2_sheet_that_cannot_be_true_is_refused(tmp_path, change, message):
-    first, second = ispy2_rows()
-    path = ispy2_sheet(tmp_path, [first | change, second])
-    with pytest.raises(ValueError, match=message):
-        read_ispy2_clinical(path)
-
-
-def test_an_ispy2_sheet_without_a_column_or_that_is_no_spreadsheet_is_refused(tmp_path):
-    path = ispy2_sheet(tmp_path, [{k: v for k, v in r.items() if k != "HER2"} for r in ispy2_rows()])
-    with pytest.raises(ValueError, match="expected one column each of HER2; found Arm, HR, MP"):
-        read_ispy2_clinical(path)
-    path.write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match="expected an .xlsx spreadsheet"):
-        read_ispy2_clinical(path)
-
-
-def ispy1_sheet(tmp_path, rows, sheet="TCIA Patient Clinical Subset"):
-    path = tmp_path / "I-SPY-1-All-Patient-Clinical-and-Outcome-Data.xlsx"
-    with pd.ExcelWriter(path) as book:
-        pd.DataFrame({"field": ["Her2MostPos"]}).to_excel(book, sheet_name="Dictionary", index=False)
-        pd.DataFrame(rows).to_excel(book, sheet_name=sheet, index=False)
-    return path
-
-
-def ispy1_rows():
-    usual = {"DataExtractDt": "2010-08-31", "age": 38.73, "race_id": 1, "ERpos": 1, "PgRpos": 1, "HR Pos": 1}
-    codes = {1001: (0, 1), 1002: (1, 0), 1003: (2, 2), 1004: (None, None)}
-    return [{"SUBJECTID": s} | usual | {"Her2MostPos": a, "HR Pos": b} for s, (a, b) in codes.items()]
-
-
-def test_the_ispy1_sheet_knows_0_and_1_and_the_rest_is_unknown(tmp_path):
-    found = read_ispy1_clinical(ispy1_sheet(tmp_path, ispy1_rows()))
-    assert found["suffix"].tolist() == ["1001", "1002", "1003", "1004"]
-    assert found["HER2"].tolist() == [0, 1, pd.NA, pd.NA] and found["HR"].tolist() == [1, 0, pd.NA, pd.NA]
-    assert found["age"].tolist() == [38.73] * 4
-
-
-def test_an_ispy1_file_without_its_sheet_or_column_or_with_text_for_a_code_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a sheet 'TCIA Patient Clinical Subset', found \['Dictionary'"):
-        read_ispy1_clinical(ispy1_sheet(tmp_path, ispy1_rows(), sheet="Sheet1"))
-    rows = [{k: v for k, v in r.items() if k != "Her2MostPos"} for r in ispy1_rows()]
-    with pytest.raises(ValueError, match="expected one column each of Her2MostPos"):
-        read_ispy1_clinical(ispy1_sheet(tmp_path, rows))
-    rows = [r | {"Her2MostPos": "pos"} for r in ispy1_rows()]
-    with pytest.raises(ValueError, match="1001: Her2MostPos is 'pos', expected a whole number"):
-        read_ispy1_clinical(ispy1_sheet(tmp_path, rows))
-
-
-IDC = pd.DataFrame(
-    {
-        "dicom_patient_id": [f"ACRIN-6698-10000{i}" for i in range(5)],
-        "hrher4g": ["HR + / HER2 +", "HR + / HER2 -", "HR - / HER2 +", "HR - / HER2 - (TN)", None],
-        "age": [50, 51, 52, 53, 54],
-    }
-)
-
-
-def test_the_idc_table_gives_both_receptors_from_one_text(tmp_path):
-    IDC.to_csv(tmp_path / "acrin_6698_clinical.csv", index=False)
-    found = read_ispy2_idc(tmp_path / "acrin_6698_clinical.csv")
-    assert found["suffix"].tolist() == ["100000", "100001", "100002", "100003", "100004"]
-    assert found["HER2"].tolist() == [1, 0, 1, 0, pd.NA] and found["HR"].tolist() == [1, 1, 0, 0, pd.NA]
-
-
-def test_the_idc_table_reads_the_same_as_parquet(tmp_path):
-    pytest.importorskip("pyarrow")
-    IDC.to_csv(tmp_path / "t.csv", index=False)
-    IDC.to_parquet(tmp_path / "t.parquet")
-    pd.testing.assert_frame_equal(read_ispy2_idc(tmp_path / "t.parquet"), read_ispy2_idc(tmp_path / "t.csv"))
-
-
-def test_parquet_without_pyarrow_says_what_to_do_and_a_pickle_is_never_read(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="t.parquet: reading parquet needs the package pyarrow; a .csv does not"):
-        read_ispy2_idc(tmp_path / "t.parquet")
-    (tmp_path / "t.pkl").write_bytes(b"\x80\x04}.")
-    with pytest.raises(ValueError, match="t.pkl: expected .csv or .parquet"):
-        read_ispy2_idc(tmp_path / "t.pkl")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hrher4g": "HER2 +"}, r"ACRIN-6698-100000: hrher4g is 'HER2 \+', expected one of \['HR"),
-        ({"dicom_patient_id": "../ACRIN-6698-100000"}, "dicom_patient_id cannot be '../ACRIN"),
-        ({"dicom_patient_id": "ACRIN-6698-100001"}, "ACRIN-6698-100001: expected one row, found 2"),
-        ({"dicom_patient_id": None}, "dicom_patient_id cannot be missing"),
-    ],
-)
-def test_an_idc_table_that_cannot_be_true_is_refused(tmp_path, change, message):
-    table = IDC.copy()
-    for column, value in change.items():
-        table.loc[0, column] = value
-    table.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(ValueError, match=message):
-        read_ispy2_idc(tmp_path / "t.csv")
-
-
-# AMBL
-
 CODES = {"neg": 0, "pos": 1, 0: 0, 3: 1, "pos (2+)": None}
 
 
@@ -468,24 +329,3 @@ def test_ispy_and_ambl_together_make_one_patient_table(tmp_path):
 
 
 # Agreement
-
-
-def test_agreement_is_an_empty_frame_and_a_difference_a_row(tmp_path):
-    table = read_breastdcedl_table(release(tmp_path, *release_rows()))
-    rows = ispy2_rows()
-    assert agreement(table, read_ispy2_clinical(ispy2_sheet(tmp_path, rows))).empty
-    rows[1]["HER2"] = 1
-    found = agreement(table, read_ispy2_clinical(ispy2_sheet(tmp_path, rows)))
-    assert found.to_dict("records") == [{"pid": "ISPY2-550421", "HER2": 0, "HER2_clinical": 1}]
-
-
-def test_agreement_says_nothing_of_a_patient_that_one_side_does_not_know(tmp_path):
-    table = read_breastdcedl_table(release(tmp_path, *release_rows()))
-    assert agreement(table, read_ispy1_clinical(ispy1_sheet(tmp_path, ispy1_rows()))).empty
-
-
-def test_agreement_refuses_a_sheet_of_other_patients(tmp_path):
-    table = read_breastdcedl_table(release(tmp_path, *release_rows()))
-    rows = [r | {"Patient_ID": 900000 + i} for i, r in enumerate(ispy2_rows())]
-    with pytest.raises(ValueError, match="no patient in common: 102212 … and 900000"):
-        agreement(table, read_ispy2_clinical(ispy2_sheet(tmp_path, rows)))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -16,10 +15,8 @@ from her2core.normalize import (
     learn_standard,
     limits,
     piecewise,
-    piecewise_torch,
     statistics,
     to_8bit,
-    to_8bit_torch,
 )
 
 LEVELS = (0.0, 0.01, 0.02, *(k / 10 for k in range(1, 10)), 0.95, 0.98, 0.99, 1.0)
@@ -240,24 +237,6 @@ def test_nyuls_landmarks_must_be_stored():
 @pytest.mark.parametrize("name", ARMS)
 @few
 @given(image=images)
-def test_every_arm_is_the_same_bytes_in_torch(name, image):
-    quantiles, moments = stored(image[0])
-    x, y = knots(Window.parse(name), quantiles, LEVELS, moments, STANDARD[name])
-    tensors = (torch.from_numpy(v.copy()) for v in (image.astype(np.int32), x, y))
-    np.testing.assert_array_equal(piecewise(image, x, y), piecewise_torch(*tensors).numpy())
-
-
-@few
-@given(hnp.arrays(np.uint16, (2, 3, 4, 5)), st.integers(0, 65535), st.integers(0, 65535))
-def test_limits_of_any_kind_are_the_same_bytes_in_torch(images, low, high):
-    lo, hi = (np.full((2, 3), v, np.float32) for v in (low, high))
-    theirs = to_8bit_torch(torch.from_numpy(images), torch.from_numpy(lo), torch.from_numpy(hi))
-    np.testing.assert_array_equal(to_8bit(images, lo, hi), theirs.numpy())
-
-
-@pytest.mark.parametrize("name", ARMS)
-@few
-@given(image=images)
 def test_brighter_never_becomes_darker_and_the_limits_are_black_and_white(name, image):
     window, (quantiles, moments) = Window.parse(name), stored(image[0])
     shown = mapped(name, image)
@@ -314,8 +293,6 @@ def test_signed_images_may_be_shown_and_below_black_is_black():
     signed = np.array([-32768, -1, 0, 50, 100, 32767], np.int16).reshape(1, 1, 2, 3)
     lo, hi = np.zeros((1, 1), np.float32), np.full((1, 1), 100, np.float32)
     assert to_8bit(signed, lo, hi).ravel().tolist() == [0, 0, 0, 128, 255, 255]
-    tensors = (torch.from_numpy(v) for v in (signed, lo, hi))
-    assert to_8bit_torch(*tensors).ravel().tolist() == [0, 0, 0, 128, 255, 255]
 
 
 def test_many_images_at_once_are_each_under_their_own_map(rng):

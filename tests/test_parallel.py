@@ -60,7 +60,7 @@ def test_progress_is_shown_in_the_unit_asked_for(capsys):
 def test_the_digest_of_the_code_follows_names_and_contents(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "__file__", str(tmp_path / "parallel.py"))
     found = []
-    for name, text in (("a.py", ""), ("a.py", "x = 1\n"), ("b.py", ""), ("notes.txt", "not code")):
+    for name, text in (("a.py", ""), ("a.py", "x = 1\n"), ("b.yaml", ""), ("notes.txt", "not code")):
         (tmp_path / name).write_text(text)
         found.append(parallel._code_digest())
     assert len(set(found)) == 3 and found[2] == found[3]

@@ -158,7 +158,8 @@ def changed_stages(study, pipeline=PIPELINE):
         ("studies/tiny/params.yaml", "epochs: 2", "epochs: 3", TRAINED | SHOWING - {"cohort"}),
         ("her2core/report/figures/style.py", "\n", "\n# a colour\n", SHOWING),
         ("her2core/phantom/anatomy.py", "\n", "\n# another breast\n", {"acquire"}),
-        ("her2core/cohorts/manifest.py", "\n", "\n# another rule\n", {"acquire", "cohort", "report"}),
+        ("her2core/cohorts/manifest.py", "\n", "\n# another reader\n", {"acquire", "cohort"}),
+        ("manifests/rebuild.py", "\n", "\n# another rule\n", set()),
         ("studies/tiny/params.yaml", "bootstrap: 200", "bootstrap: 200 ", set()),
         (
             "studies/tiny/params.yaml",
@@ -168,7 +169,17 @@ def changed_stages(study, pipeline=PIPELINE):
         ),
         ("studies/ispy/params.yaml", "epochs: 30", "epochs: 31", set()),
     ],
-    ids=["top level", "own", "a colour", "the phantom", "a manifest's rule", "nothing", "bootstrap", "other study"],
+    ids=[
+        "top level",
+        "own",
+        "a colour",
+        "the phantom",
+        "the manifests' reader",
+        "their rules",
+        "nothing",
+        "bootstrap",
+        "other study",
+    ],
 )
 def test_a_change_makes_only_its_own_stages_stale(study, path, old, new, stages):
     file = study / path

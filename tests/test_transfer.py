@@ -105,7 +105,7 @@ def environment():
     return os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"

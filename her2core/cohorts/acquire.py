@@ -30,7 +30,8 @@ def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Pat
         truth = [{"patient": r["patient"]} | r["truth"] for r in records]
     else:
         records, missing = archive.get(config, folder)
-        truth = [{"patient": r["patient"]} | _voxels(r["metadata"]) for r in records]
+        counts = ("mask_voxels", "mask_count")  # tumour voxels in the archive's mask and in the table
+        truth = [{"patient": r["patient"]} | {c: r["metadata"].get(c) for c in counts} for r in records]
     metadata = pd.DataFrame([r["metadata"] for r in records] + missing)
     tables = {
         "files": pd.DataFrame([files_row(r) for r in records]),
@@ -48,19 +49,14 @@ def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Pat
         )
 
 
-def _voxels(metadata):
-    """Tumour voxels in the archive's mask and in the table."""
-    return {"mask_voxels": metadata.get("mask_voxels"), "mask_count": metadata.get("mask_count")}
-
-
 def _describe(name, config):
     """What acquiring a cohort would take, in words."""
     if not isinstance(config, embedded.EmbeddedConfig):
         return f"{name}:\n{archive.describe(config)}"
     sites = [embedded.site_of(row, config.coarse) for row in embedded.draw_cohort(config)]
     size = sum(2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites)  # 16 bits per voxel
-    what = f"{len(sites):,} synthetic patients, made here"
-    return f"{name}: {what}\nDownload: none; licence: MIT, as the code\nDisk: {size:.2g} GB"
+    what = f"{name}: {len(sites):,} synthetic patients, made here"
+    return f"{what}\nDownload: none; licence: MIT, as the code\nDisk: {size:.2g} GB"
 
 
 def main(arguments: list[str]) -> None:

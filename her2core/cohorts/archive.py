@@ -131,13 +131,8 @@ def describe(config: ArchiveConfig) -> str:
         f"Disk: up to {peak:.0f} GB, of which {kept:.0f} GB stay; series are deleted patient by patient",
     ]
     if table["download_GB"].isna().any():
-        lines.append(
-            "On top of both: Zenodo's part, whose size only its server tells (all of MinCrop: 22 to 25 GB)"
-        )
+        lines += ["On top of both: Zenodo's part, whose size only its server tells (all of MinCrop: 22 to 25 GB)"]
     return "\n".join(lines)
-
-
-# --- from IDC: DICOM series, patient by patient ---
 
 
 def _fetch_patient(series, folder, config):
@@ -254,9 +249,6 @@ def _get_idc(dataset, rows, lesions, config, folder):
     return results | {row["pid"]: result for (row, *_), result in zip(jobs, made, strict=True)}
 
 
-# --- from Zenodo: MinCrop ---
-
-
 def _unpack(archive, home, dataset):
     """MinCrop's tar → <home>/dce and <home>/mask; only files named as the release names them are written."""
     file = rf"[A-Za-z0-9_][A-Za-z0-9_-]*_{dataset}_[A-Za-z0-9_]+\.nii(?:\.gz)?"
@@ -291,9 +283,6 @@ def _keep_mincrop(patient, folder, dataset, md5):
         return {"layout": "breastdcedl", "reason": f"not usable: {error}"}
     found = {"layout": "breastdcedl", **dict(zip(PHASE_COLUMNS, files, strict=False))}
     return write_record(folder, patient, [*files.values(), mask], recipe=md5, series_uid="", found=found)
-
-
-# --- the whole cohort ---
 
 
 def _plain(value):

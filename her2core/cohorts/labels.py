@@ -1,12 +1,9 @@
-"""Who is HER2-positive: BreastDCEDL's tables and the archives' clinical sheets → frames in the study's columns.
+"""Who is HER2-positive: BreastDCEDL's tables and AMBL's clinical sheet → frames in the study's columns.
 
-BreastDCEDL (Sci Data 13, 264, 2026) publishes one table of all cohorts; its repository has an older one of
-I-SPY2.  The clinical sheets of The Cancer Imaging Archive (TCIA) say the same again, so that a mismatch can be
-found, and are the only source for AMBL (Advanced-MRI-Breast-Lesions).  Nothing is corrected: an impossible value
-is a ValueError with file, patient, column, what was found and what was expected.  Unknown is NA.
-
-The frame of a clinical sheet of I-SPY has `suffix`, the digits at the end of a patient's identifier; I-SPY2's
-sheet gives only those.
+BreastDCEDL (Sci Data 13, 264, 2026) publishes one table of all cohorts; its repository has an older one of I-SPY2.
+For AMBL (Advanced-MRI-Breast-Lesions) the sheet at The Cancer Imaging Archive (TCIA) is the only source.  Nothing
+is corrected: an impossible value is a ValueError with file, patient, column, what was found and what was expected.
+Unknown is NA.
 """
 
 import csv
@@ -42,12 +39,8 @@ _NUMBERS = {  # smallest, largest, whole number?, may be missing?
 }
 _OPTIONAL = ("menopause", "mask_count", "tum_vol")  # one of the published forms lacks the column
 _PHASES = list(PHASE_COLUMNS)
-# both receptors are one text, `hrher4g`, in the IDC's clinical table
-_HRHER4G_HER2 = {"HR + / HER2 +": 1, "HR + / HER2 -": 0, "HR - / HER2 +": 1, "HR - / HER2 - (TN)": 0}
-_HRHER4G_HR = {"HR + / HER2 +": 1, "HR + / HER2 -": 1, "HR - / HER2 +": 0, "HR - / HER2 - (TN)": 0}
 _LESIONS, _LESIONS_WITH_RECEPTORS = range(1, 7), range(1, 4)
 _LESION_TEXTS = {"ER": "er[sii]", "PR": "pr[sii]", "grade": "grade", "triple_negative": "istn"}
-_POSITION = r"(?P<laterality>[LR])(?P<slice_coord>[+-]?[0-9]+(?:\.[0-9]+)?)"
 _NO_HER2 = "no malignant lesion with HER2 known"
 _DISCORDANT = "two malignant lesions with different HER2"
 
@@ -62,17 +55,14 @@ def _read_csv(path):
     return pd.DataFrame(rows, columns=header, dtype=object).replace("", None)
 
 
-def _read_sheet(path, sheet=0, header=0):
-    """A sheet of an .xlsx file as text, without its blank rows; header: row of the headings, from 0."""
+def _read_sheet(path):
+    """AMBL's sheet as text without blank rows; headings without case, blanks and the `ID#` that some have."""
     try:
-        with pd.ExcelFile(path, engine="openpyxl") as book:
-            if isinstance(sheet, str) and sheet not in book.sheet_names:
-                raise ValueError(f"{path}: expected a sheet {sheet!r}, found {book.sheet_names}")
-            table = pd.read_excel(book, sheet_name=sheet, header=header, dtype=object)
+        table = pd.read_excel(path, header=1, dtype=object, engine="openpyxl").dropna(how="all")
     except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{path}: expected an .xlsx spreadsheet, found something else ({error})") from error
-    table = table.dropna(how="all")
-    return table.map(_plain_text).set_axis([str(c) for c in table.columns], axis=1)
+    headings = ["".join(str(c).lower().split()).replace("id#", "") for c in table.columns]
+    return table.map(_plain_text).set_axis(headings, axis=1)
 
 
 def _plain_text(cell):
@@ -192,67 +182,6 @@ def breastdcedl_phases(n_times: int) -> tuple[int, int, int]:
     return 0, 2, min(n_times - 1, 6)
 
 
-def _labels(table, columns, path):
-    """{our column: the sheet's} → frame of suffix and our columns, checked."""
-    _need(table, columns.values(), path)
-    found = {ours: _numbers(table[theirs], path, _NUMBERS[ours]) for ours, theirs in columns.items()}
-    return pd.DataFrame(found).reset_index(names="suffix")
-
-
-def read_ispy2_clinical(path: Path) -> pd.DataFrame:
-    """TCIA's `ISPY2-Imaging-Cohort-1-Clinical-Data.xlsx` (I-SPY2 and ACRIN-6698) → suffix, HER2, HR, age."""
-    table = _by_patient(_read_sheet(path), "Patient_ID", "[0-9]{6}", path)
-    return _labels(table, {"HER2": "HER2", "HR": "HR", "age": "Age_at_Screening"}, path)
-
-
-def read_ispy1_clinical(path: Path) -> pd.DataFrame:
-    """TCIA's `I-SPY-1-All-Patient-Clinical-and-Outcome-Data.xlsx` → suffix, HER2, HR, age.
-
-    Her2MostPos and HR Pos are 0 negative, 1 positive; every other number means unknown.
-    """
-    columns = {"HER2": "Her2MostPos", "HR": "HR Pos"}
-    table = _by_patient(_read_sheet(path, "TCIA Patient Clinical Subset"), "SUBJECTID", "[0-9]{4}", path)
-    _need(table, columns.values(), path)
-    for column in columns.values():
-        code = _numbers(table[column], path, (-999, 999, True, True))
-        table[column] = table[column].where(code.isin((0, 1)))
-    return _labels(table, columns | {"age": "age"}, path)
-
-
-def read_ispy2_idc(path: Path) -> pd.DataFrame:
-    """The IDC's clinical table of I-SPY2 or ACRIN-6698, .csv or .parquet → suffix, HER2, HR from `hrher4g`."""
-    pattern = "|".join(f"{prefix}[0-9]{{6}}" for prefix, name in _DATASETS.items() if name == "spy2")
-    table = _by_patient(_read_idc(Path(path)), "dicom_patient_id", pattern, path)
-    _need(table, ["hrher4g"], path)
-    status = table["hrher4g"]
-    texts = list(_HRHER4G_HR)
-    _refuse(status.notna() & ~status.isin(texts), status, "hrher4g", f"one of {texts}", path)
-    found = {"suffix": _suffixes(table.index), "HER2": status.map(_HRHER4G_HER2), "HR": status.map(_HRHER4G_HR)}
-    return pd.DataFrame(found).astype({"HER2": "Int64", "HR": "Int64"}).reset_index(drop=True)
-
-
-def _read_idc(path):
-    """A clinical table as text.  Parquet needs pyarrow; pickles are not read."""
-    if path.suffix == ".csv":
-        return _read_csv(path).replace("NA", None)
-    if path.suffix != ".parquet":
-        raise ValueError(f"{path}: expected .csv or .parquet")
-    try:
-        return pd.read_parquet(path, engine="pyarrow").map(_plain_text).replace("NA", None)
-    except ImportError as error:
-        raise ValueError(f"{path}: reading parquet needs the package pyarrow; a .csv does not") from error
-
-
-def _suffixes(identifiers):
-    """The digits that end each identifier."""
-    return pd.Series(identifiers, dtype=object).str.extract("([0-9]+)$")[0].to_numpy()
-
-
-def _heading(text):
-    """A heading of AMBL's sheet without case, blanks and the `ID#` that some have."""
-    return "".join(text.lower().split()).replace("id#", "")
-
-
 def read_ambl_clinical(path: Path, her2: dict[str, int | None]) -> pd.DataFrame:
     """TCIA's `Advanced-MRI-Breast-Lesions-DA-Clinical-*.xlsx` → one row per lesion.
 
@@ -270,9 +199,7 @@ def read_ambl_clinical(path: Path, her2: dict[str, int | None]) -> pd.DataFrame:
     Headings are compared without case and blanks: the sheet has `HER2 [SII] 2` but `HER [SII] 3`, `PR  [%] 2`.
     A lesion's place is one column `pos1` ("R12.34"), or `laterality lesion1` and `slice coord lesion1`.
     """
-    table = _read_sheet(path, header=1)
-    table = table.set_axis([_heading(c) for c in table.columns], axis=1).replace("-1", None)
-    table = _by_patient(table, "patientid", "AMBL-[0-9]{3}", path)
+    table = _by_patient(_read_sheet(path).replace("-1", None), "patientid", "AMBL-[0-9]{3}", path)
     lesions = pd.concat([_lesion(table, number, path) for number in _LESIONS], ignore_index=True)
     lesions["HER2"] = _her2_status(lesions, her2, path)
     known = lesions.drop(columns=["patient", "lesion"]).notna().any(axis=1)
@@ -298,7 +225,7 @@ def _place(table, number, path):
     position, side, slice_coord = f"pos{number}", f"lateralitylesion{number}", f"slicecoordlesion{number}"
     if position in table:
         texts = table[position].str.replace(" ", "").str.upper()
-        found = texts.str.extract(f"^{_POSITION}$")
+        found = texts.str.extract(r"^(?P<laterality>[LR])(?P<slice_coord>[+-]?[0-9]+(?:\.[0-9]+)?)$")
         wrong = found["laterality"].isna() & texts.notna()
         _refuse(wrong, table[position], position, "a side and a coordinate like R12.34", path)
         return found.astype({"slice_coord": float})
@@ -341,16 +268,3 @@ def index_lesion(lesions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     table.loc[spread["min"].isna(), "reason"] = _NO_HER2
     table.loc[discordant, "reason"] = _DISCORDANT
     return known.reset_index(drop=True), table.reset_index()
-
-
-def agreement(table: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFrame:
-    """Patients whose HER2 differs between BreastDCEDL's table and a clinical sheet: pid, HER2, HER2_clinical.
-
-    Empty where both agree on every patient they know.  ValueError if they have no patient in common.
-    """
-    ours = table[["pid", "HER2"]].assign(suffix=_suffixes(table["pid"]))
-    both = ours.merge(clinical[["suffix", "HER2"]], on="suffix", suffixes=("", "_clinical"), validate="1:1")
-    if both.empty:
-        raise ValueError(f"no patient in common: {ours['suffix'].iloc[0]} … and {clinical['suffix'].iloc[0]} …")
-    differs = (both["HER2"] != both["HER2_clinical"]).fillna(False).astype(bool)
-    return both.loc[differs, ["pid", "HER2", "HER2_clinical"]].reset_index(drop=True)

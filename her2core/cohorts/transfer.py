@@ -52,10 +52,8 @@ def _problem_with(series, folder):
     expected = round(series["size_MB"] * 1e6)
     if (len(sizes), sum(sizes)) == (series["instances"], expected):
         return ""
-    return (
-        f"series {series['SeriesInstanceUID']}: {len(sizes)} files of {sum(sizes)} bytes, "
-        f"expected {series['instances']} of {expected}"
-    )
+    found = f"series {series['SeriesInstanceUID']}: {len(sizes)} files of {sum(sizes)} bytes"
+    return f"{found}, expected {series['instances']} of {expected}"
 
 
 def fetch_series(series: Mapping, folder: Path, endpoint: str, connections: int) -> None:

@@ -19,10 +19,6 @@ _POSITION_TOLERANCE_MM = 0.1  # scanners write positions with one to six decimal
 _SPACING_TOLERANCE = 0.05  # of the slice spacing; a missing slice is off by 1.0
 _STACK_TOLERANCE = 0.1  # pixels by which a slice may lie beside the others
 _DAY_S = 86400
-_CLOCKS = ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime")
-
-
-# -------------------------------------------------------------------------------------------- slices of a series
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def _slice(header, image, frame):
         temporal_position=_first(map(header.number, ("TemporalPositionIndex", "TemporalPositionIdentifier"))),
         n_temporal_positions=header.number("NumberOfTemporalPositions"),
         trigger_s=None if trigger_ms is None else trigger_ms / 1000,
-        clock_s=_first(map(header.clock_s, _CLOCKS)),
+        clock_s=_first(map(header.clock_s, ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime"))),
         rescale=(header.number("RescaleSlope", 1.0), header.number("RescaleIntercept", 0.0)),
     )
 
@@ -120,14 +116,11 @@ def _slices_of_one_series(folder):
 
 def _refuse_mixed_planes(slices, folder):
     """All slices must share orientation, pixel spacing and matrix."""
-    first = slices[0]
+    one, names = slices[0], ("orientation", "pixel spacing (mm)", "matrix (rows, columns)")
     for other in slices[1:]:
-        names = ("orientation", "pixel spacing (mm)", "matrix (rows, columns)")
-        for name, a, b, tolerance in zip(names, first.plane, other.plane, (1e-3, 1e-3, 0), strict=True):
-            if a != b and not np.allclose(a, b, rtol=0, atol=tolerance):
-                raise ValueError(
-                    f"{folder}: mixed {name}: {first.name} has {a}, {other.name} has {b}, expected one"
-                )
+        for name, a, b in zip(names, one.plane, other.plane, strict=True):
+            if a != b and not np.allclose(a, b, rtol=0, atol=1e-3):
+                raise ValueError(f"{folder}: mixed {name}: {one.name} has {a}, {other.name} has {b}, expected one")
 
 
 def _axes(orientation, path):
@@ -181,11 +174,8 @@ def _stack(slices, folder):
             f"{folder}: mixed position: {slices[worst].name} lies {beside[worst]:.4g} mm beside the "
             "stack, expected slices stacked along their normal"
         )
-    return z, Geometry(
-        spacing_mm=(float(spacing), row_mm, column_mm),
-        origin_mm=tuple(float(v) for v in origin),
-        direction=tuple(tuple(float(v) for v in row) for row in axes),
-    )
+    direction = tuple(map(tuple, axes.tolist()))
+    return z, Geometry((float(spacing), row_mm, column_mm), tuple(origin.tolist()), direction)
 
 
 def _phases_by_position_identifier(values, folder):
@@ -254,15 +244,6 @@ def _phases(slices, z, folder):
     )
 
 
-def _warn_of_missing_phases(slices, phase, folder):
-    announced, found = slices[0].n_temporal_positions, len(set(phase.tolist()))
-    if announced and announced != found:
-        warnings.warn(
-            f"{folder}: NumberOfTemporalPositions is {announced:g}; went on with the {found} phases found",
-            stacklevel=4,
-        )
-
-
 def _order_of_series(times_s, where, folders):
     """Numbers of the folders in the order of their times; one must end before the next begins."""
     begins, ends = ([pick(times_s[where == i]) for i in range(len(folders))] for pick in (np.min, np.max))
@@ -285,7 +266,10 @@ def _phases_of_all(parts, z, folders):
     phase, first = np.empty(len(z), int), 0
     for i, part in enumerate(parts):
         phase[where == i] = _phases(part, z[where == i], folders[i])
-        _warn_of_missing_phases(part, phase[where == i], folders[i])
+        announced, found = part[0].n_temporal_positions, len(np.unique(phase[where == i]))
+        if announced and announced != found:
+            said = f"{folders[i]}: NumberOfTemporalPositions is {announced:g}"
+            warnings.warn(f"{said}; went on with the {found} phases found", stacklevel=3)
     if len(parts) == 1:
         return phase
     times_s = dict(_clocks(list(chain(*parts)))).get("AcquisitionTime")
@@ -356,7 +340,5 @@ def read_dce(folder: Path, *more: Path) -> DceSeries:
     z, geometry = _stack(slices, folder)
     phase = _phases_of_all(parts, z, folders)
     _refuse_gaps(slices, phase, z, folder)
-    clocks = [
-        (keyword, times_s) for keyword, times_s in _clocks(slices) if not more or keyword == "AcquisitionTime"
-    ]
+    clocks = [clock for clock in _clocks(slices) if not more or clock[0] == "AcquisitionTime"]
     return DceSeries(_assemble(slices, phase, z), geometry, _times_s(clocks, phase, folder))

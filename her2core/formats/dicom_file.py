@@ -48,14 +48,8 @@ _DEFERRED_BYTES = 1 << 16  # longer elements, which are pixels, are left in the 
 _TAGS = {keyword: Tag(keyword) for keyword in _ATTRIBUTES}
 
 
-# ---------------------------------------------------------------------------------------------------- headers
-
-
 def read_dataset(path: Path, with_pixels: bool = True) -> Dataset:
-    """The allowed elements of a DICOM file; without pixels, long ones stay in the file until they are asked for.
-
-    ValueError where there is no such file, or it is empty or no DICOM.
-    """
+    """The allowed elements of a file, else ValueError; without pixels, long ones stay there until asked for."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected DICOM")
     if path.stat().st_size == 0:
@@ -155,9 +149,6 @@ def frame_headers(path: Path, dataset: Dataset) -> list[Header]:
     return [Header(path, *_groups(frame, path), *shared, dataset) for frame in frames]
 
 
-# ----------------------------------------------------------------------------------------------------- pixels
-
-
 @dataclass(frozen=True)
 class Image:
     """Where a file holds its pixels; they are read once their place in the volume is known."""
@@ -196,8 +187,8 @@ def decoded(path: Path, n_frames: int) -> np.ndarray:
 
 
 def _refuse_other_than_grey_slices(header, dataset, n_frames):
-    path, multi_frame = header.path, n_frames > 1 or header.text("SOPClassUID") in MULTI_FRAME
-    if multi_frame and header.text("SOPClassUID") not in MULTI_FRAME:
+    path = header.path
+    if n_frames > 1 and header.text("SOPClassUID") not in MULTI_FRAME:
         raise ValueError(
             f"{path}: multi-frame ({header.sop_class()}, {n_frames} frames), expected Enhanced MR or one slice "
             "per file"
@@ -228,10 +219,8 @@ def image_of(header: Header, dataset: Dataset) -> Image:
     """Matrix, pixel type and place of the pixels of a file, after checking that they are all there."""
     path, n_frames = header.path, int(header.number("NumberOfFrames", absent=1))
     _refuse_other_than_grey_slices(header, dataset, n_frames)
-    rows, columns, bits, signed = (
-        int(header.numbers(keyword, 1)[0])
-        for keyword in ("Rows", "Columns", "BitsAllocated", "PixelRepresentation")
-    )
+    keywords = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation")
+    rows, columns, bits, signed = (int(header.numbers(keyword, 1)[0]) for keyword in keywords)
     stored = int(header.number("BitsStored", absent=bits))
     if bits not in (8, 16, 32) or not 0 < stored <= bits or min(rows, columns, n_frames) < 1:
         raise ValueError(

@@ -24,7 +24,7 @@ _FIXED_DATE, _NOON = "20000101", 12 * 3600  # a fixed clock, so that equal input
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How a series was made, as far as its headers shall say; the same for all its files."""
+    """How a series was made, as its headers say; the same for all its files."""
 
     series_description: str
     manufacturer: str
@@ -34,9 +34,6 @@ class Acquisition:
     flip_deg: float
     bits_stored: int = 16
     study_description: str = "ISPY2_MRI_T0"
-    body_part: str = "BREAST"
-    patient_position: str = "HFP"  # head first, prone, as for any breast coil
-    contrast_agent: str = "gadolinium"
     first_temporal_position: int = 0  # I-SPY2 counts phases from 0, the standard from 1
     time_keyword: str = "AcquisitionTime"  # or TriggerTime, common though the standard keeps it for gated scans
 
@@ -114,8 +111,8 @@ def _template(series, patient_id, acquisition):
     dataset.SOPClassUID = MRImageStorage
     dataset.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
     dataset.SeriesNumber, dataset.AcquisitionNumber = 1, 1
-    dataset.BodyPartExamined, dataset.Laterality = a.body_part, ""
-    dataset.PatientPosition, dataset.ContrastBolusAgent = a.patient_position, a.contrast_agent
+    dataset.BodyPartExamined, dataset.Laterality = "BREAST", ""
+    dataset.PatientPosition, dataset.ContrastBolusAgent = "HFP", "gadolinium"  # prone, as for any breast coil
     dataset.AcquisitionDate, dataset.AcquisitionTime = _FIXED_DATE, _tm(_NOON)
     dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "SP", ""
     dataset.MRAcquisitionType, dataset.EchoTrainLength = "3D", 1

@@ -19,9 +19,6 @@ import SimpleITK as sitk
 from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry
 from her2core.records import whole
 
-# NIfTI's identity affine as SimpleITK sees it: RAS turned into LPS
-_IDENTITY_AFFINE = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
-
 
 def _stored_bytes(path):
     """Length of the file once decompressed; as much as can be decompressed where it is damaged."""
@@ -36,17 +33,13 @@ def _stored_bytes(path):
     return length
 
 
-def _tail(path):
-    with open(path, "rb") as file:
-        file.seek(-4, os.SEEK_END)
-        return file.read()
-
-
 def _refuse_truncated(path, image):
-    """SimpleITK fills what a cut-off file lacks with anything and says nothing, so the length is checked here."""
+    """SimpleITK fills up a file that was cut off, and says nothing: its length is checked here."""
     bits, offset = (float(image.GetMetaData(key)) for key in ("bitpix", "vox_offset"))
     expected = int(offset + image.GetNumberOfPixels() * bits / 8)
-    announced = int.from_bytes(_tail(path), "little")  # gzip ends with the length before compression
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        announced = int.from_bytes(file.read(), "little")  # gzip ends with the length before compression
     if path.suffix == ".gz" and announced == expected % 2**32:
         return
     found = _stored_bytes(path)
@@ -101,8 +94,7 @@ def _wanted_phases(files, patient_id, row, phases):
     """The acquisition indices to read, all of which must have a file."""
     named = [row[c] for c in PHASE_COLUMNS if c in row and not np.isnan(float(row[c]))]
     required = sorted({int(k) for k in (named if phases is None else phases)})
-    missing = [k for k in required if k not in files]
-    if missing:
+    if missing := [k for k in required if k not in files]:
         raise ValueError(
             f"{patient_id}: missing phase file {missing}, found phases {list(files)}, expected {required}"
         )
@@ -117,14 +109,6 @@ def _geometry(patient_id, row):
             f"{patient_id}: slice_thick {row['slice_thick']}, xy_spacing {row['xy_spacing']}, expected positive mm"
         )
     return Geometry(spacing)
-
-
-def _stack_phases(paths):
-    volumes = [_read_voxels(path) for path in paths]
-    for path, volume in zip(paths, volumes, strict=True):
-        if volume.shape != volumes[0].shape:
-            raise ValueError(f"{path}: shape {volume.shape}, expected {volumes[0].shape} as {paths[0].name}")
-    return np.stack(volumes)  # (T, Z, Y, X)
 
 
 def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -153,7 +137,11 @@ def read_breastdcedl(
     geometry = _geometry(patient_id, row)
     files = phase_files(folder, patient_id)
     paths = [files[k] for k in _wanted_phases(files, patient_id, row, phases)]
-    array = _stack_phases(paths)
+    volumes = [_read_voxels(path) for path in paths]
+    for path, volume in zip(paths, volumes, strict=True):
+        if volume.shape != volumes[0].shape:
+            raise ValueError(f"{path}: shape {volume.shape}, expected {volumes[0].shape} as {paths[0].name}")
+    array = np.stack(volumes)  # (T, Z, Y, X)
     mask = read_mask(mask_file(folder, patient_id), array.shape[1:])
     return DceSeries(array, geometry, (float("nan"),) * len(array)), mask
 
@@ -168,7 +156,7 @@ def min_crop(
     """
     if not mask.any():
         raise ValueError("empty mask, expected at least one tumour voxel")
-    start, stop = [], []
+    box = []
     for axis, length in enumerate(mask.shape):
         inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
         if axis == 0:
@@ -176,16 +164,14 @@ def min_crop(
         else:
             low = int(np.clip((inside[0] + inside[-1] + 1 - size_px) // 2, 0, max(length - size_px, 0)))
             high = min(low + size_px, length)
-        start.append(int(low))
-        stop.append(int(high))
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    return phases[:, *box], mask[box], tuple(start)
+        box.append(slice(int(low), int(high)))
+    return phases[:, *box], mask[*box], tuple(s.start for s in box)
 
 
 def _write_voxels(array, path):
     """Array `(Z, Y, X)` → file in `(z, row, column)` order with an identity affine; complete or absent."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    image.SetDirection(_IDENTITY_AFFINE)
+    image.SetDirection((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))  # RAS, as NIfTI has it, turned into LPS
     writer = sitk.ImageFileWriter()
     writer.SetUseCompression(True)
     writer.SetCompressionLevel(1)
@@ -213,11 +199,10 @@ def write_breastdcedl(
         raise ValueError(f"{patient_id}: pixels of {row_mm} × {column_mm} mm, expected squares (one xy_spacing)")
     if mask.shape != series.array.shape[1:]:
         raise ValueError(f"{patient_id}: mask of shape {mask.shape}, expected {series.array.shape[1:]}")
-    phases = tuple(range(len(series.array)) if phases is None else phases)
-    if len(phases) != len(series.array):
-        raise ValueError(
-            f"{patient_id}: {len(series.array)} phases with the indices {phases}, expected one for each"
-        )
+    count = len(series.array)
+    phases = tuple(range(count) if phases is None else phases)
+    if len(phases) != count:
+        raise ValueError(f"{patient_id}: {count} phases with the indices {phases}, expected one for each")
     for k, volume in zip(phases, series.array, strict=True):
         _write_voxels(volume, Path(folder) / "dce" / f"{patient_id}_{cohort}_vis1_dce_aqc_{k}.nii.gz")
     _write_voxels(mask.astype(np.int32), Path(folder) / "mask" / f"{patient_id}_{cohort}_vis1_mask.nii.gz")

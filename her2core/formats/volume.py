@@ -127,9 +127,6 @@ def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
 
 def from_sitk(image: sitk.Image) -> tuple[np.ndarray, Geometry]:
     """SimpleITK image → `(Z, Y, X)` array and its geometry."""
-    axes = np.reshape(image.GetDirection(), (3, 3))[:, ::-1]
-    return sitk.GetArrayFromImage(image), Geometry(
-        spacing_mm=tuple(image.GetSpacing()[::-1]),
-        origin_mm=tuple(image.GetOrigin()),
-        direction=tuple(tuple(float(v) for v in row) for row in axes),
-    )
+    axes = np.reshape(image.GetDirection(), (3, 3))[:, ::-1].tolist()
+    geometry = Geometry(image.GetSpacing()[::-1], image.GetOrigin(), tuple(map(tuple, axes)))
+    return sitk.GetArrayFromImage(image), geometry

@@ -41,9 +41,8 @@ class Grid:
 
 def make_grid(site: Site, side: str) -> Grid:
     """The grid of a site's volume about a breast of this side, "left" or "right"."""
-    z, y, x = [
-        np.arange(n, dtype=np.float32) * np.float32(d) for n, d in zip(site.shape, site.spacing_mm, strict=True)
-    ]
+    axes = zip(site.shape, site.spacing_mm, strict=True)
+    z, y, x = [np.arange(n, dtype=np.float32) * np.float32(d) for n, d in axes]
     z, x = z - z.mean(), x - x.mean()
     lateral = x if side == "left" else -x
     return Grid(z[:, None, None], y[None, :, None], lateral[None, None, :], site.spacing_mm)

@@ -1,4 +1,4 @@
-"""The scanners and protocols of three collections, and how they vary between patients.
+"""The scanners and protocols of three collections, and how they vary between patients: sites.yaml has the numbers.
 
 Manufacturers and matrices of spy2 follow the 982 baseline examinations of I-SPY2 (matrices at half their size);
 I-SPY1 and AMBL were acquired at 1.5 T, AMBL on one GE model.  Field strengths of spy2 and the numbers of slices are
@@ -6,9 +6,11 @@ chosen here.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from her2core.config import read_yaml
 from her2core.phantom.physics import RELAXIVITY_PER_S_MM, T10_S
 
 _STREAMS = ("anatomy", "lesion", "noise", "truth", "protocol")
@@ -66,48 +68,14 @@ class Site:
         return len(self.phase_times_s) - 1
 
 
-SITES = {
-    site.name: site
-    for site in (
-        Site(
-            "spy2", phase_times_s=(0, 60, 138, 462), spacing_mm=(2.5, 1.40, 1.40), bits=16,
-            field_T=3.0, tr_s=0.0050, te_s=0.0022, flip_deg=10,
-            relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[3.0]["gadobutrol"],
-            fat_suppression=0.13, gain=620, noise=0.045, bias=0.42,
-        ),
-        Site(
-            "spy1", phase_times_s=(0, 144, 456), spacing_mm=(2.4, 1.35, 1.35), bits=12,
-            field_T=1.5, tr_s=0.0080, te_s=0.0042, flip_deg=20,
-            relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[1.5]["gadopentetate"],
-            fat_suppression=0.17, gain=330, noise=0.055, bias=0.30,
-        ),
-        Site(
-            "ambl", phase_times_s=(0, 72, 144, 216, 390), spacing_mm=(2.6, 1.45, 1.45), bits=16,
-            field_T=1.5, tr_s=0.0062, te_s=0.0029, flip_deg=12,
-            relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[1.5]["gadobenate"],
-            fat_suppression=0.22, gain=1050, noise=0.040, bias=0.50,
-        ),
-    )
-}  # fmt: skip
+def _site(name, table):
+    """A collection's table in sites.yaml → its `Site`."""
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in table["site"].items()}
+    return Site(name, relaxivity_per_s_mM=RELAXIVITY_PER_S_MM[fields["field_T"]][table["agent"]], **fields)
 
 
-# What differs between the patients of a collection, as (value, share) pairs.
-_PROTOCOLS = {
-    "spy2": {
-        "manufacturer": (("GE MEDICAL SYSTEMS", 611), ("SIEMENS", 252), ("Philips Medical Systems", 119)),
-        "field_T": ((1.5, 0.6), (3.0, 0.4)),
-        "matrix": ((128, 767), (144, 140), (112, 75)),
-        "slices": ((24, 0.6), (20, 0.2), (28, 0.2)),
-        "late_phases": (((462,), 0.7), ((300, 462), 0.3)),
-        "agent": (("gadobutrol", 0.5), ("gadopentetate", 0.3), ("gadobenate", 0.2)),
-    },
-    "spy1": {
-        "manufacturer": (("GE MEDICAL SYSTEMS", 0.8), ("SIEMENS", 0.2)),
-        "matrix": ((128, 0.8), (112, 0.2)),
-        "slices": ((24, 0.7), (28, 0.3)),
-    },
-    "ambl": {"matrix": ((128, 0.9), (144, 0.1)), "slices": ((24, 0.8), (20, 0.2))},
-}
+_TABLES = read_yaml(Path(__file__).with_name("sites.yaml"))
+SITES = {name: _site(name, table) for name, table in _TABLES.items()}
 
 
 def find_site(site: Site | str) -> Site:
@@ -132,12 +100,12 @@ def draw_protocol(name: str, seed: int) -> Site:
     """
     site = find_site(name)
     rng = random_stream(seed, "protocol")
-    drawn = {key: _choose(pairs, rng) for key, pairs in _PROTOCOLS[name].items()}
+    drawn = {key: _choose(pairs, rng) for key, pairs in _TABLES[name]["varies"].items()}
     view, slab, pace = rng.uniform((0.95, 0.95, 0.92), (1.08, 1.08, 1.08))
     manufacturer, field_T = drawn.get("manufacturer", site.manufacturer), drawn.get("field_T", site.field_T)
     bits = 12 if manufacturer != "GE MEDICAL SYSTEMS" else site.bits
     gain = (_GAIN_OF_12_BITS if bits == 12 else site.gain) * np.exp(0.18 * rng.standard_normal())
-    times = site.phase_times_s[:-1] + drawn["late_phases"] if "late_phases" in drawn else site.phase_times_s
+    times = [*site.phase_times_s[:-1], *drawn.get("late_phases", site.phase_times_s[-1:])]
     slice_mm = round(float(slab * site.shape[0] * site.spacing_mm[0] / drawn["slices"]), 3)
     pixel_mm = round(float(view * site.shape[1] * site.spacing_mm[1] / drawn["matrix"]), 4)
     return replace(

@@ -4,6 +4,7 @@
 a synthetic cohort the first shows no number at all: a phantom cannot test a number of the paper.
 """
 
+import csv
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -51,31 +52,13 @@ class _Reported:
         return min(numbers), max(numbers)
 
 
-_FLOW, _METRIC, _WINDOWS, _MODELS = "flow.json", "metrics.json", "normalization_study.csv", "model_comparison.csv"
-_PAIRS, _MODEL_PAIRS, _EXTERNAL = "normalization_pairs.csv", "model_pairs.csv", "external_validation.csv"
-_BEST, _N4, _VIT, _CVT = "thda-channel_q98-raw", "thda-n4", "vit", "cvt"
-_REPORTED = (
-    _Reported("patients of I-SPY1 and I-SPY2 with a HER2 status", "1,149", "abstract", _FLOW, "patients"),
-    _Reported("of these HER2-positive", "296", "third party", _FLOW, "her2_positive"),
-    _Reported("patients in training", "885", "third party", _FLOW, "train"),
-    _Reported("patients in validation", "132", "third party", _FLOW, "validation"),
-    _Reported("patients in test", "132", "third party", _FLOW, "test"),
-    _Reported("lesions of the external site (ours: patients)", "43", "abstract", _FLOW, "external"),
-    _Reported("AUC of THDA, internal test", "0.74", "abstract", _WINDOWS, _BEST),
-    _Reported("accuracy of THDA, internal test", "0.75", "abstract", _METRIC, "accuracy"),
-    _Reported("AUC, window channel_q98", "0.744", "third party", _WINDOWS, _BEST),
-    _Reported("AUC, window channel_q95", "0.734", "third party", _WINDOWS, "thda-channel_q95-raw"),
-    _Reported("AUC, window global_q99", "0.726", "third party", _WINDOWS, "thda-global_q99-raw"),
-    _Reported("AUC, window slice_minmax", "0.723", "third party", _WINDOWS, "thda-slice_minmax-raw"),
-    _Reported("AUC, window global_minmax", "0.700", "third party", _WINDOWS, "thda-global_minmax-raw"),
-    _Reported("AUC with _N4, against without", "slightly lower", "abstract", _PAIRS, _N4),
-    _Reported("AUC of the Vision Transformer", "0.64 to 0.67, best 0.668", "third party", _MODELS, _VIT),
-    _Reported("AUC of the Convolutional Vision Transformer", "0.61 to 0.63", "third party", _MODELS, _CVT),
-    _Reported("AUC of the Vision Transformer, against THDA", "lower", "title", _MODEL_PAIRS, _VIT),
-    _Reported("AUC of the Convolutional one, against THDA", "lower", "title", _MODEL_PAIRS, _CVT),
-    _Reported("AUC at the external site, frozen", "0.66", "abstract", _EXTERNAL, _BEST),
-    _Reported("AUC at the external site, over windows", "0.61 to 0.66", "summary", _EXTERNAL, "every window"),
-)
+def _reported():
+    """The rows of reported.csv."""
+    with open(Path(__file__).with_name("reported.csv"), newline="") as file:
+        return [_Reported(**row) for row in csv.DictReader(file)]
+
+
+_BEST = "thda-channel_q98-raw"  # the paper's
 
 
 def _place(reported, low, high, ours="our interval"):
@@ -93,7 +76,7 @@ def _with_interval(value, low, high):
 
 
 def _judge_auc(path, reported, sections):
-    """A run's AUC and interval; at the external site also the range of THDA's AUCs over the windows without _N4."""
+    """A run's AUC and interval; at the external site also the range of THDA's AUCs over the windows without N4."""
     table = pd.read_csv(path)
     if "test" in table:
         table = table[table["test"] == "external"]
@@ -144,13 +127,13 @@ def _judge_direction(path, reported, sections):
 
 
 _JUDGES = {
-    _FLOW: _judge_count,
-    _METRIC: _judge_accuracy,
-    _WINDOWS: _judge_auc,
-    _MODELS: _judge_auc,
-    _EXTERNAL: _judge_auc,
-    _PAIRS: _judge_direction,
-    _MODEL_PAIRS: _judge_direction,
+    "flow.json": _judge_count,
+    "metrics.json": _judge_accuracy,
+    "normalization_study.csv": _judge_auc,
+    "model_comparison.csv": _judge_auc,
+    "external_validation.csv": _judge_auc,
+    "normalization_pairs.csv": _judge_direction,
+    "model_pairs.csv": _judge_direction,
 }
 
 _CAUTION = """\
@@ -168,7 +151,7 @@ def reported_vs_reproduced(study: Study) -> str:
         lines += [f"**{BANNER}.** So no number of ours stands here.", ""]
     lines += [_CAUTION, ""]
     rows = []
-    for r in _REPORTED:
+    for r in _reported():
         ours, verdict = "–", _NOT_TESTABLE
         if not study.is_synthetic:
             path = study.results / r.table

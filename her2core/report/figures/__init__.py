@@ -13,7 +13,7 @@ from her2core.report.figures.curves import (
     roc,
 )
 from her2core.report.figures.forests import differences, expected_widths, forest, two_populations
-from her2core.report.figures.images import bias_field, failures, phases, readers, windowed, windows
+from her2core.report.figures.images import bias_correction, failures, phases, readers, windowed, windows
 from her2core.report.figures.network import attention, attention_check, channel_gates, through_the_network
 from her2core.report.figures.phantom import kinetic_curves, phantom_gallery, twins
 from her2core.report.figures.style import save
@@ -22,7 +22,7 @@ __all__ = [
     "age_by_status",
     "attention",
     "attention_check",
-    "bias_field",
+    "bias_correction",
     "calibration_curve",
     "channel_gates",
     "decision_curve",

@@ -186,7 +186,7 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
     return figure
 
 
-def bias_field(
+def bias_correction(
     before: np.ndarray,
     estimated: np.ndarray,
     truth: np.ndarray | None,

@@ -1,4 +1,4 @@
-"""Whether this machine gives the committed bytes:  python -m her2core.machine [--check | --pins]
+"""Whether this machine gives the committed bytes:  python benchmarks/machine.py [--check | --pins]
 
 Small pieces of the study are computed and their digests compared with those of the machine that made the committed
 results.  Takes seconds.  The exit status is 0; with --check it is 1 if a piece differs.  --pins prints what
