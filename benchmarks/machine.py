@@ -5,6 +5,8 @@ results.  Takes seconds.  The exit status is 0; with --check it is 1 if a piece 
 belongs in the environment of what is not started from here, such as Dask's workers.
 """
 
+from her2core import INSTRUCTIONS, PINS  # noqa: I001 - first: it pins the instructions of numpy and torch
+
 import hashlib
 import platform
 import sys
@@ -15,7 +17,6 @@ from importlib.metadata import version
 
 import numpy as np
 
-from her2core import INSTRUCTIONS, PINS
 from her2core.bias_field import N4Config, log_bias_field
 from her2core.formats.volume import Geometry
 from her2core.phantom.patient import make_patient

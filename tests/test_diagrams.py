@@ -130,7 +130,7 @@ def shapes_of(config, image_px):
 def test_the_shapes_drawn_are_those_of_the_network(name):
     config, image_px = CONFIGS[name]
     expected, network = shapes_of(config, image_px)
-    assert diagrams.backbone_shapes(config, image_px) == expected
+    assert diagrams._backbone_shapes(config, image_px) == expected
     text = all_text(diagrams.architecture(config, image_px, "tiny"))
     assert [s for s in expected if f"{s[0]} × {s[1]} × {s[1]}" not in text] == []
     assert f"3 × {network.backbones[0].channels}\n" in text
@@ -143,7 +143,7 @@ def test_the_shapes_drawn_are_those_of_the_network(name):
 def test_every_size_of_an_image_gives_the_shapes_of_the_network():
     for image_px in range(17, 49):
         config = ThdaConfig(width=8, blocks=(1, 1, 1, 1))
-        assert diagrams.backbone_shapes(config, image_px) == shapes_of(config, image_px)[0]
+        assert diagrams._backbone_shapes(config, image_px) == shapes_of(config, image_px)[0]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

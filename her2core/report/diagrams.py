@@ -6,23 +6,25 @@ Nothing in them is typed in: counts come from `cohort.flow`, shapes follow from 
 from textwrap import fill
 
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from her2core.cohort import COLLECTIONS
+from her2core.model import ThdaConfig
 from her2core.report.figures.style import COLOURS, TWO_COLUMNS, headline
 
-HEADS = {
+_HEADS = {
     "phase": "a head sees\nits phase",
     "adjacent_slices": "a head sees its\nphase, slices\nbelow, at, above",
     "rgb_fused": "a head sees the\nphases as\nR, G, B",
 }
-GREY, BLUE, ORANGE = "0.95", f"{COLOURS[0]}22", f"{COLOURS[4]}55"  # of plain parts, stages and attention
-SMALL = 6.5  # points
-LEFT, RIGHT = 0.9, 5.44  # inches: the backbone's frame
-ARROW = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
+_GREY, _BLUE, _ORANGE = "0.95", f"{COLOURS[0]}22", f"{COLOURS[4]}55"  # of plain parts, stages and attention
+_SMALL = 6.5  # points
+_LEFT, _RIGHT = 0.9, 5.44  # inches: the backbone's frame
+_ARROW = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
 
 
-def cohort_flow(counts, cohort):
+def cohort_flow(counts: dict, cohort: str) -> Figure:
     """Flow of patients, a column per collection.  counts: what `cohort.flow` returned."""
     if not counts.get("collections"):
         raise ValueError(f"counts: no collections, found {', '.join(counts)}; expected those of cohort.flow")
@@ -65,7 +67,7 @@ def _draw_flow(axes, counts):
         axes.text(x, 0.92, f"{COLLECTIONS[dataset]}\nn = {here['patients']}", **style)
 
 
-def backbone_shapes(config, image_px):
+def _backbone_shapes(config, image_px):
     """What leaves the stem and each stage of one head: [(channels, pixels of an edge)], five of them.
 
     Stem, its pooling and all stages but the first halve an edge, rounded up.
@@ -80,54 +82,58 @@ def backbone_shapes(config, image_px):
     return shapes
 
 
-def write(axes, x, y, text, **style):
-    axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": SMALL} | style)
+def _write(axes, x, y, text, **style):
+    axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": _SMALL} | style)
 
 
-def box(axes, x, y, width, text, colour, height=0.6, **style):
+def _box(axes, x, y, width, text, colour, height=0.6, **style):
     """A box with text around (x, y), in inches; returns the middle of its left and of its right edge."""
     corner = (x - width / 2, y - height / 2)
     shape = "round,pad=0,rounding_size=0.04"
     axes.add_patch(FancyBboxPatch(corner, width, height, shape, facecolor=colour, edgecolor="0.3"))
-    write(axes, x, y, text, **style)
+    _write(axes, x, y, text, **style)
     return (x - width / 2, y), (x + width / 2, y)
 
 
-def arrow(axes, start, end):
-    axes.annotate("", end, start, arrowprops=ARROW)
+def _arrow(axes, start, end):
+    axes.annotate("", end, start, arrowprops=_ARROW)
 
 
-def draw_inputs(axes, config, image_px, y):
+def _draw_inputs(axes, config, image_px, y):
     """What the three heads receive; the arrows end at the backbone."""
     for k, phase in enumerate(("pre", "early", "late")):
         name = f"head {k + 1}" if config.head_input == "rgb_fused" else phase
-        _, right = box(axes, 0.4, y + 0.34 * (1 - k), 0.62, name, GREY, height=0.26)
-        arrow(axes, right, (LEFT, right[1]))
+        _, right = _box(axes, 0.4, y + 0.34 * (1 - k), 0.62, name, _GREY, height=0.26)
+        _arrow(axes, right, (_LEFT, right[1]))
     channels = 1 if config.head_input == "phase" else 3
-    write(axes, 0.4, y - 0.52, f"{channels} × {image_px} × {image_px}", va="top")
-    write(axes, 0.4, y - 0.68, HEADS[config.head_input], va="top")
+    _write(axes, 0.4, y - 0.52, f"{channels} × {image_px} × {image_px}", va="top")
+    _write(axes, 0.4, y - 0.68, _HEADS[config.head_input], va="top")
 
 
-def draw_backbone(axes, config, image_px, y):
+def _draw_backbone(axes, config, image_px, y):
     """Stem and stages in one frame, attention where it stands, shapes below; the last arrow leaves the frame."""
-    axes.add_patch(plt.Rectangle((LEFT, y - 0.66), RIGHT - LEFT, 1.4, fill=False, edgecolor="0.3", linestyle="--"))
+    axes.add_patch(
+        plt.Rectangle((_LEFT, y - 0.66), _RIGHT - _LEFT, 1.4, fill=False, edgecolor="0.3", linestyle="--")
+    )
     depth = 2 * sum(config.blocks) + 2
     weights = "one for the three heads" if config.share_weights else "one for each head"
     start = "pretrained on ImageNet" if config.pretrained else "trained from scratch"
-    write(axes, (LEFT + RIGHT) / 2, y + 0.54, f"ResNet-{depth}, {config.width} channels wide: {weights}, {start}")
-    x = LEFT + 0.36
-    for stage, (channels, edge) in enumerate(backbone_shapes(config, image_px)):
+    _write(
+        axes, (_LEFT + _RIGHT) / 2, y + 0.54, f"ResNet-{depth}, {config.width} channels wide: {weights}, {start}"
+    )
+    x = _LEFT + 0.36
+    for stage, (channels, edge) in enumerate(_backbone_shapes(config, image_px)):
         text = f"stage {stage}\n{config.blocks[stage - 1]} blocks" if stage else "conv 7×7\nmax-pool"
-        _, end = box(axes, x, y, 0.56, text, BLUE if stage else GREY)
-        write(axes, x + (0.13 if stage else 0), y - 0.42, f"{channels} × {edge} × {edge}", va="top")
+        _, end = _box(axes, x, y, 0.56, text, _BLUE if stage else _GREY)
+        _write(axes, x + (0.13 if stage else 0), y - 0.42, f"{channels} × {edge} × {edge}", va="top")
         if config.attention != "none" and stage in config.attention_stages:
-            arrow(axes, end, (end[0] + 0.08, y))
-            _, end = box(axes, end[0] + 0.17, y, 0.18, "attention", ORANGE, rotation=90)
+            _arrow(axes, end, (end[0] + 0.08, y))
+            _, end = _box(axes, end[0] + 0.17, y, 0.18, "attention", _ORANGE, rotation=90)
         x += 0.94 if stage else 0.68
-        arrow(axes, end, (x - 0.28 if stage < 4 else RIGHT + 0.1, y))
+        _arrow(axes, end, (x - 0.28 if stage < 4 else _RIGHT + 0.1, y))
 
 
-def draw_head(axes, config, y):
+def _draw_head(axes, config, y):
     """From the features of the three heads to one logit."""
     channels = config.width * 8
     concat = config.fusion == "concat"
@@ -135,15 +141,15 @@ def draw_head(axes, config, y):
     parts = ("mean\nover\npixels", f"3 × {channels}"), fusion, (f"dropout\n{config.dropout:g},\nlinear", "1 logit")
     end = None
     for k, (text, shape) in enumerate(parts):
-        x = RIGHT + 0.33 + 0.55 * k
-        start, right = box(axes, x, y, 0.46, text, GREY)
-        write(axes, x, y - 0.42, str(shape), va="top")
+        x = _RIGHT + 0.33 + 0.55 * k
+        start, right = _box(axes, x, y, 0.46, text, _GREY)
+        _write(axes, x, y - 0.42, str(shape), va="top")
         if end:
-            arrow(axes, end, start)
+            _arrow(axes, end, start)
         end = right
 
 
-def attention_parts(config):
+def _attention_parts(config):
     """The steps of dual attention, as far as they act: {"channel": three texts, "spatial": three texts}."""
     hidden = {max(config.width * 2 ** (s - 1) // config.channel_reduction, 4) for s in config.attention_stages}
     kernels = ", ".join(f"{k}×{k}" for k in config.spatial_kernels)
@@ -162,33 +168,33 @@ def attention_parts(config):
     return {name: texts for name, texts in parts.items() if config.attention in ("both", name)}
 
 
-def draw_attention(axes, parts, y):
+def _draw_attention(axes, parts, y):
     """What every attention box holds."""
     x, end = 0.3, (0.1, y)
     for name, texts in parts.items():
-        write(axes, x, y + 0.38, f"{name} attention of x, C × h × w", ha="left", weight="bold")
+        _write(axes, x, y + 0.38, f"{name} attention of x, C × h × w", ha="left", weight="bold")
         for text, width in zip(texts, (0.86, 1.28, 0.66), strict=True):
-            start, right = box(axes, x + width / 2, y, width, text, ORANGE, height=0.5)
-            arrow(axes, end, start)
+            start, right = _box(axes, x + width / 2, y, width, text, _ORANGE, height=0.5)
+            _arrow(axes, end, start)
             x, end = right[0] + 0.15, right
         x += 0.15
-    arrow(axes, end, (end[0] + 0.2, y))
+    _arrow(axes, end, (end[0] + 0.2, y))
 
 
-def architecture(config, image_px, cohort):
+def architecture(config: ThdaConfig, image_px: int, cohort: str) -> Figure:
     """The network as configured, with the shape of one slice's data, channels × height × width, after each part.
 
-    config: `ThdaConfig`.  image_px: edge of a slice.
+    image_px: edge of a slice.
     """
-    parts = attention_parts(config) if config.attention_stages else {}
+    parts = _attention_parts(config) if config.attention_stages else {}
     height = 3.0 if parts else 2.2
     figure, axes = plt.subplots(figsize=(TWO_COLUMNS, height))
     axes.set(xlim=(0, TWO_COLUMNS), ylim=(0, height - 0.3), aspect="equal")
     axes.set_axis_off()
-    draw_inputs(axes, config, image_px, height - 1.1)
-    draw_backbone(axes, config, image_px, height - 1.1)
-    draw_head(axes, config, height - 1.1)
+    _draw_inputs(axes, config, image_px, height - 1.1)
+    _draw_backbone(axes, config, image_px, height - 1.1)
+    _draw_head(axes, config, height - 1.1)
     if parts:
-        draw_attention(axes, parts, 0.3)
+        _draw_attention(axes, parts, 0.3)
     headline(figure, cohort, "Triple-head dual-attention ResNet; numbers: channels × height × width")
     return figure

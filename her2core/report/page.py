@@ -209,7 +209,7 @@ def _group(name, paths, palette):
     }
 
 
-def compose(folder: Path, title: str, synthetic: bool, palette: bool = False) -> str:
+def _compose(folder: Path, title: str, synthetic: bool, palette: bool = False) -> str:
     """The report as text; folder: of the executed notebooks.  palette: pictures in 256 colours."""
     paths = sorted(p for p in Path(folder).glob(_PATTERN) if not p.name.endswith(".part.ipynb"))
     if not paths:
@@ -232,9 +232,9 @@ def write_page(folder: Path, title: str, out: Path, synthetic: bool, limit: int 
     Pictures stay as they are unless the page would exceed `limit`; then they get 256 colours.  ValueError where
     that is not enough, where a notebook failed, or where something in it would be loaded from elsewhere.
     """
-    html = compose(folder, title, synthetic)
+    html = _compose(folder, title, synthetic)
     if len(html.encode()) > limit:
-        html = compose(folder, title, synthetic, palette=True)
+        html = _compose(folder, title, synthetic, palette=True)
     if (size := len(html.encode())) > limit:
         raise ValueError(f"{out}: expected at most {limit} bytes, found {size} even with pictures in 256 colours")
     with whole(out) as part:
