@@ -31,9 +31,10 @@ clean: ## remove the environment, caches, and what the embedded study can make a
 	rm -rf .venv .dvc/tmp data/embedded models/embedded .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-clean-all: clean ## remove all data and weights too, downloaded ones included, and asks twice
+clean-all: ## remove all data and weights too, downloaded ones included; asks twice
 	@read -p "Delete data/, models/ and DVC's cache of every study? Real data have to be downloaded again. [yes/no] " a; [ "$$a" = yes ]
 	@read -p "Really, all of them? Type delete: " a; [ "$$a" = delete ]
+	$(MAKE) clean
 	rm -rf .dvc/cache data models
 
 .venv/ok: requirements.txt pyproject.toml

@@ -292,7 +292,7 @@ def _training_measures(run):
     prepared = run.opened
     path = prepared.folder / "kinetics.csv"
     if not path.is_file():
-        raise ValueError(f"{path.name}: not in {path.parent.name}/; run again: dvc repro prepare")
+        raise ValueError(f"{path.name}: not in {path.parent.name}/; run the stage prepare again")
     table = pd.read_csv(path)
     table = table[table["split"] == "train"]
     if table.empty:

@@ -125,12 +125,15 @@ class Study:
     def figures(self) -> Path:
         return self.top / "figures" / self.name
 
+    def target(self, stage: str) -> str:
+        """What `dvc repro` calls a stage of this study."""
+        return stage if self.folder == self.top else f"studies/{self.name}/dvc.yaml:{stage}"
+
     def need(self, stage: str, *paths: Path) -> None:
         """Raise `Unready` with the command to run unless all that `stage` should have written is there."""
         if missing := [path for path in paths if not path.exists()]:
-            file = "" if self.folder == self.top else f"{(self.folder / 'dvc.yaml').relative_to(self.top)}:"
             what = missing[0].relative_to(self.top)
-            raise Unready(f"{what} is not there yet; run first: dvc repro {file}{stage}")
+            raise Unready(f"{what} is not there yet; run first: dvc repro {self.target(stage)}")
 
 
 def merge(common: Any, own: Any) -> Any:

@@ -75,6 +75,8 @@ class Prepared:
         folder = Path(folder)
         if bias_field not in BIAS_FIELDS:
             raise ValueError(f"bias_field={bias_field!r}: expected one of {', '.join(BIAS_FIELDS)}")
+        if not (folder / "slices.csv").is_file():
+            raise ValueError(f"{folder}: no slices.csv there; run the stage prepare first")
         with open(folder / "slices.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         arrays = {
@@ -83,7 +85,7 @@ class Prepared:
         }
         if any(len(array) != len(rows) for array in arrays.values()):
             found = ", ".join(f"{len(array)} {name}" for name, array in arrays.items())
-            raise ValueError(f"{folder}: {len(rows)} rows, {found}; run again: dvc repro prepare")
+            raise ValueError(f"{folder}: {len(rows)} rows, {found}; run the stage prepare again")
         texts = {name: np.array([row[name] for row in rows]) for name in ("patient", "split", "dataset")}
         label, pixel_mm = np.array([int(r["her2"]) for r in rows]), np.array([float(r["pixel_mm"]) for r in rows])
         levels = np.load(folder / "levels.npy")

@@ -21,17 +21,22 @@ def whole(path: Path, mark: str = "") -> Iterator[Path]:
     """A path beside `path` to write a file or folder to; it takes the name `path` when the block ends.
 
     So that name only ever stands for the whole of it: a block that fails leaves what was there before.  An older
-    folder is replaced.  mark: tells two writers of the same path apart.
+    folder is put aside first, as a folder cannot be replaced at once; the next writer brings it back if a kill came
+    between.  mark: tells two writers of the same path apart.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".partial-{mark}{path.name}")
+    part, aside = (path.with_name(f".partial-{kind}{path.name}") for kind in (mark, "former-"))
+    if aside.exists() and not path.exists():
+        aside.rename(path)
     _remove(part)
     try:
         yield part
-        if part.is_dir():
-            _remove(path)
+        if part.is_dir() and path.exists():
+            _remove(aside)
+            path.rename(aside)
         part.replace(path)
+        _remove(aside)
     finally:
         _remove(part)
 

@@ -32,6 +32,7 @@ class Run:
 
     name: model[-window][-bias_field], as it stands in `params.yaml`.  models, training: the study's, as is cohort,
     its name.  prepared: the folder of the stage `prepare`.  folder: that of the run's weights, one file a seed.
+    stage: what `dvc repro` calls the stage that trains it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Run:
     cohort: str
     prepared: Path
     folder: Path
+    stage: str
 
     @classmethod
     def of(cls, study: Study, name: str | None = None) -> "Run":
@@ -50,7 +52,8 @@ class Run:
         training, models = study.params("train", TrainConfig), study.params("models", ModelConfig)
         name = name or training.reference
         parts = parse_run(name, training.window)
-        return cls(name, *parts, models, training, study.name, study.data("prepare"), study.models / name)
+        places = study.data("prepare"), study.models / name, study.target(f"train@{name}")
+        return cls(name, *parts, models, training, study.name, *places)
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +88,7 @@ class Run:
         """The files of the frozen seeds, in the order of `training.seeds`."""
         paths = [self.folder / f"seed{seed}.safetensors" for seed in self.training.seeds]
         if missing := [path.name for path in paths if not path.is_file()]:
-            raise ValueError(f"{self.folder.name}: {', '.join(missing)} missing; run: dvc repro train@{self.name}")
+            raise ValueError(f"{self.folder.name}: {', '.join(missing)} missing; run: dvc repro {self.stage}")
         return paths
 
     def networks(self) -> list[torch.nn.Module]:
@@ -177,7 +180,7 @@ def check_weights(run: Run, path: Path) -> None:
     if len(other := both.loc[both["sha256"] != both["sha256_now"], "file"]):
         raise ValueError(
             f"{run.folder.name}/{other.iloc[0]}: not the weights that training froze ({path.name}); "
-            f"run: dvc repro train@{run.name}"
+            f"run: dvc repro {run.stage}"
         )
 
 

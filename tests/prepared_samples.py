@@ -38,4 +38,5 @@ def make_run(prepared, folder, **changes):
     """A small run without a study.  prepared: as above; folder: of the weights."""
     fields = {"name": "thda-channel_q98-raw", "model": "thda", "window": "channel_q98", "bias_field": "raw"}
     fields |= {"models": ModelConfig(ThdaConfig(width=8)), "training": TrainConfig(device="cpu", jobs=1)}
-    return Run(**fields | {"cohort": "c", "prepared": prepared, "folder": folder} | changes)
+    fields |= {"cohort": "c", "prepared": prepared, "folder": folder, "stage": f"train@{fields['name']}"}
+    return Run(**fields | changes)

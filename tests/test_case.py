@@ -451,7 +451,7 @@ def test_a_preparation_without_table_or_training_patients_is_refused(run, tmp_pa
     with pytest.raises(ValueError, match="kinetics.csv: no training patient"):
         c.training_ranges(other, CONFIG)
     (folder / "kinetics.csv").unlink()
-    with pytest.raises(ValueError, match="kinetics.csv: not in prepare/; run again: dvc repro prepare"):
+    with pytest.raises(ValueError, match="kinetics.csv: not in prepare/; run the stage prepare again"):
         c.training_ranges(other, CONFIG)
 
 

@@ -213,8 +213,13 @@ def test_arrays_that_disagree_are_refused(tmp_path, rng, name):
     path = write_prepared(tmp_path, rng) / f"{name}_raw.npy"
     np.save(path, np.load(path)[1:])
     counts = ", ".join(f"{605 - (kind == name)} {kind}" for kind in ("images", "quantiles", "moments"))
-    with pytest.raises(ValueError, match=f"605 rows, {counts}; run again: dvc repro prepare"):
+    with pytest.raises(ValueError, match=f"605 rows, {counts}; run the stage prepare again"):
         Prepared.open(tmp_path)
+
+
+def test_a_folder_that_no_stage_has_filled_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nothing: no slices.csv there; run the stage prepare first"):
+        Prepared.open(tmp_path / "nothing")
 
 
 def test_an_unknown_bias_field_is_refused(tmp_path):

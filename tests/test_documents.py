@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from her2core.config import Study
+from her2core.config import Study, Unready
 from her2core.report import checklists, documents, sources
 from her2core.runs import parse_run
 from her2core.train import TrainConfig
@@ -202,7 +202,7 @@ def test_the_card_of_a_synthetic_cohort_says_so_loudly(results):
 
 def test_a_card_is_of_the_run_that_the_metrics_name(results):
     (results / "weights" / f"{BEST}.csv").rename(results / "weights/vit.csv")
-    with pytest.raises(FileNotFoundError, match=BEST):
+    with pytest.raises(Unready, match=f"weights/{BEST}.csv is not there yet; run first: dvc repro .*train@{BEST}"):
         documents.model_card(study(results.parents[1]), CITATION)
 
 

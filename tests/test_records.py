@@ -95,6 +95,20 @@ def test_what_an_interrupted_writer_left_does_not_get_into_the_next_one(tmp_path
     assert names_in(tmp_path) == ["result"] and names_in(tmp_path / "result") == []
 
 
+def test_a_folder_survives_a_kill_while_it_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "result"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), records.whole(path) as part:
+        part.mkdir()
+        patch.setattr(records, "_remove", lambda path: None)  # a process that is killed cleans nothing up
+        patch.setattr(type(part), "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not path.exists()
+    with pytest.raises(ValueError), records.whole(path):
+        raise ValueError
+    assert names_in(tmp_path) == ["result"] and names_in(path) == ["old.txt"]
+
+
 def test_two_writers_of_one_path_are_told_apart_by_their_marks(tmp_path):
     path = tmp_path / "part.npz"
     with records.whole(path, "a-") as one, records.whole(path, "b-") as other:

@@ -206,10 +206,12 @@ def _cite(citation):
 def model_card(study: Study, citation: dict) -> str:
     """The reference's model card as Markdown, from metrics.json, flow.json and the digests of the frozen weights.
 
-    citation: CITATION.cff as a dictionary.
+    citation: CITATION.cff as a dictionary.  Raises `Unready` where no weights of the reference were recorded.
     """
     metrics, flow = (json.loads((study.results / f"{name}.json").read_text()) for name in ("metrics", "flow"))
-    weights = pd.read_csv(study.results / "weights" / f"{metrics['reference']}.csv")
+    path = study.results / "weights" / f"{metrics['reference']}.csv"
+    study.need(f"train@{metrics['reference']}", path)
+    weights = pd.read_csv(path)
     digests = [(f"`{row.file}`", f"{row.bytes:,}", f"`{row.sha256}`") for row in weights.itertuples()]
     splits = [(k, v["patients"], v["her2_positive"]) for k, v in flow["splits"].items()]
     settings = {"models": {"thda": study.section("models")["thda"]}}  # of the reference, which is THDA
