@@ -74,7 +74,7 @@ def resampled(labels, scores):
 def one_study(labels, scores, truths, rng):
     truth, found = truths[0].mean(), bootstrap_auc(labels, scores[0], CONFIG)
     samples = [resampled(labels, run) for run in scores]
-    half = norm.ppf(0.5 + CONFIG.confidence / 2) * np.sqrt(delong_variance(labels, scores[0]))
+    half = norm.ppf(0.5 + CONFIG.confidence / 2) * np.sqrt(delong_variance(comparison(labels, scores[0]).mean(0)))
     difference = bootstrap_difference(labels, scores[0], scores[1], CONFIG)
     seeds = SETTINGS["seeds"]
     drawn = rng.integers(0, seeds, (seeds - 1, CONFIG.bootstrap))

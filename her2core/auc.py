@@ -90,8 +90,8 @@ def comparison(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return (positive > negative) + 0.5 * (positive == negative)
 
 
-def _placement_variance(compared):
-    """DeLong's variance of the mean of `compared`, `(positives, negatives)`."""
+def delong_variance(compared: np.ndarray) -> float:
+    """DeLong's variance over patients of the mean of `compared`, `(positives, negatives)`."""
     return sum(v.var(ddof=1) / v.size for v in (compared.mean(1), compared.mean(0)))
 
 
@@ -99,15 +99,10 @@ def _mean_over_seeds(labels, scores):
     return comparison(labels, np.atleast_2d(scores)).mean(0)
 
 
-def delong_variance(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Variance over patients of the mean AUC over seeds; scores `(seeds, n)`, or `(n,)` for one."""
-    return _placement_variance(_mean_over_seeds(labels, scores))
-
-
 def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """Mean AUC of first − second on the same patients, given the seeds, and its two-sided p-value."""
     compared = _mean_over_seeds(labels, first) - _mean_over_seeds(labels, second)
-    difference, variance = float(compared.mean()), _placement_variance(compared)
+    difference, variance = float(compared.mean()), delong_variance(compared)
     if variance == 0:
         return difference, 1.0 if difference == 0 else 0.0
     return difference, float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
@@ -131,8 +126,7 @@ def resample(labels: np.ndarray, config: EvaluateConfig) -> np.ndarray:
 def resample_weights(labels: np.ndarray, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:
     """How often each resample holds each positive `(bootstrap, positives)` and each negative."""
     labels, index = check_labels(labels), resample(labels, config)
-    rows = np.arange(config.bootstrap)[:, None] * labels.size
-    counts = np.bincount((rows + index).ravel(), minlength=index.size).reshape(index.shape).astype(float)
+    counts = np.array([np.bincount(row, minlength=labels.size) for row in index], float)
     return counts[:, labels], counts[:, ~labels]
 
 
@@ -171,7 +165,7 @@ def _studentised_interval(compared, weights, confidence):
         mean = np.clip(mean, edge, 1 - edge)
         return logit(mean), np.sqrt(np.maximum(variance, edge**2)) / (mean * (1 - mean))
 
-    centre, error = on_logit_scale(value, _placement_variance(compared))
+    centre, error = on_logit_scale(value, delong_variance(compared))
     centres, errors = on_logit_scale(*resampled_moments(compared, weights))
     half = error * np.quantile(np.abs(centres - centre) / errors, confidence)
     return float(expit(centre - half)), float(expit(centre + half))
@@ -233,30 +227,25 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values, kind="stable")
     adjusted = np.maximum.accumulate(p_values[order] * np.arange(p_values.size, 0, -1))
-    out = np.empty_like(p_values)
-    out[order] = np.minimum(adjusted, 1)
-    return out
+    return np.minimum(adjusted, 1)[np.argsort(order)]
 
 
 def roc_points(labels: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """True-positive rate at every false-positive rate of `grid`, linear between the curve's corners."""
     labels = check_labels(labels)
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    last_of_tie = np.append(np.diff(np.asarray(scores)[order]) != 0, True)
-    tpr = np.append(0, (np.cumsum(labels[order]) / labels.sum())[last_of_tie])
-    fpr = np.append(0, (np.cumsum(~labels[order]) / (~labels).sum())[last_of_tie])
-    return np.interp(grid, fpr, tpr)
+    thresholds = np.append(np.inf, np.unique(scores)[::-1])
+    called = np.asarray(scores) >= thresholds[:, None]  # (corners, n)
+    return np.interp(grid, called[:, ~labels].mean(1), called[:, labels].mean(1))
 
 
 def roc_band(
-    labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig, grid: np.ndarray | None = None
+    labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """ROC averaged over seeds, with its pointwise patient-bootstrap band: grid, mean, low, high.
+    """ROC averaged over seeds, with its pointwise patient-bootstrap band: grid, mean, low, high, each `(101,)`.
 
-    probabilities: `(seeds, n)`.  grid: false-positive rates, 101 of them where none are given.
+    probabilities: `(seeds, n)`.  The grid holds false-positive rates.
     """
-    grid = np.linspace(0, 1, 101) if grid is None else grid
-    seeds = np.atleast_2d(probabilities)
+    grid, seeds = np.linspace(0, 1, 101), np.atleast_2d(probabilities)
     mean = np.mean([roc_points(labels, row, grid) for row in seeds], axis=0)
     ordered = np.sort(check_labels(labels))[::-1]
     index = band_resamples(labels, config)

@@ -144,14 +144,12 @@ def _turn(images, k):
 
 def _alike(thumbnails, turned, patients, coarse):
     """Rows i < j of two patients whose thumbnails, `(N, pixels)` of norm 1, correlate above `coarse`."""
-    rows, columns = [], []
+    pairs = []
     for start in range(0, len(thumbnails), _BLOCK):
-        i, j = np.nonzero(thumbnails[start : start + _BLOCK] @ turned[start:].T > coarse)
-        i, j = i + start, j + start
+        i, j = start + np.array(np.nonzero(thumbnails[start : start + _BLOCK] @ turned[start:].T > coarse))
         keep = (i < j) & (patients[i] != patients[j])
-        rows.append(i[keep])
-        columns.append(j[keep])
-    return np.concatenate(rows), np.concatenate(columns)
+        pairs.append((i[keep], j[keep]))
+    return np.concatenate(pairs, axis=1)
 
 
 def _shifted_correlation(a, b, shift_px):
@@ -189,24 +187,20 @@ def _near_duplicates(images, slices, config):
     prints = _fingerprints(images)
     pairs = _similar_pairs(prints, pd.factorize(slices["patient"])[0], config)
     patient, split = slices["patient"].to_numpy(), slices["split"].to_numpy()
-    found = [
-        {
-            "patients": sorted(f"{patient[r]} ({split[r]})" for r in (p.i, p.j)),
-            "share": f"correlation {p.correlation:.3f}, {p.orientation}, rows {p.i} and {p.j} of the slices",
-            "across": split[p.i] != split[p.j],
-            "leak": p.correlation >= config.near_duplicate,
-        }
-        for p in pairs.itertuples()
-    ]
-    leaks = [f for f in found if f["across"] and f["leak"]]
-    nearest = [f for f in found if not f["leak"]][:1]
+    alike = pairs["correlation"] >= config.near_duplicate
+    across = split[pairs["i"]] != split[pairs["j"]]
+
+    def told(p):  # a row of `pairs`, in words
+        share = f"correlation {p.correlation:.3f}, {p.orientation}, rows {p.i} and {p.j} of the slices"
+        return {"patients": sorted(f"{patient[r]} ({split[r]})" for r in (p.i, p.j)), "share": share}
+
     count = slices["patient"].nunique()
     return {
         "compared": count * (count - 1) // 2,
-        "leaks": [{k: f[k] for k in ("patients", "share")} for f in leaks[:_LISTED]],
-        "leaks_in_all": len(leaks),
-        "within_one_split": sum(f["leak"] and not f["across"] for f in found),
-        "nearest_of_the_others": {k: f[k] for f in nearest for k in ("patients", "share")},
+        "leaks": [told(p) for p in pairs[alike & across][:_LISTED].itertuples()],
+        "leaks_in_all": int((alike & across).sum()),
+        "within_one_split": int((alike & ~across).sum()),
+        "nearest_of_the_others": next(map(told, pairs[~alike].itertuples()), {}),
         "slices_without_structure": int((~prints.any((1, 2))).sum()),
     }
 
@@ -262,8 +256,7 @@ def check(result: dict) -> None:
     """Raise LeakageError that names the patients concerned, if any check of an audit failed."""
     lines = []
     for name, found in result["checks"].items():
-        for leak in found["leaks"][:5]:
-            lines.append(f"{name}: {' and '.join(leak['patients'])} share {leak['share']}")
+        lines += [f"{name}: {' and '.join(x['patients'])} share {x['share']}" for x in found["leaks"][:5]]
         if len(found["leaks"]) > 5:
             lines.append(f"{name}: {found.get('leaks_in_all', len(found['leaks'])) - 5} more")
     if lines:

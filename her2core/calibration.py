@@ -66,14 +66,14 @@ class Recalibration:
     slope: float
 
 
-def fit_recalibration(labels: np.ndarray, probabilities: np.ndarray) -> Recalibration:
+def fit_recalibration_or_none(labels: np.ndarray, probabilities: np.ndarray) -> Recalibration | None:
     """Logistic regression of the labels on the logits; fit on validation, apply elsewhere with `recalibrate`.
 
-    Raises ValueError where the probabilities separate the classes, or are all alike: no slope fits best.
+    None where the probabilities separate the classes, or are all alike: no slope fits best.
     """
     labels, logits = check_labels(labels), _to_logits(probabilities)
     if logits[labels].min() >= logits[~labels].max() or logits[labels].max() <= logits[~labels].min():
-        raise ValueError(f"the probabilities of {labels.size} patients separate the classes or are all alike")
+        return None
     fit = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(logits[:, None], labels)
     return Recalibration(float(fit.intercept_[0]), float(fit.coef_[0, 0]))
 
@@ -81,14 +81,6 @@ def fit_recalibration(labels: np.ndarray, probabilities: np.ndarray) -> Recalibr
 def recalibrate(probabilities: np.ndarray, recalibration: Recalibration) -> np.ndarray:
     """Probabilities after a `Recalibration`; the shape is kept."""
     return expit(recalibration.intercept + recalibration.slope * _to_logits(probabilities))
-
-
-def fit_recalibration_or_none(labels: np.ndarray, probabilities: np.ndarray) -> Recalibration | None:
-    """`fit_recalibration`, or None where so few patients are separated that there is nothing to fit."""
-    try:
-        return fit_recalibration(labels, probabilities)
-    except ValueError:
-        return None
 
 
 def _wald(value, information, confidence):
@@ -103,7 +95,7 @@ def calibration(
     """Calibration intercept, at slope 1, and slope, each (value, low, high): 0 and 1 where probabilities are right.
 
     An intercept above 0 says that they are too low, a slope below 1 that they are too extreme.  The intervals are
-    Wald's, over patients.  The slope is NaN where none fits best, see `fit_recalibration`.
+    Wald's, over patients.  The slope is NaN where none fits best, see `fit_recalibration_or_none`.
     """
     logits, rate = _to_logits(probabilities), check_labels(labels).mean()
     intercept = brentq(lambda a: expit(a + logits).mean() - rate, -50, 50)
@@ -166,7 +158,6 @@ def net_benefit_band(
     """`net_benefit` with the model's pointwise patient-bootstrap band: further columns low and high."""
     labels, probabilities = check_labels(labels), np.asarray(probabilities, float)
     index = band_resamples(labels, config)
-    low, high = band(
-        [net_benefit(labels[i], probabilities[i], thresholds)["model"] for i in index], config.confidence
-    )
+    curves = [net_benefit(labels[i], probabilities[i], thresholds)["model"] for i in index]
+    low, high = band(curves, config.confidence)
     return net_benefit(labels, probabilities, thresholds).assign(low=low, high=high)

@@ -209,14 +209,14 @@ def network_input(case: Case, config: PrepareConfig, run: Run) -> tuple[np.ndarr
 @dataclass(frozen=True)
 class Measure:
     """words, unit, doubt: for the reader; doubt: what a value outside the range suggests.
-    log: the margin is that of the logarithm.  margin_below: of the range's width.  least: margin in the unit.
+    log: the margin is that of the logarithm.  below: a margin is granted below, too.  least: margin in the unit.
     """
 
     words: str
     unit: str
     doubt: str
     log: bool = False
-    margin_below: float = _MARGIN
+    below: bool = True
     least: float = 0.0
 
 
@@ -230,7 +230,7 @@ MEASURES = {
     "early_s": Measure("Early phase, time after the first", "s", _OTHER_TIME, least=_TIME_GRACE_S),
     "late_s": Measure("Late phase, time after the first", "s", _OTHER_TIME, least=_TIME_GRACE_S),
     # no margin below: a missing contrast agent that passes costs more than a false alarm
-    "uptake": Measure("Contrast enhancement of the lesion", "%", "Are these subtraction images?", margin_below=0.0),
+    "uptake": Measure("Contrast enhancement of the lesion", "%", "Are these subtraction images?", below=False),
     "grey_pre": Measure("Mean grey level, pre-contrast phase", "% of white", _OTHER_GREY),
     "grey_early": Measure("Mean grey level, early phase", "% of white", _OTHER_GREY),
     "grey_late": Measure("Mean grey level, late phase", "% of white", _OTHER_GREY),
@@ -254,41 +254,41 @@ class Range:
         """Whether a value lies inside, the margin granted."""
         scale = np.log if measure.log else float
         low, high, value = scale(self.low), scale(self.high), scale(value)
-        width = high - low
-        below = (
-            max(measure.margin_below * width, _ROUNDING * abs(low), measure.least) if measure.margin_below else 0
-        )
-        above = max(_MARGIN * width, _ROUNDING * abs(high), measure.least)
-        return bool(low - below <= value <= high + above)
+        below, above = (max(_MARGIN * (high - low), _ROUNDING * abs(edge), measure.least) for edge in (low, high))
+        return bool(low - measure.below * below <= value <= high + above)
 
 
-def _grey_measures(images):
-    """How bright images `(N, 3, H, W)` uint8 are → {measure: percent `(N,)`}."""
-    mean = images.mean((2, 3)).T / 2.55
-    names = ("grey_pre", "grey_early", "grey_late")
-    return dict(zip(names, mean, strict=True)) | {"white": 100 * (images == 255).mean((1, 2, 3))}
+def _in_units(sheet, images):
+    """{name: value of each patient} for each of `MEASURES`.
+
+    sheet: the columns of kinetics.csv.  images: `(N, 3, H, W)` uint8, the middle slices under the run's window.
+    """
+    pre, early, late = images.mean((2, 3)).T / 2.55
+    return {
+        "slice_mm": sheet["slice_mm"],
+        "pixel_mm": sheet["pixel_native_mm"],
+        "volume_ml": np.exp(sheet["log_volume_ml"]),
+        "early_s": sheet["early_s"],
+        "late_s": sheet["late_s"],
+        "uptake": 100 * sheet["pe_early"],
+        "grey_pre": pre,
+        "grey_early": early,
+        "grey_late": late,
+        "white": 100 * (images == 255).mean((1, 2, 3)),
+    }
 
 
 def measures(case: Case, images: np.ndarray) -> dict[str, float]:
     """{name: value} of a case, for each of `MEASURES`; of its images, `network_input`'s, the middle one counts."""
-    lesion = lesion_features(case.phases, case.mask, case.geometry.spacing_mm)
-    middle = len(images) // 2
-    grey = _grey_measures(images[middle : middle + 1])
-    return {
-        "slice_mm": case.geometry.spacing_mm[0],
-        "pixel_mm": case.geometry.spacing_mm[1],
-        "volume_ml": float(np.exp(lesion["log_volume_ml"])),
-        "early_s": case.times_s[1],
-        "late_s": case.times_s[2],
-        "uptake": 100 * lesion["pe_early"],
-    } | {name: float(values[0]) for name, values in grey.items()}
+    slice_mm, pixel_mm, _ = case.geometry.spacing_mm
+    _, early_s, late_s = case.times_s
+    sheet = {"slice_mm": slice_mm, "pixel_native_mm": pixel_mm, "early_s": early_s, "late_s": late_s}
+    sheet |= lesion_features(case.phases, case.mask, case.geometry.spacing_mm)
+    return {k: np.asarray(v, float).item() for k, v in _in_units(sheet, images[[len(images) // 2]]).items()}
 
 
 def _training_measures(run):
-    """{name: values `(n,)`} of the training patients, for each of `MEASURES`; unknown times are NaN.
-
-    The grey levels are those of the middle slice of each patient under the run's window.
-    """
+    """{name: values `(n,)`} of the training patients, for each of `MEASURES`; unknown times are NaN."""
     prepared = run.opened
     path = prepared.folder / "kinetics.csv"
     if not path.is_file():
@@ -299,14 +299,7 @@ def _training_measures(run):
         raise ValueError("kinetics.csv: no training patient, whose range a case could lie in")
     middle = prepared.middle()
     images = prepared.under(run.window, rows=middle[prepared.split[middle] == "train"]).images.numpy()
-    return {
-        "slice_mm": table["slice_mm"],
-        "pixel_mm": table["pixel_native_mm"],
-        "volume_ml": np.exp(table["log_volume_ml"]),
-        "early_s": table["early_s"],
-        "late_s": table["late_s"],
-        "uptake": 100 * table["pe_early"],
-    } | _grey_measures(images)
+    return _in_units(table, images)
 
 
 def training_ranges(run: Run, config: PrepareConfig) -> dict[str, Range]:
@@ -356,14 +349,10 @@ def warnings_for(case: Case, images: np.ndarray, ranges: dict[str, Range]) -> li
     images: `network_input`'s; ranges: `training_ranges`'s.
     """
     found = measures(case, images)
-    unknown = [name for name, value in found.items() if np.isnan(value)]
-    outside = [n for n, v in found.items() if n not in unknown and not ranges[n].holds(v, MEASURES[n])]
-    times = [
-        "The files do not say when the phases were acquired: nothing here could check that they are the right ones."
-    ]
-    return [
-        *(f"Doubtful series: {remark}." for remark in case.remarks),
-        *(times if unknown else []),
-        *(_warning(name, found[name], ranges[name]) for name in outside),
-        *_border_warnings(case.mask),
-    ]
+    known = {name: value for name, value in found.items() if not np.isnan(value)}
+    doubts = [f"Doubtful series: {remark}." for remark in case.remarks]
+    if len(known) < len(found):
+        times = "The files do not say when the phases were acquired"
+        doubts.append(f"{times}: nothing here could check that they are the right ones.")
+    outside = [name for name, value in known.items() if not ranges[name].holds(value, MEASURES[name])]
+    return doubts + [_warning(k, found[k], ranges[k]) for k in outside] + _border_warnings(case.mask)

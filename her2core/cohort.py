@@ -46,8 +46,7 @@ def _check_table(table):
     if missing := set(_NEEDED) - set(table.columns):
         raise ValueError(f"patient table lacks {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
     _check_identifiers(table["pid"])
-    obtained = _given_reasons(table) == ""
-    may_lack = {"dataset": False, "layout": ~obtained}
+    may_lack = {"dataset": False, "layout": _given_reasons(table) != ""}
     for column, allowed in _ALLOWED.items():
         bad = table[~table[column].isin(allowed) & ~(table[column].isna() & may_lack.get(column, True))]
         if len(bad):

@@ -69,8 +69,7 @@ def expected_width(groups: dict[str, tuple[int, int]], auc: float, confidence: f
         raise ValueError(f"an AUC that leaves an interval lies between 0 and 1, found {auc}")
     rows = []
     for group, (positives, negatives) in groups.items():
-        known = min(positives, negatives) > 0
-        error = np.sqrt(hanley_mcneil_variance(positives, negatives, auc)) if known else np.nan
+        error = np.sqrt(hanley_mcneil_variance(positives, negatives, auc)) if positives and negatives else np.nan
         row = {"group": group, "patients": positives + negatives, "positives": positives, "auc": auc}
         rows.append(row | {"standard_error": error, "half_width": norm.ppf(0.5 + confidence / 2) * error})
     out = pd.DataFrame(rows)
@@ -83,13 +82,12 @@ def summary(table: pd.DataFrame, config: EvaluateConfig) -> pd.DataFrame:
     `seed_sd` is the standard deviation of the seeds' AUCs, NaN for a single seed.
     """
     rows = []
-    for run, part in table.groupby("run", sort=True):
+    for _, part in table.groupby("run", sort=True):
         labels, probabilities = matrix(part)
         estimate = bootstrap_auc(labels, probabilities, config)
         per_seed = pd.Series(auc(labels, probabilities))
-        first = part.iloc[0]
         rows.append(
-            {"run": run, "model": first["model"], "window": first["window"], "bias_field": first["bias_field"]}
+            part.iloc[0][["run", "model", "window", "bias_field"]].to_dict()
             | {"auc": estimate.value, "low": estimate.low, "high": estimate.high, "lowest_seed": per_seed.min()}
             | {"highest_seed": per_seed.max(), "seed_sd": per_seed.std(), "seeds": len(per_seed)}
             | {"patients": estimate.patients, "positives": estimate.positives}

@@ -54,15 +54,11 @@ def simple_predictions(
     """
     rows = table[table["split"].isin(splits)].sort_values(["split", "patient"])
     prevalence = table.loc[table["split"] == "train", "her2"].mean()
-    found = {
-        "kinetics": fit_kinetics(table).predict_proba(rows[list(FEATURES)].to_numpy())[:, 1],
-        "majority": np.full(len(rows), prevalence),
-    }
-    keep = rows[["patient", "split", "her2"]].rename(columns={"her2": "label"}).reset_index(drop=True)
+    line = fit_kinetics(table).predict_proba(rows[list(FEATURES)].to_numpy())[:, 1]
+    out = rows[["patient", "split", "her2"]].rename(columns={"her2": "label"})
+    out.insert(0, "cohort", cohort)
     parts = []
-    for model, probability in found.items():
+    for model, probability in (("kinetics", line), ("majority", prevalence)):
         names = {"run": f"{model}-none-raw", "model": model, "window": "none", "bias_field": "raw"}
-        for seed in seeds:
-            parts.append(keep.assign(cohort=cohort, **names, seed=seed, probability=probability.round(6)))
-    columns = ["cohort", "patient", "split", "label", *names, "seed", "probability"]
-    return pd.concat(parts, ignore_index=True)[columns]
+        parts += [out.assign(**names, seed=seed, probability=np.round(probability, 6)) for seed in seeds]
+    return pd.concat(parts, ignore_index=True)

@@ -30,9 +30,8 @@ def scrub(notebook: Any) -> Any:
         cell.id = f"c{number:02d}"
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
-            cell.outputs = [
-                o for o in cell.outputs if o.get("name") != "stderr" and _WIDGET not in o.get("data", {})
-            ]
+            results = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in results if _WIDGET not in o.get("data", {})]
             for output in cell.outputs:
                 _scrub_addresses(output)
     return notebook
@@ -44,21 +43,14 @@ def _scrub_addresses(output):
         text[key] = _ADDRESS.sub("0x0", text[key])
 
 
-def _check_parameters(source, given):
-    """Papermill would warn of an unknown parameter and run with the defaults."""
-    import papermill
-
-    known = papermill.inspect_notebook(str(source))
-    if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(
-            f"notebooks/{source.name} has no parameter {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
-        )
-
-
 def _execute(source, part, parameters):
     """Run `source` into `part`; its folder is the working directory, as in JupyterLab."""
     import papermill
 
+    known = papermill.inspect_notebook(str(source))  # of an unknown parameter papermill would only warn
+    if unknown := ", ".join(sorted(parameters.keys() - known.keys())):
+        raise ValueError(f"notebooks/{source.name} has no parameter {unknown}; it has {', '.join(known) or 'none'}")
+    part.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it warns of what an interrupt leaves undone
     os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
@@ -90,12 +82,10 @@ def run(name: str, parameters: dict[str, str]) -> Path:
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb")))
         raise ValueError(f"no notebook {name!r}; there are {known}")
-    _check_parameters(source, parameters)
     item = {k: v for k, v in parameters.items() if k != "cohort"}
     values = [Path(value).name for value in item.values()]  # of a path, its last part
     out = study.results / "executed" / ("-".join([name, *values]) + ".ipynb")
     part = out.with_suffix(".part.ipynb")
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with steady_dependencies(f"notebooks/{name}.ipynb", study, **item):
             notebook = _execute(source, part, parameters)

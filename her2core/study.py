@@ -16,29 +16,25 @@ from ruamel.yaml import YAML
 from her2core.config import MERGED, OWN, read_yaml, root, tracked
 from her2core.records import whole
 
-_EMBEDDED_ONLY = ("phantom",)  # the tour of the phantom is the same in every study
 _HEADER = "# Made from the top-level dvc.yaml by: her2 study {name}.  Not to be edited.\n"
 
 
 def pipeline(name: str, top: Path) -> str:
-    """The text of studies/`name`/dvc.yaml: the top level's stages, run from the top with both parameter files."""
-    stages = {
-        stage: _moved(definition, f"studies/{name}/params.yaml")
-        for stage, definition in read_yaml(top / "dvc.yaml")["stages"].items()
-        if stage not in _EMBEDDED_ONLY
-    }
+    """The text of studies/`name`/dvc.yaml: the top level's stages, run from the top.
+
+    Each tracks the study's own parameters and those of the top level that they are merged with.
+    """
+    stages = read_yaml(top / "dvc.yaml")["stages"]
+    stages.pop("phantom", None)  # its tour is the same in every study
+    for stage, definition in stages.items():
+        keys = tracked(definition)
+        common = [key for key in MERGED if key in keys]
+        own = {f"studies/{name}/params.yaml": [key for key in (*OWN, *MERGED) if key in keys]}
+        stages[stage] = {"wdir": "../.."} | definition | {"params": [*common, own]}
     yaml, text = YAML(), io.StringIO()
-    yaml.default_flow_style, yaml.width = False, 200
+    yaml.width = 200
     yaml.dump({"stages": stages}, text)
     return _HEADER.format(name=name) + text.getvalue()
-
-
-def _moved(stage, params):
-    """A stage of the top level as a study's, which tracks its own parameters and those they are merged with."""
-    keys = tracked(stage)
-    common = [key for key in MERGED if key in keys]
-    own = {params: [key for key in (*OWN, *MERGED) if key in keys]}
-    return {"wdir": "../.."} | stage | {"params": [*common, own]}
 
 
 def make_study(name: str, top: Path) -> list[Path]:

@@ -41,14 +41,25 @@ def geometry(direction="axial"):
     return Geometry((2.5, 0.7, 0.9), (-80.25, 12.5, 3.125), DIRECTIONS[direction])
 
 
+def same_grid(found, expected, tolerance_mm=0.01):
+    """Whether two geometries put their voxels at the same places."""
+    return all(
+        np.allclose(getattr(found, name), getattr(expected, name), atol=tolerance_mm) for name in vars(expected)
+    )
+
+
 def series(direction="axial", dtype=np.uint16, shape=SHAPE, times_s=TIMES):
     array = np.random.default_rng(0).integers(0, 4096, shape).astype(dtype)
     return DceSeries(array, geometry(direction), times_s[: shape[0]])
 
 
-def write(folder, data=None, **changes):
+def write(folder, data=None, *, trigger=False, **changes):
+    """A series on disk.  trigger: the clock is TriggerTime, common though the standard keeps it for gated scans."""
     data = series() if data is None else data
     write_dce(data, folder, patient_id="P1", acquisition=replace(ACQUISITION, **changes))
+    for t, seconds in enumerate(data.times_s) if trigger else ():
+        phase = t + changes.get("first_temporal_position", 0)
+        edit(folder, put(TriggerTime=1000 * seconds, AcquisitionTime="120000"), phase=phase)
     return folder
 
 

@@ -47,7 +47,7 @@ def test_auc_is_scikit_learns(rng, ties):
 def test_delong_variance_is_the_brute_force_one(rng, ties):
     labels, values = scores(rng, ties=ties)
     expected = brute_variance(*brute_components(labels, values))
-    assert auc.delong_variance(labels, values) == pytest.approx(expected)
+    assert auc.delong_variance(auc.comparison(labels, values)) == pytest.approx(expected)
 
 
 def test_delong_test_of_several_seeds_is_the_brute_force_one(rng):
@@ -85,7 +85,7 @@ def test_delong_gives_the_published_example():
     albumin, protein, score, labels = np.array(OVARIAN.split(), float).reshape(-1, 4).T
     published = {"albumin": (0.7366, 0.0927), "protein": (0.6478, 0.1000), "score": (0.7258, 0.1028)}
     for name, values in (("albumin", albumin), ("protein", protein), ("score", 10 - score)):
-        found = auc.auc(labels, values), np.sqrt(auc.delong_variance(labels, values))
+        found = auc.auc(labels, values), np.sqrt(auc.delong_variance(auc.comparison(labels, values)))
         assert found == pytest.approx(published[name], abs=5e-5)
     assert auc.delong_test(labels, albumin, 10 - score) == pytest.approx((0.0108, 0.9102), abs=5e-5)
     assert auc.delong_test(labels, protein, 10 - score) == pytest.approx((-0.0780, 0.4561), abs=5e-5)
@@ -94,7 +94,7 @@ def test_delong_gives_the_published_example():
 def test_intervals_of_delong_and_bootstrap_agree_on_many_patients(rng):
     labels, values = scores(rng, n=900)
     boot = auc.bootstrap_auc(labels, values, CONFIG)
-    half = 1.96 * np.sqrt(auc.delong_variance(labels, values))
+    half = 1.96 * np.sqrt(auc.delong_variance(auc.comparison(labels, values)))
     assert (boot.patients, boot.positives) == (900, 300)
     assert (boot.low, boot.high) == pytest.approx((boot.value - half, boot.value + half), abs=0.01)
 
@@ -181,7 +181,7 @@ def test_seeds_that_agree_add_nothing_to_the_patients(rng):
     repeated = auc.bootstrap_difference(labels, np.stack([values] * 4), np.stack([second] * 4), CONFIG)
     assert repeated.se == pytest.approx(single.se) and repeated.p == pytest.approx(single.p)
     assert single.se == pytest.approx(
-        np.sqrt(auc._placement_variance(auc.comparison(labels, values) - auc.comparison(labels, second))),
+        np.sqrt(auc.delong_variance(auc.comparison(labels, values) - auc.comparison(labels, second))),
         rel=0.1,
     )
 
@@ -205,7 +205,7 @@ def test_chance_that_differs_from_seed_to_seed_is_not_counted_twice(rng):
         first, second = (seeds_of(rng, labels, (1,) * 8, 1.5) for _ in range(2))
         compared = (auc.comparison(labels, first) - auc.comparison(labels, second)).mean(0)
         found = auc.bootstrap_difference(labels, first, second, EvaluateConfig(200))
-        ratios.append(found.se / np.sqrt(auc._placement_variance(compared)))
+        ratios.append(found.se / np.sqrt(auc.delong_variance(compared)))
     assert 0.97 < np.mean(ratios) < 1.1
 
 

@@ -18,6 +18,7 @@ from dicom_samples import (
     geometry,
     lesions,
     put,
+    same_grid,
     series,
     write,
     write_enhanced,
@@ -52,7 +53,7 @@ def test_a_written_series_is_read_back_voxel_exact_on_the_same_grid(tmp_path, di
     written = series(direction)
     found = read_dce(write(tmp_path / "dce", written))
     assert found.array.dtype == np.uint16 and np.array_equal(found.array, written.array)
-    assert found.geometry.agrees_with(written.geometry, tolerance_mm=1e-6)
+    assert same_grid(found.geometry, written.geometry, tolerance_mm=1e-6)
     assert found.times_s == TIMES
 
 
@@ -106,7 +107,7 @@ def test_one_phase_one_slice_and_odd_sizes_are_series_too(tmp_path, shape):
     written = series(shape=shape)
     found = read_dce(write(tmp_path / "dce", written))
     assert np.array_equal(found.array, written.array) and found.times_s == TIMES[: shape[0]]
-    assert found.geometry.agrees_with(written.geometry)
+    assert same_grid(found.geometry, written.geometry)
 
 
 def test_bits_above_those_stored_are_ignored_as_simpleitk_ignores_them(tmp_path):
@@ -158,7 +159,7 @@ def test_temporal_position_goes_before_a_clock_that_says_otherwise(tmp_path):
 
 @pytest.mark.parametrize("keyword", ["TriggerTime", "AcquisitionTime"])
 def test_without_temporal_position_the_phases_follow_the_clock(tmp_path, keyword):
-    folder = write(tmp_path / "dce", time_keyword=keyword)
+    folder = write(tmp_path / "dce", trigger=keyword == "TriggerTime")
     edit(folder, put(TemporalPositionIdentifier=None))
     found = read_dce(folder)
     assert np.array_equal(found.array, series().array)
@@ -354,7 +355,7 @@ def test_an_enhanced_mr_with_shuffled_frames_gives_the_same_series(tmp_path, dir
     write_enhanced(tmp_path / "emr" / "a.dcm", series(direction), shuffled_frames(), timing)
     found = read_dce(tmp_path / "emr")
     assert found.array.dtype == np.uint16 and np.array_equal(found.array, series().array)
-    assert found.geometry.agrees_with(geometry(direction), tolerance_mm=1e-6)
+    assert same_grid(found.geometry, geometry(direction), tolerance_mm=1e-6)
     assert np.array_equal(found.times_s, (NAN,) * 3 if timing == TIMINGS[0] else TIMES, equal_nan=True)
 
 
@@ -396,7 +397,7 @@ def test_a_series_that_highdicom_converted_to_enhanced_mr_is_the_same(tmp_path, 
     converted.save_as(tmp_path / "converted" / "enhanced.dcm")
     found = read_dce(tmp_path / "converted")
     assert np.array_equal(found.array, series().array) and found.times_s == TIMES
-    assert found.geometry.agrees_with(geometry(), tolerance_mm=1e-6)
+    assert same_grid(found.geometry, geometry(), tolerance_mm=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +431,7 @@ def test_phases_in_several_series_are_joined_by_time_whatever_the_order_of_the_f
     for order in ((0, 1, 2), (2, 0, 1)):
         found = read_dce(*(three_series[i] for i in order))
         assert np.array_equal(found.array, series().array) and found.times_s == TIMES
-        assert found.geometry.agrees_with(geometry(), tolerance_mm=1e-6)
+        assert same_grid(found.geometry, geometry(), tolerance_mm=1e-6)
 
 
 def test_one_series_before_and_one_with_all_phases_after_contrast_are_joined(tmp_path, three_series):
@@ -509,7 +510,7 @@ def shuffle_frames(path, rng):
 
 COLLECTIONS = {
     "I-SPY2": dict(meaning="tumour_is_zero", headers=dict(first_temporal_position=0)),
-    "AMBL": dict(meaning="segments", headers=dict(first_temporal_position=1, time_keyword="TriggerTime")),
+    "AMBL": dict(meaning="segments", headers=dict(first_temporal_position=1, trigger=True)),
 }
 
 

@@ -148,13 +148,13 @@ def test_headings_sink_below_the_title_so_that_there_is_one_first_heading(page):
 
 
 def test_headings_of_one_name_get_ids_of_their_own(tmp_path):
-    page = html_report._Page(tmp_path / "00_x.ipynb", 1, False)
+    page = html_report._Page(tmp_path / "00_x.ipynb", False)
     page.prose("## Seed 2\n## Seed\n## Seed\n## `Seed`")
     assert [i for _, i, _ in page.headings] == ["00_x--seed-2", "00_x--seed", "00_x--seed-3", "00_x--seed-4"]
 
 
 def test_a_link_out_of_the_notebooks_folder_leads_there_from_the_reports(tmp_path):
-    page = html_report._Page(tmp_path / "09_report.ipynb", 1, False)
+    page = html_report._Page(tmp_path / "09_report.ipynb", False)
     assert page.link("../results/x.md") == "../../results/x.md"
     assert page.link("10_predict_case.ipynb") == "../../notebooks/10_predict_case.ipynb"
     assert page.link("06_normalization_study.ipynb") == "#06_normalization_study"

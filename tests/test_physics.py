@@ -45,7 +45,7 @@ def test_parker_is_exactly_zero_before_arrival():
 
 
 def test_plasma_is_blood_without_the_cells():
-    np.testing.assert_allclose(physics.plasma_mM(2.0, hct=0.42), parker_scalar(2.0) / 0.58, rtol=1e-12)
+    np.testing.assert_allclose(physics.plasma_mM(2.0), parker_scalar(2.0) / 0.58, rtol=1e-12)
 
 
 @pytest.mark.parametrize("ktrans", [0.005, 0.1, 0.5, 2.0])
@@ -53,7 +53,7 @@ def test_plasma_is_blood_without_the_cells():
 @pytest.mark.parametrize("vp", [0.0, 0.1])
 def test_extended_tofts_agrees_with_adaptive_quadrature(ktrans, ve, vp):
     times = np.array([0.1, 0.2, 0.5, 1.0, 2.3, 7.7])
-    found = physics.extended_tofts(times, ktrans, ve, vp, hct=0.42)
+    found = physics.extended_tofts(times, ktrans, ve, vp)
     expected = np.array([tofts_by_quadrature(float(t), ktrans, ve, vp, 0.42) for t in times])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.max())
 
@@ -110,7 +110,7 @@ def test_dcmri_gives_the_same_input_function_tissue_and_signal():
     np.testing.assert_allclose(1000 * aif_M, physics.parker_aif_mM(t_s / 60), atol=1e-6)
     blood = {"H": 0.42, "vi": 0.3, "vb": 0.03 / (1 - 0.42), "PS": 0.2 / 60}
     theirs = 1000 * dcmri.conc_tissue(aif_M, t=t_s, kinetics="HF", **blood)[60:]
-    ours = physics.extended_tofts(t_s[60:] / 60, 0.2, 0.3, 0.03, hct=0.42)
+    ours = physics.extended_tofts(t_s[60:] / 60, 0.2, 0.3, 0.03)
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.max())
     rates = np.array([0.5, 1.0, 3.0])
     signal = physics.spgr(rates, 0.005, np.deg2rad(10))

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
-from her2core.formats.volume import DceSeries, Geometry, Phases, from_sitk, nearest_phases, to_sitk
+from her2core.formats.volume import DceSeries, Geometry, Phases, nearest_phases, to_sitk
 
 TILT = np.deg2rad(20)
 OBLIQUE = ((0.0, -np.sin(TILT), np.cos(TILT)), (0.0, np.cos(TILT), np.sin(TILT)), (-1.0, 0.0, 0.0))
@@ -17,32 +18,24 @@ def test_simpleitk_and_geometry_put_the_same_voxel_at_the_same_place(direction):
     geometry = Geometry((2.5, 0.7, 0.9), (-80.0, 12.5, 3.0), direction)
     image = to_sitk(np.zeros((3, 4, 5), np.uint16), geometry)
     assert image.GetSize() == (5, 4, 3)
-    np.testing.assert_allclose(
-        image.TransformIndexToPhysicalPoint((4, 2, 1)), geometry.position_mm((1, 2, 4)), atol=1e-9
-    )
+    for z, y, x in ((0, 0, 0), (1, 2, 4)):
+        found = image.TransformIndexToPhysicalPoint((x, y, z))
+        np.testing.assert_allclose(found, geometry.position_mm((z, y, x)), atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32])
-def test_there_and_back_through_simpleitk_keeps_voxels_type_and_geometry(dtype):
+def test_simpleitk_gets_every_voxel_with_its_type_and_the_spacing_in_its_own_order(dtype):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    geometry = Geometry((2.0, 0.5, 0.25), (1.0, 2.0, 3.0), OBLIQUE)
-    back, found = from_sitk(to_sitk(array, geometry))
+    image = to_sitk(array, Geometry((2.0, 0.5, 0.25), (1.0, 2.0, 3.0), OBLIQUE))
+    back = sitk.GetArrayFromImage(image)
     assert back.dtype == dtype and np.array_equal(back, array)
-    assert found.agrees_with(geometry, tolerance_mm=1e-9)
+    assert (image.GetSpacing(), image.GetOrigin()) == ((0.25, 0.5, 2.0), (1.0, 2.0, 3.0))
 
 
 def test_a_bool_mask_reaches_simpleitk_as_zeros_and_ones():
     mask = np.arange(8).reshape(2, 2, 2) > 3
-    back, _ = from_sitk(to_sitk(mask, Geometry((1, 1, 1))))
+    back = sitk.GetArrayFromImage(to_sitk(mask, Geometry((1, 1, 1))))
     assert back.dtype == np.uint8 and np.array_equal(back, mask)
-
-
-def test_grids_that_differ_in_spacing_origin_or_direction_do_not_agree():
-    geometry = Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.0))
-    assert geometry.agrees_with(Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.0)))
-    assert not geometry.agrees_with(Geometry((2.0, 0.55, 0.5), (1.0, 2.0, 3.0)))
-    assert not geometry.agrees_with(Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.2)))
-    assert not geometry.agrees_with(Geometry((2.0, 0.5, 0.5), (1.0, 2.0, 3.0), SAGITTAL))
 
 
 @pytest.mark.parametrize("spacing", [(0, 1, 1), (1, -1, 1), (1, 1, NAN), (1, 1)])

@@ -25,7 +25,6 @@ from her2core.phantom.sites import Site, draw_protocol
 from her2core.phantom.truth import draw_clinical
 from her2core.records import read_record, whole, write_record
 
-_SPLIT_CODES = {"train": 0, "test": 1, "validation": 2}  # the column `test` of BreastDCEDL
 _LAYOUTS = {"spy2": "dicom_analysis_mask", "spy1": "breastdcedl", "ambl": "dicom_roi"}
 _UNI_LATERAL = "ISPY2: VOLSER: uni-lateral cropped: "
 _REGISTERED = "Registered AX Sen Vibrant MultiPhase"
@@ -61,22 +60,22 @@ class EmbeddedConfig:
 
 
 def _groups(config):
-    """(dataset, split, patients, whether their HER2 is known) in the order of the cohort."""
+    """(dataset, code of the split, patients, whether their HER2 is known) in the order of the cohort."""
     for dataset in ("spy2", "spy1"):
         train, validation, test = getattr(config, dataset)
-        yield from ((dataset, "train", train, True), (dataset, "test", test, True))
-        yield dataset, "validation", validation, True
-    yield "ambl", "external", config.ambl, True
-    yield "spy1", "train", config.unknown_her2, False
+        for code, count in enumerate((train, test, validation)):  # the column `test` of BreastDCEDL
+            yield dataset, code, count, True
+    yield "ambl", None, config.ambl, True
+    yield "spy1", 0, config.unknown_her2, False
 
 
 def draw_cohort(config: EmbeddedConfig) -> list[dict]:
     """The patients to make, one row each: patient, dataset, test, her2, her2_known, seed, age, hr, menopause."""
     rng = np.random.default_rng(config.seed)
     rows = []
-    for dataset, split, count, known in _groups(config):
+    for dataset, code, count, known in _groups(config):
         labels = rng.permutation(np.arange(count) < round(config.prevalence * count))
-        group = {"dataset": dataset, "test": _SPLIT_CODES.get(split), "her2_known": known}
+        group = {"dataset": dataset, "test": code, "her2_known": known}
         rows += [group | {"her2": int(her2)} for her2 in labels]
     for number, row in enumerate(rows):
         row["patient"] = f"PHANTOM-{row['dataset'].upper()}-{number + 1:04d}"
@@ -110,13 +109,10 @@ def _acquisition_of(site):
 
 def _analysis_mask(patient):
     """I-SPY2's inverse bit mask: 0 tumour, 1 below the enhancement threshold, 16 background, 32 outside the box."""
-    z0, z1, y0, y1, x0, x1 = patient.voi
-    code = np.where(patient.annotator_mask, 0, 1).astype(np.uint8)
-    code[~patient.body_mask & ~patient.annotator_mask] |= 16
-    inside = np.zeros(code.shape, bool)
-    inside[z0:z1, y0:y1, x0:x1] = True
-    code[~inside] |= 32
-    return code
+    tumour = patient.annotator_mask
+    code = np.full(tumour.shape, 32, np.uint8)
+    code[patient.voi] = 0
+    return code + ~tumour + np.uint8(16) * ~(tumour | patient.body_mask)
 
 
 def write_patient(row: dict, patient: Patient, site: Site, folder: Path) -> list[Path]:

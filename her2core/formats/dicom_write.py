@@ -35,11 +35,6 @@ class Acquisition:
     bits_stored: int = 16
     study_description: str = "ISPY2_MRI_T0"
     first_temporal_position: int = 0  # I-SPY2 counts phases from 0, the standard from 1
-    time_keyword: str = "AcquisitionTime"  # or TriggerTime, common though the standard keeps it for gated scans
-
-    def __post_init__(self):
-        if self.time_keyword not in ("AcquisitionTime", "TriggerTime"):
-            raise ValueError(f"time_keyword is {self.time_keyword!r}, expected AcquisitionTime or TriggerTime")
 
 
 def _uid(*parts):
@@ -132,9 +127,7 @@ def _own_elements(series, t, z, acquisition, series_uid):
     dataset.SOPInstanceUID = _uid(series_uid, t, z)
     dataset.InstanceNumber = t * series.array.shape[1] + z + 1
     dataset.TemporalPositionIdentifier = acquisition.first_temporal_position + t
-    if acquisition.time_keyword == "TriggerTime" and not np.isnan(series.times_s[t]):
-        dataset.TriggerTime = _ds([1000 * series.times_s[t]])[0]
-    elif not np.isnan(series.times_s[t]):
+    if not np.isnan(series.times_s[t]):
         dataset.AcquisitionTime = _tm(_NOON + series.times_s[t])
     dataset.ImagePositionPatient = _ds(series.geometry.position_mm((z, 0, 0)))
     pixels = series.array[t, z].astype(series.array.dtype.newbyteorder("<")).tobytes()
@@ -148,10 +141,10 @@ def _refuse_unstorable(array, bits_stored, patient_id):
         raise ValueError(f"{patient_id}: values are {array.dtype}, expected uint16 or int16")
     half = 1 << (bits_stored - 1)
     low, high = (-half, half - 1) if array.dtype == np.int16 else (0, 2 * half - 1)
-    if array.min() < low or array.max() > high:
+    least, most = array.min(), array.max()
+    if least < low or most > high:
         raise ValueError(
-            f"{patient_id}: values from {array.min()} to {array.max()}, expected {low} to {high} "
-            f"in {bits_stored} bits"
+            f"{patient_id}: values from {least} to {most}, expected {low} to {high} in {bits_stored} bits"
         )
 
 

@@ -7,14 +7,15 @@ their spelling) or, in the full I-SPY1 release, `<pid>_spy1_vis1_acq<k>.nii.gz`.
 """
 
 import gzip
-import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry
 from her2core.records import whole
@@ -22,14 +23,11 @@ from her2core.records import whole
 
 def _stored_bytes(path):
     """Length of the file once decompressed; as much as can be decompressed where it is damaged."""
-    length, chunk = 0, b" "
+    length = 0
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        while chunk:
-            try:
-                chunk = file.read(1 << 16)
-            except (EOFError, OSError, zlib.error):
-                break
-            length += len(chunk)
+        with suppress(EOFError, OSError, zlib.error):
+            while chunk := file.read(1 << 16):
+                length += len(chunk)
     return length
 
 
@@ -37,9 +35,7 @@ def _refuse_truncated(path, image):
     """SimpleITK fills up a file that was cut off, and says nothing: its length is checked here."""
     bits, offset = (float(image.GetMetaData(key)) for key in ("bitpix", "vox_offset"))
     expected = int(offset + image.GetNumberOfPixels() * bits / 8)
-    with open(path, "rb") as file:
-        file.seek(-4, os.SEEK_END)
-        announced = int.from_bytes(file.read(), "little")  # gzip ends with the length before compression
+    (announced,) = np.fromfile(path, "<u4", offset=path.stat().st_size - 4)  # gzip ends with the whole length
     if path.suffix == ".gz" and announced == expected % 2**32:
         return
     found = _stored_bytes(path)
@@ -68,10 +64,8 @@ def phase_files(folder: Path, patient_id: str) -> dict[int, Path]:
     found = {}
     for path in sorted(Path(folder).glob("*dce/*")):
         match = name.fullmatch(path.name)
-        if match and int(match[1]) in found:
-            raise ValueError(f"{patient_id}: two files of phase {match[1]}: {found[int(match[1])]} and {path}")
-        if match:
-            found[int(match[1])] = path
+        if match and (first := found.setdefault(int(match[1]), path)) != path:
+            raise ValueError(f"{patient_id}: two files of phase {match[1]}: {first} and {path}")
     if not found:
         raise ValueError(
             f"{patient_id}: no phase files under {folder}/dce, expected {patient_id}_*_vis1_dce_aqc_<k>.nii.gz"
@@ -156,15 +150,11 @@ def min_crop(
     """
     if not mask.any():
         raise ValueError("empty mask, expected at least one tumour voxel")
-    box = []
-    for axis, length in enumerate(mask.shape):
-        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        if axis == 0:
-            low, high = max(inside[0] - margin_slices, 0), min(inside[-1] + 1 + margin_slices, length)
-        else:
-            low = int(np.clip((inside[0] + inside[-1] + 1 - size_px) // 2, 0, max(length - size_px, 0)))
-            high = min(low + size_px, length)
-        box.append(slice(int(low), int(high)))
+    (tumour,) = ndimage.find_objects(mask.astype(np.uint8))
+    box = [slice(max(tumour[0].start - margin_slices, 0), tumour[0].stop + margin_slices)]
+    for inside, length in zip(tumour[1:], mask.shape[1:], strict=True):
+        low = int(np.clip((inside.start + inside.stop - size_px) // 2, 0, max(length - size_px, 0)))
+        box.append(slice(low, low + size_px))
     return phases[:, *box], mask[*box], tuple(s.start for s in box)
 
 
@@ -172,12 +162,8 @@ def _write_voxels(array, path):
     """Array `(Z, Y, X)` → file in `(z, row, column)` order with an identity affine; complete or absent."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetDirection((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))  # RAS, as NIfTI has it, turned into LPS
-    writer = sitk.ImageFileWriter()
-    writer.SetUseCompression(True)
-    writer.SetCompressionLevel(1)
     with whole(path) as part:
-        writer.SetFileName(str(part))
-        writer.Execute(image)
+        sitk.WriteImage(image, str(part), useCompression=True, compressionLevel=1)
 
 
 def write_breastdcedl(

@@ -75,6 +75,7 @@ def _placed(frames, headers, geometry, shape, path):
 
 def _seg_frames(path, geometry, shape):
     """→ SegmentationType, frames `(F, Y, X)`, slice index `(F,)` and segment number `(F,)`, 0 in a LABELMAP."""
+    path = Path(path)
     dataset = read_dataset(path)
     header = Header(path, dataset)
     kind = header.text("SegmentationType")
@@ -111,7 +112,6 @@ def read_seg(path: Path, geometry: Geometry, shape: tuple[int, int, int], *, mea
     """
     if meaning not in MEANINGS:
         raise ValueError(f"meaning is {meaning!r}, expected one of {MEANINGS}")
-    path = Path(path)
     kind, frames, z, _ = _seg_frames(path, geometry, shape)
     mask = np.zeros(shape, bool)
     if meaning == "segments":
@@ -135,7 +135,6 @@ def read_seg(path: Path, geometry: Geometry, shape: tuple[int, int, int], *, mea
 
 def read_seg_labels(path: Path, geometry: Geometry, shape: tuple[int, int, int]) -> np.ndarray:
     """DICOM SEG with segments → uint8 `(Z, Y, X)`: 0 background, else the segment's number; none may overlap."""
-    path = Path(path)
     kind, frames, z, segment = _seg_frames(path, geometry, shape)
     largest = int(frames.max() if kind == "LABELMAP" else segment.max())
     if largest > 255:

@@ -39,14 +39,6 @@ class Geometry:
         """LPS position (x, y, z) of voxel `index` (z, y, x)."""
         return np.asarray(self.origin_mm) + np.asarray(self.direction) @ (np.asarray(index) * self.spacing_mm)
 
-    def agrees_with(self, other: "Geometry", tolerance_mm: float = 0.01) -> bool:
-        """True where both grids put their voxels at the same places."""
-        return (
-            np.allclose(self.spacing_mm, other.spacing_mm, atol=tolerance_mm)
-            and np.allclose(self.origin_mm, other.origin_mm, atol=tolerance_mm)
-            and np.allclose(self.direction, other.direction, atol=1e-3)
-        )
-
 
 @dataclass(frozen=True)
 class DceSeries:
@@ -123,10 +115,3 @@ def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     image.SetOrigin([float(p) for p in geometry.origin_mm])
     image.SetDirection(np.asarray(geometry.direction, float)[:, ::-1].ravel().tolist())
     return image
-
-
-def from_sitk(image: sitk.Image) -> tuple[np.ndarray, Geometry]:
-    """SimpleITK image → `(Z, Y, X)` array and its geometry."""
-    axes = np.reshape(image.GetDirection(), (3, 3))[:, ::-1].tolist()
-    geometry = Geometry(image.GetSpacing()[::-1], image.GetOrigin(), tuple(map(tuple, axes)))
-    return sitk.GetArrayFromImage(image), geometry

@@ -24,16 +24,6 @@ class Lesions:
     count: int
 
 
-@dataclass(frozen=True)
-class _Focus:
-    """One focus in its box: fraction, relative depth (0 at the edge, 1 in the centre), log Ktrans texture."""
-
-    box: tuple[slice, slice, slice]
-    fraction: np.ndarray
-    core: np.ndarray
-    texture: np.ndarray
-
-
 def _star_radius(direction, radius_mm, lobulation, n_spikes, rng):
     """Relative radius over unit vectors (z, y, lateral): a random star-shaped solid with optional spicules.
 
@@ -55,7 +45,10 @@ def _star_radius(direction, radius_mm, lobulation, n_spikes, rng):
 
 
 def _make_focus(grid, centre_mm, radius_mm, rng, *, lobulation, spiculations=0, non_mass=False):
-    """A mass, or a stretched and clumped non-mass enhancement, about a (z, y, lateral) centre."""
+    """A mass, or a stretched and clumped non-mass enhancement, about a (z, y, lateral) centre.
+
+    → its box, and in it fraction, relative depth (0 at the edge, 1 in the centre) and log Ktrans texture.
+    """
     stretch = np.array((0.85, 1.7, 1.13) if non_mass else (0.92, 1.1, 1.0)) * np.exp(rng.normal(0, 0.06, 3))
     reach = radius_mm * stretch.max() * (1.35 + 2 * lobulation + 0.4 * (spiculations > 0)) + 4
     near = [np.flatnonzero(np.abs(a - c) <= reach) for a, c in zip(grid.axes, centre_mm, strict=True)]
@@ -71,7 +64,7 @@ def _make_focus(grid, centre_mm, radius_mm, rng, *, lobulation, spiculations=0, 
     if non_mass:  # clumps with normal tissue between them
         rho = rho * (1 + smoothstep(smooth_field(axes, 3.2, rng), -0.2, 0.9))
     edge = np.float32(0.75 * grid.spacing_mm[1] / radius_mm)
-    return _Focus(box, 1 - smoothstep(rho, 1 - edge, 1 + edge), np.clip(1 - rho, 0, 1), 0.8 * clumps + 0.6 * grain)
+    return box, 1 - smoothstep(rho, 1 - edge, 1 + edge), np.clip(1 - rho, 0, 1), 0.8 * clumps + 0.6 * grain
 
 
 def _place_main(grid, anatomy, radius_mm, rng):
@@ -124,19 +117,18 @@ def make_lesions(grid: Grid, anatomy: Anatomy, truth: Truth, seed: int) -> Lesio
     fraction, ktrans, water = [np.full(grid.shape, v, np.float32) for v in (0, 0, 1)]
     labels = np.zeros(grid.shape, np.uint8)
     allowed = anatomy.body * (1 - anatomy.skin) * (1 - smoothstep(anatomy.wall_depth_mm, -1, 1))
-    for number, focus in enumerate(foci, 1):
-        box = focus.box
-        inside = focus.fraction * allowed[box]
+    for number, (box, share, depth, texture) in enumerate(foci, 1):
+        inside = share * allowed[box]
         # spicules thinner than a voxel end two voxels beyond the mask: twins differ up to there and no further
         inside = inside * ndimage.binary_dilation(inside > 0.5, iterations=2)
         outgrown = 0.5 if number > 1 else 0.2 if truth.non_mass else 1.0  # small or loose tissue stays supplied
         rim = truth.rim * outgrown
-        core = smoothstep(focus.core, 0.18, 0.55)
-        log_rate = truth.heterogeneity * focus.texture - truth.heterogeneity**2 / 2
+        core = smoothstep(depth, 0.18, 0.55)
+        log_rate = truth.heterogeneity * texture - truth.heterogeneity**2 / 2
         rate = truth.ktrans_per_min * np.exp(log_rate) * (1 - rim * core) * (1 + 0.25 * rim)
         wins = inside > fraction[box]
         ktrans[box] = np.where(wins, np.clip(rate, 0.005, 1.8), ktrans[box])
-        water[box] = np.where(wins, 1 + 0.04 * focus.texture - 0.08 * rim * core, water[box])
+        water[box] = np.where(wins, 1 + 0.04 * texture - 0.08 * rim * core, water[box])
         labels[box] = np.where(wins & (inside > 0.5), number, labels[box])
         fraction[box] = np.maximum(inside, fraction[box])
     return Lesions(fraction, ktrans, water, labels, len(foci))

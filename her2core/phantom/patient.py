@@ -6,6 +6,7 @@ Arrays are `(T, Z, Y, X)`; z grows to the head, y to posterior, x to the patient
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import ndimage
 
 from her2core.formats.volume import DceSeries, Geometry
 from her2core.phantom.anatomy import make_anatomy, make_grid
@@ -21,15 +22,15 @@ _ENHANCEMENT_THRESHOLD = 0.70  # percent enhancement / 100 of the functional tum
 class Patient:
     """One examination and everything that is known about it; masks and maps are (Z, Y, X).
 
-    lesion_mask: geometric truth.  annotator_mask: ragged, percent enhancement of at least 70 % inside `voi`
-    (z0, z1, y0, y1, x0, x1; half-open), as in functional tumour volume.  focus_labels: 1 for the main lesion, 2..
-    for satellites.  bias_field: the receive field.
+    lesion_mask: geometric truth.  annotator_mask: ragged, percent enhancement of at least 70 % inside the box
+    `voi`, as in functional tumour volume.  focus_labels: 1 for the main lesion, 2.. for satellites.  bias_field:
+    the receive field.
     """
 
     series: DceSeries
     lesion_mask: np.ndarray
     annotator_mask: np.ndarray
-    voi: tuple[int, int, int, int, int, int]
+    voi: tuple[slice, slice, slice]
     focus_labels: np.ndarray
     bias_field: np.ndarray
     body_mask: np.ndarray
@@ -38,12 +39,10 @@ class Patient:
 
 
 def _bounding_voi(mask, spacing_mm):
-    """The box of the lesions with a margin of 5 mm: z0, z1, y0, y1, x0, x1."""
-    voi = []
-    for hit, size, step in zip(np.nonzero(mask), mask.shape, spacing_mm, strict=True):
-        pad = int(np.ceil(5.0 / step))
-        voi += [max(0, int(hit.min()) - pad), min(size, int(hit.max()) + 1 + pad)]
-    return tuple(voi)
+    """The box of the lesions with a margin of 5 mm."""
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    pads = [int(np.ceil(5.0 / step)) for step in spacing_mm]
+    return tuple(slice(max(0, s.start - pad), s.stop + pad) for s, pad in zip(box, pads, strict=True))
 
 
 def _annotate(array, site, voi):
@@ -51,13 +50,11 @@ def _annotate(array, site, voi):
 
     What enhances most in the box counts as tissue, not what is brightest: that may be unsuppressed fat.
     """
-    z0, z1, y0, y1, x0, x1 = voi
-    box = np.s_[z0:z1, y0:y1, x0:x1]
-    pre, early = array[0][box].astype(np.float32), array[site.early_index][box].astype(np.float32)
+    pre, early = array[0][voi].astype(np.float32), array[site.early_index][voi].astype(np.float32)
     added = early - pre
     tissue = np.median(pre[added >= np.percentile(added, 75)])
     mask = np.zeros(array.shape[1:], bool)
-    mask[box] = (pre > 0.5 * tissue) & (added >= _ENHANCEMENT_THRESHOLD * pre)
+    mask[voi] = (pre > 0.5 * tissue) & (added >= _ENHANCEMENT_THRESHOLD * pre)
     return mask
 
 
@@ -69,24 +66,14 @@ def _make_geometry(site, side):
 
 
 def make_patient(
-    seed: int,
-    her2: int,
-    site: Site | str,
-    *,
-    bayes_auc: float = 0.8,
-    loading: float = 1.0,
-    truth: Truth | None = None,
+    seed: int, her2: int, site: Site | str, *, bayes_auc: float = 0.8, loading: float = 1.0
 ) -> Patient:
     """One patient at a site, a `Site` or its name.  Equal arguments give equal bytes.
 
-    The same seed with the other label is the counterfactual twin: they share all but the lesions.  A given truth
-    is painted as it is; ValueError if its her2 is another one.
+    The same seed with the other label is the counterfactual twin: they share all but the lesions.
     """
     site = find_site(site)
-    if truth is None:
-        truth = draw_truth(her2, random_stream(seed, "truth"), bayes_auc=bayes_auc, loading=loading)
-    elif truth.her2 != her2:
-        raise ValueError(f"the given truth has her2 {truth.her2}, but her2 {her2} was asked for")
+    truth = draw_truth(her2, random_stream(seed, "truth"), bayes_auc=bayes_auc, loading=loading)
     grid, rng = make_grid(site, truth.side), random_stream(seed, "anatomy")
     anatomy = make_anatomy(grid, truth, rng)
     lesions = make_lesions(grid, anatomy, truth, seed)

@@ -55,9 +55,9 @@ def parker_aif_mM(t_min: ArrayLike) -> np.ndarray:
     return np.where(t < 0, 0.0, bolus + washout)
 
 
-def plasma_mM(t_min: ArrayLike, hct: float = HAEMATOCRIT) -> np.ndarray:
+def plasma_mM(t_min: ArrayLike) -> np.ndarray:
     """Concentration in plasma, mM: the agent stays out of the cells, so blood / (1 - haematocrit)."""
-    return parker_aif_mM(t_min) / (1 - hct)
+    return parker_aif_mM(t_min) / (1 - HAEMATOCRIT)
 
 
 def _step(kep_per_min, dt_min, c_start, c_end):
@@ -69,14 +69,14 @@ def _step(kep_per_min, dt_min, c_start, c_end):
 
 
 @lru_cache(maxsize=4)
-def _response_grid(longest_min, hct):
+def _response_grid(longest_min):
     """∫ Cp(u) exp(-kep (t-u)) du on a grid: node times (N,), kep (K,) per min, integral (N, K).
 
     Nodes are 0.2 s apart while the bolus passes and 1 s apart later, which leaves an error of 0.05 %.
     """
     bolus_min = min(1.5, longest_min)
     times = np.concatenate([np.arange(0, bolus_min, 0.2 / 60), np.arange(bolus_min, longest_min + 1 / 60, 1 / 60)])
-    plasma = plasma_mM(times, hct)
+    plasma = plasma_mM(times)
     kep = np.geomspace(1e-3, 1e3, 700)
     integral = np.zeros((len(times), len(kep)))
     for i, dt in enumerate(np.diff(times)):
@@ -85,19 +85,19 @@ def _response_grid(longest_min, hct):
     return times, kep, integral
 
 
-def tissue_response(times_min: ArrayLike, hct: float = HAEMATOCRIT) -> _Response:
+def tissue_response(times_min: ArrayLike) -> _Response:
     """What tissue sees at `times_min` (T,) after arrival: nodes of kep, the integrals at these, and the plasma.
 
     The integral depends on kep alone, so it is tabulated once and interpolated per voxel.
     """
     times_min = np.atleast_1d(np.asarray(times_min, float))
-    nodes, kep, integral = _response_grid(max(12.0, float(np.ceil(times_min.max()))), hct)
-    plasma = plasma_mM(times_min, hct)
+    nodes, kep, integral = _response_grid(max(12.0, float(np.ceil(times_min.max()))))
+    plasma = plasma_mM(times_min)
     table = np.zeros((len(times_min), len(kep)))
     for row, t, c_end in zip(table, times_min, plasma, strict=True):
         if t > 0:  # one more exact step from the node before t to t itself
             i = np.searchsorted(nodes, t) - 1
-            added, decay = _step(kep, t - nodes[i], plasma_mM(nodes[i], hct), c_end)
+            added, decay = _step(kep, t - nodes[i], plasma_mM(nodes[i]), c_end)
             row[:] = integral[i] * decay + added
     return kep, table, plasma
 
@@ -110,9 +110,7 @@ def tofts_concentration_mM(
     return vp * plasma[phase] + ktrans_per_min * np.interp(ktrans_per_min / ve, kep, integral[phase])
 
 
-def extended_tofts(
-    times_min: ArrayLike, ktrans_per_min: _Numbers, ve: _Numbers, vp: _Numbers, hct: float = HAEMATOCRIT
-) -> np.ndarray:
+def extended_tofts(times_min: ArrayLike, ktrans_per_min: _Numbers, ve: _Numbers, vp: _Numbers) -> np.ndarray:
     """Tissue concentration in mM, shape (T, *parameters), at `times_min` (T,) after arrival.
 
     C(t) = vp·Cp(t) + Ktrans ∫ Cp(u) exp(-Ktrans/ve·(t-u)) du.  ve and vp are volume fractions; ValueError where ve
@@ -120,7 +118,7 @@ def extended_tofts(
     """
     if np.any(np.asarray(ve) <= 0):
         raise ValueError(f"ve must be positive, found a minimum of {np.min(ve)}")
-    response = tissue_response(times_min, hct)
+    response = tissue_response(times_min)
     phases = range(len(response[2]))
     return np.stack([tofts_concentration_mM(response, i, ktrans_per_min, ve, vp) for i in phases])
 

@@ -28,8 +28,7 @@ def _receive_field(grid, site, body, rng):
     z = grid.z / max(np.abs(grid.z).max(), 1)
     a, b, c, d = rng.normal(0, (0.25, 0.2, 0.2, 0.15))
     log = -0.9 * y + 0.35 * lateral**2 + a * lateral + b * z + c * lateral * y + d * z * z - 0.15 * y * y
-    log = site.bias * (log - log[body].mean())
-    return np.exp(log).astype(np.float32)
+    return np.exp(site.bias * (log - log[body].mean())).astype(np.float32)
 
 
 def _fat_residue(grid, site, fat, fields: Fields, rng):
@@ -76,8 +75,7 @@ def _tissue_table(grid, site, truth, anatomy, lesions, rng):
 
 def _noise_free(site, table, flip, arrival_s):
     """Signal (T, Z, Y, X) float32: every tissue has its own T1 and kinetics, and the signals add."""
-    minutes = (np.asarray(site.phase_times_s) - arrival_s) / 60
-    minutes[0] = -1  # the first phase is taken before the injection
+    minutes = (np.asarray(site.phase_times_s) - arrival_s) / 60  # below 0 in the first phase
     response = physics.tissue_response(minutes)
     t10, t2star = physics.T10_S[site.field_T], physics.T2STAR_S[site.field_T]
     signal = np.zeros((len(minutes), *flip.shape), np.float32)

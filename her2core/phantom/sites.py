@@ -94,10 +94,7 @@ def _choose(pairs, rng):
 
 
 def draw_protocol(name: str, seed: int) -> Site:
-    """The scanner and protocol of one patient of collection `name`: a variation on `SITES`, whatever the label.
-
-    Matrix, slices, field of view, timing, field strength, manufacturer, contrast agent, bit depth and gain vary.
-    """
+    """The scanner and protocol of one patient of collection `name`: a variation on `SITES`, whatever the label."""
     site = find_site(name)
     rng = random_stream(seed, "protocol")
     drawn = {key: _choose(pairs, rng) for key, pairs in _TABLES[name]["varies"].items()}

@@ -58,11 +58,6 @@ def _check_arguments(her2, bayes_auc, loading):
         raise ValueError(f"loading must lie in [0, 1], found {loading}")
 
 
-def _rounded(value):
-    """A float with 12 decimals: the last bits of exp and log are not the same on every processor."""
-    return round(value, 12) if isinstance(value, float) else value
-
-
 def draw_truth(her2: int, rng: np.random.Generator, *, bayes_auc: float = 0.80, loading: float = 1.0) -> Truth:
     """Label → latent → lesion.  `loading` 0 cuts every path from the latent to the lesion.
 
@@ -81,7 +76,6 @@ def draw_truth(her2: int, rng: np.random.Generator, *, bayes_auc: float = 0.80, 
     ktrans = float(np.clip(0.145 * np.exp(0.42 * loaded("ktrans", 0.75)), 0.04, 0.9))
     ve = float(np.clip(ktrans / (0.29 * np.exp(0.30 * loaded("kep", 0.35))), 0.08, 0.80))
     multifocal = chance["multi"] < expit(-0.42 + 1.45 * loading * u)
-    spiculated = chance["spic"] < 0.40
     drawn = dict(
         her2=int(her2),
         u=u,
@@ -95,14 +89,15 @@ def draw_truth(her2: int, rng: np.random.Generator, *, bayes_auc: float = 0.80, 
         heterogeneity=float(np.clip(0.36 + 0.15 * loaded("het", 0.60), 0.06, 0.85)),
         rim=float(0.9 * expit(2.2 * (loaded("rim", 0.25) - 0.7))),
         radius_mm=float(np.clip(14.5 * np.exp(0.36 * noise["size"]), 5.5, 24)),
-        spiculations=int(8 + 20 * chance["spic"]) if spiculated else 0,
+        spiculations=int(8 + 20 * chance["spic"]) if chance["spic"] < 0.40 else 0,
         lobulation=float(0.10 + 0.18 * chance["lob"]),
         non_mass=bool(chance["nme"] < expit(-1.75 + 0.45 * loading * u)),
         density=float(rng.choice(list(_DENSITY_SHARES), p=list(_DENSITY_SHARES.values()))),
         background=str(rng.choice(list(_BACKGROUND_SHARES), p=list(_BACKGROUND_SHARES.values()))),
         side=str(rng.choice(["left", "right"])),
     )
-    return Truth(**{name: _rounded(value) for name, value in drawn.items()})
+    # 12 decimals: the last bits of exp and log are not the same on every processor
+    return Truth(**{name: round(v, 12) if isinstance(v, float) else v for name, v in drawn.items()})
 
 
 def draw_clinical(rng: np.random.Generator, *, her2: int | None = None) -> dict[str, int | str]:
@@ -116,17 +111,10 @@ def draw_clinical(rng: np.random.Generator, *, her2: int | None = None) -> dict[
     return {"age": age, "hr": int(hr_positive), "menopause": "post" if postmenopausal else "pre"}
 
 
-def expected_signal(truth: Truth, site: Site, arrival_s: float = 24) -> np.ndarray:
+def expected_signal(truth: Truth, site: Site) -> np.ndarray:
     """Noise-free signal of the lesion in every phase, relative to the first: (T, *parameters)."""
-    minutes = (np.asarray(site.phase_times_s[1:]) - arrival_s) / 60
+    minutes = (np.asarray(site.phase_times_s) - 24) / 60  # since the agent has arrived
     conc = physics.extended_tofts(minutes, truth.ktrans_per_min, truth.ve, truth.vp)
-    conc = np.concatenate([np.zeros_like(conc[:1]), conc])
     rate = 1 / physics.T10_S[site.field_T]["tumour"] + site.relaxivity_per_s_mM * conc
     signal = physics.spgr(rate, site.tr_s, np.deg2rad(site.flip_deg))
     return signal / signal[0]
-
-
-def expected_enhancement(truth: Truth, site: Site, arrival_s: float = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free early enhancement (PE, as a fraction) and signal enhancement ratio (SER) of the lesion."""
-    added = expected_signal(truth, site, arrival_s) - 1
-    return added[site.early_index], added[site.early_index] / added[site.late_index]

@@ -21,7 +21,6 @@ _HEADS = {
 _GREY, _BLUE, _ORANGE = "0.95", f"{COLOURS[0]}22", f"{COLOURS[4]}55"  # of plain parts, stages and attention
 _SMALL = 6.5  # points
 _LEFT, _RIGHT = 0.9, 5.44  # inches: the backbone's frame
-_ARROW = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
 
 
 def cohort_flow(counts: dict, cohort: str) -> Figure:
@@ -38,18 +37,6 @@ def cohort_flow(counts: dict, cohort: str) -> Figure:
     return figure
 
 
-def _flow_texts(here):
-    """What the boxes of one collection say, from its counts: who is out with reasons, and the splits."""
-    out = [f"out: {here['patients'] - here['included']}"]
-    out += [fill(f"{n} {why}", 18, subsequent_indent="   ") for why, n in here["excluded"].items()]
-    splits = [
-        f"{split}: {here['splits'][split]['patients']} ({here['splits'][split]['her2_positive']} HER2+)"
-        for split in ("train", "validation", "test", "external")
-        if split in here["splits"]
-    ]
-    return "\n".join(out), "\n".join(splits or ["nobody"])
-
-
 def _draw_flow(axes, counts):
     """Flow diagram into empty axes: a column per collection, those out to the right."""
     axes.set(xlim=(0, len(counts["collections"])), ylim=(0, 1))
@@ -60,10 +47,13 @@ def _draw_flow(axes, counts):
     aside = {"ha": "left", "arrowprops": down["arrowprops"] | {"relpos": (0, 0.5)}}
     for left, dataset in enumerate(d for d in COLLECTIONS if d in counts["collections"]):
         here, x = counts["collections"][dataset], left + 0.28
-        out, splits = _flow_texts(here)
-        axes.annotate(splits, (x, 0.37), (x, 0.10), **style | down)
+        out = [f"out: {here['patients'] - here['included']}"]
+        out += [fill(f"{n} {why}", 18, subsequent_indent="   ") for why, n in here["excluded"].items()]
+        found = ((split, here["splits"].get(split)) for split in ("train", "validation", "test", "external"))
+        splits = [f"{split}: {n['patients']} ({n['her2_positive']} HER2+)" for split, n in found if n]
+        axes.annotate("\n".join(splits) or "nobody", (x, 0.37), (x, 0.10), **style | down)
         axes.annotate(f"in use\nn = {here['included']}", (x, 0.92), (x, 0.37), **style | down)
-        axes.annotate(out, (x, 0.64), (left + 0.48, 0.64), **style | aside)
+        axes.annotate("\n".join(out), (x, 0.64), (left + 0.48, 0.64), **style | aside)
         axes.text(x, 0.92, f"{COLLECTIONS[dataset]}\nn = {here['patients']}", **style)
 
 
@@ -74,12 +64,8 @@ def _backbone_shapes(config, image_px):
     """
     if image_px < 1:
         raise ValueError(f"image_px: found {image_px}, expected at least 1")
-    edge = -(-image_px // 4)
-    shapes = [(config.width, edge)]
-    for stage in range(4):
-        edge = edge if stage == 0 else -(-edge // 2)
-        shapes.append((config.width * 2**stage, edge))
-    return shapes
+    stages = [(config.width * 2**halved, -(-image_px // (4 * 2**halved))) for halved in range(4)]
+    return [stages[0], *stages]
 
 
 def _write(axes, x, y, text, **style):
@@ -96,7 +82,8 @@ def _box(axes, x, y, width, text, colour, height=0.6, **style):
 
 
 def _arrow(axes, start, end):
-    axes.annotate("", end, start, arrowprops=_ARROW)
+    style = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
+    axes.annotate("", end, start, arrowprops=style)
 
 
 def _draw_inputs(axes, config, image_px, y):
@@ -112,15 +99,12 @@ def _draw_inputs(axes, config, image_px, y):
 
 def _draw_backbone(axes, config, image_px, y):
     """Stem and stages in one frame, attention where it stands, shapes below; the last arrow leaves the frame."""
-    axes.add_patch(
-        plt.Rectangle((_LEFT, y - 0.66), _RIGHT - _LEFT, 1.4, fill=False, edgecolor="0.3", linestyle="--")
-    )
-    depth = 2 * sum(config.blocks) + 2
+    frame = {"fill": False, "edgecolor": "0.3", "linestyle": "--"}
+    axes.add_patch(plt.Rectangle((_LEFT, y - 0.66), _RIGHT - _LEFT, 1.4, **frame))
+    name = f"ResNet-{2 * sum(config.blocks) + 2}, {config.width} channels wide"
     weights = "one for the three heads" if config.share_weights else "one for each head"
     start = "pretrained on ImageNet" if config.pretrained else "trained from scratch"
-    _write(
-        axes, (_LEFT + _RIGHT) / 2, y + 0.54, f"ResNet-{depth}, {config.width} channels wide: {weights}, {start}"
-    )
+    _write(axes, (_LEFT + _RIGHT) / 2, y + 0.54, f"{name}: {weights}, {start}")
     x = _LEFT + 0.36
     for stage, (channels, edge) in enumerate(_backbone_shapes(config, image_px)):
         text = f"stage {stage}\n{config.blocks[stage - 1]} blocks" if stage else "conv 7×7\nmax-pool"

@@ -44,16 +44,15 @@ def _slug(text):
 
 
 class _Page:
-    """One notebook on its way to HTML.
+    """One notebook on its way to HTML; of a notebook that several runs share, one run.
 
-    path: of the notebook.  level: by how much its headings sink.  palette: pictures in 256 colours.
-    After `render`: body, and headings as (level, id, text).
+    palette: pictures in 256 colours.  After `render`: body, and headings as (level, id, text).
     """
 
-    def __init__(self, path, level, palette):
-        self.path, self.level, self.palette = path, level, palette
-        self.id = _slug(path.stem)
-        self.name = path.stem.partition("-")[2] or path.stem
+    def __init__(self, path, palette):
+        self.path, self.palette = path, palette
+        notebook, _, self.run = path.stem.partition("-")
+        self.notebook, self.id = _slug(notebook), _slug(path.stem)
         self.headings, self.figures = [], 0
 
     def render(self):
@@ -64,23 +63,29 @@ class _Page:
 
     @property
     def title(self):
-        return self.headings[0][2] if self.headings else self.name
+        return self.headings[0][2] if self.headings else self.run or self.notebook
+
+    @property
+    def contents(self):
+        """(id, text) of its sections; none of a run, whose closed box hides them."""
+        return [(anchor, text) for level, anchor, text in self.headings if level == 2 and not self.run]
 
     def prose(self, source):
         """Markdown with headings that sink, have ids, and are remembered."""
         tokens = _MARKDOWN.parse(source)
         for number, token in enumerate(tokens):
             if token.type == "heading_open":
-                self.open_heading(token, _plain(tokens[number + 1]))
+                self.open_heading(token, tokens[number + 1])
                 tokens[number + 2].tag = token.tag
             for child in token.children or ():
                 if child.type == "link_open":
                     child.attrs["href"] = self.link(child.attrs["href"])
         return _scrolling(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
 
-    def open_heading(self, token, text):
+    def open_heading(self, token, inline):
         level = int(token.tag[1])
-        token.tag = f"h{min(level + self.level, 6)}"
+        text = "".join(c.content for c in inline.children if c.type in ("text", "code_inline")).strip()
+        token.tag = f"h{min(level + (2 if self.run else 1), 6)}"
         name, taken = f"{self.id}--{_slug(text)}", {known for _, known, _ in self.headings}
         names = (f"{name}-{number}" if number > 1 else name for number in count(1))
         token.attrs["id"] = next(n for n in names if n not in taken)
@@ -121,15 +126,10 @@ class _Page:
         png = "".join(png.split())
         if self.palette:
             png = base64.b64encode(in_256_colours(base64.b64decode(png))).decode()
-        above = self.headings[-1][2] if self.headings else self.name
+        above = self.headings[-1][2] if self.headings else self.title
         size = f' width="{int(width)}"' if width else ""
         alt = Markup.escape(f"{above} (figure {self.figures} of {self.path.stem})")
         return f'<p><img src="data:image/png;base64,{png}" alt="{alt}"{size}></p>'
-
-
-def _plain(inline):
-    """A heading's text without its markup."""
-    return "".join(c.content for c in inline.children if c.type in ("text", "code_inline")).strip()
 
 
 def _preformatted(text):
@@ -157,9 +157,11 @@ def in_256_colours(png: bytes) -> bytes:
 class _Inspection(HTMLParser):
     """Anchors of a page, and what in it would load or run something."""
 
-    def __init__(self):
+    def __init__(self, html):
         super().__init__()
         self.ids, self.targets, self.foreign = [], [], []
+        self.feed(html)
+        self.close()
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
@@ -176,37 +178,16 @@ class _Inspection(HTMLParser):
             self.foreign.append(f"<{tag}>")
 
 
-def _inspect(html):
-    inspection = _Inspection()
-    inspection.feed(html)
-    inspection.close()
-    return inspection
-
-
-def check_page(html: str, pages: list) -> None:
+def _check(html, pages):
     """Raise ValueError unless the page stands alone, its ids are unique and its anchors lead somewhere."""
     for page in pages:
-        if foreign := _inspect(page.body).foreign:
+        if foreign := _Inspection(page.body).foreign:
             raise ValueError(f"{page.path.name}: the report must stand alone, found {foreign[0]}")
-    found = _inspect(html)
+    found = _Inspection(html)
     if double := {i for i in found.ids if found.ids.count(i) > 1}:
         raise ValueError(f"the report has an id twice: {min(double)}")
     if lost := set(found.targets) - set(found.ids):
         raise ValueError(f"the report has a link to #{min(lost)}, which is nowhere in it")
-
-
-def _group(name, paths, palette):
-    """Pages of one notebook, with several runs or one, as the template wants them."""
-    runs = "-" in paths[0].stem
-    pages = [_Page(path, 2 if runs else 1, palette).render() for path in paths]
-    headings = [(anchor, text) for level, anchor, text in pages[0].headings if level == 2]
-    return {
-        "id": _slug(name),
-        "title": pages[0].title,
-        "runs": runs,
-        "pages": pages,
-        "headings": [] if runs else headings,  # a closed box hides its own
-    }
 
 
 def _compose(folder: Path, title: str, synthetic: bool, palette: bool = False) -> str:
@@ -214,15 +195,15 @@ def _compose(folder: Path, title: str, synthetic: bool, palette: bool = False) -
     paths = sorted(p for p in Path(folder).glob(_PATTERN) if not p.name.endswith(".part.ipynb"))
     if not paths:
         raise ValueError(f"{folder}: no executed notebook; run the study first")
-    by_notebook = groupby(paths, key=lambda p: p.stem.partition("-")[0])
-    groups = [_group(name, list(part), palette) for name, part in by_notebook]
+    pages = [_Page(path, palette).render() for path in paths]
+    groups = [list(runs) for _, runs in groupby(pages, key=lambda page: page.notebook)]
     html = _ENVIRONMENT.from_string(Path(__file__).with_name("page.html.jinja").read_text()).render(
         title=title,
         banner=BANNER if synthetic else "",
         style=Markup(_FORMATTER.get_style_defs(".highlight")),
         groups=groups,
     )
-    check_page(html, [p for g in groups for p in g["pages"]])
+    _check(html, pages)
     return html
 
 

@@ -5,41 +5,9 @@ synthetic); one that shows a statistic also carries its n and interval.  Input o
 lacks a column or a value, raises ValueError.
 """
 
-from her2core.report.figures.curves import (
-    age_by_status,
-    calibration_curve,
-    decision_curve,
-    learning_curves,
-    roc,
-)
+from her2core.report.figures.curves import age_by_status, calibration_curve, decision_curve, learning_curves, roc
 from her2core.report.figures.forests import differences, expected_widths, forest, two_populations
 from her2core.report.figures.images import bias_correction, failures, phases, readers, windowed, windows
 from her2core.report.figures.network import attention, attention_check, channel_gates, through_the_network
 from her2core.report.figures.phantom import kinetic_curves, phantom_gallery, twins
 from her2core.report.figures.style import save
-
-__all__ = [
-    "age_by_status",
-    "attention",
-    "attention_check",
-    "bias_correction",
-    "calibration_curve",
-    "channel_gates",
-    "decision_curve",
-    "differences",
-    "expected_widths",
-    "failures",
-    "forest",
-    "kinetic_curves",
-    "learning_curves",
-    "phantom_gallery",
-    "phases",
-    "readers",
-    "roc",
-    "save",
-    "through_the_network",
-    "twins",
-    "two_populations",
-    "windowed",
-    "windows",
-]

@@ -126,12 +126,11 @@ def decision_curve(panels: Mapping[str, tuple], confidence: float, cohort: str) 
     panels: population → (table, `Estimate`), two at most.  table: `calibration.net_benefit_band` rows.
     """
     require_some("panels", panels, 2)
-    tables = {population: table for population, (table, _) in panels.items()}
-    for population, table in tables.items():
+    for population, (table, _) in panels.items():
         require_values(population, table, ("threshold", "model", "low", "high", "treat_all", "treat_none"))
     width = TWO_COLUMNS if len(panels) == 2 else ONE_COLUMN
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), sharey=True, squeeze=False)
-    most = max(table[["high", "treat_all"]].max(axis=None) for table in tables.values())
+    most = max(table[["high", "treat_all"]].max(axis=None) for table, _ in panels.values())
     for panel, (population, (table, estimate)) in zip(axes[0], panels.items(), strict=True):
         x = table["threshold"]
         panel.fill_between(x, table["low"], table["high"], color=COLOURS[0], alpha=0.15, linewidth=0)

@@ -19,14 +19,25 @@ from her2core.report.figures.style import (
 )
 
 
-def _rows_of_forest(count, height=0.2):
-    """Axes for `count` labelled rows, top to bottom, every other one shaded to lead the eye."""
-    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 0.85 + height * count))
-    for y in range(0, count, 2):
+def _rows(names, guide, explained, height=0.2):
+    """Axes for named rows, top to bottom, every other one shaded to lead the eye; explained: what x is."""
+    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 0.85 + height * len(names)))
+    for y in range(0, len(names), 2):
         axes.axhspan(y - 0.5, y + 0.5, color="0.96", linewidth=0, zorder=-1)
-    axes.set_ylim(count - 0.5, -0.5)
+    axes.axvline(guide, **GUIDE)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=explained)
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params("y", length=0)
     return figure, axes
+
+
+def _draw(axes, y, row, value, colour, band=(), marker="o", sign="", note="", **dot):
+    """One row's interval as a line, its band, if any, and its value as a dot; value and interval in words."""
+    axes.plot([row.low, row.high], [y, y], color=colour)
+    if band:
+        axes.plot(band, [y, y], color=colour, linewidth=4, alpha=0.3)
+    axes.plot(value, y, marker, color=colour, **dot)
+    beside(axes, y, interval(value, row.low, row.high, sign) + note)
 
 
 def expected_widths(width: pd.DataFrame, auc: float, cohort: str, confidence: float = 0.95) -> Figure:
@@ -35,19 +46,16 @@ def expected_widths(width: pd.DataFrame, auc: float, cohort: str, confidence: fl
     width: `evaluate.expected_width` rows, drawn top to bottom; a group that lacks a class has no interval.
     """
     require_columns("expected_widths", width, ("group", "patients", "positives", "low", "high"))
-    figure, axes = _rows_of_forest(len(width))
-    for y, (_, row) in enumerate(width.iterrows()):
-        if pd.isna(row["low"]):
+    rows = list(width.itertuples())
+    names = [f"{row.group}, {patients_of('expected_widths', [row])}" for row in rows]
+    explained = f"AUC; line: {confidence:.0%} interval to expect around {auc:g} (Hanley and McNeil)"
+    figure, axes = _rows(names, 0.5, explained)
+    for y, row in enumerate(rows):
+        if pd.isna(row.low):
             beside(axes, y, "patients of one class only")
-            continue
-        axes.plot([row["low"], row["high"]], [y, y], color=COLOURS[0])
-        axes.plot(auc, y, "o", color=COLOURS[0])
-        beside(axes, y, interval(auc, row["low"], row["high"]))
-    axes.axvline(0.5, **GUIDE)
-    names = [f"{row['group']}, {patients_of('expected_widths', [row])}" for _, row in width.iterrows()]
-    axes.set_yticks(range(len(width)), names)
-    explained = f"line: {confidence:.0%} interval to expect around {auc:g} (Hanley and McNeil)"
-    axes.set(xlim=(0, 1), xlabel=f"AUC; {explained}")
+        else:
+            _draw(axes, y, row, auc, COLOURS[0])
+    axes.set_xlim(0, 1)
     headline(figure, cohort, "What so many patients can show")
     return figure
 
@@ -56,18 +64,12 @@ def forest(table: pd.DataFrame, reference: str, confidence: float, cohort: str, 
     """AUC of each run with its interval and seeds.  table: `evaluate.summary` rows, drawn top to bottom."""
     columns = ("run", "auc", "low", "high", "lowest_seed", "highest_seed", "patients", "positives")
     require_values("forest", table, columns)
-    figure, axes = _rows_of_forest(len(table))
-    for y, (_, row) in enumerate(table.iterrows()):
-        colour = COLOURS[1] if row["run"] == reference else COLOURS[0]
-        axes.plot([row["low"], row["high"]], [y, y], color=colour)
-        axes.plot([row["lowest_seed"], row["highest_seed"]], [y, y], color=colour, linewidth=4, alpha=0.3)
-        axes.plot(row["auc"], y, "o", color=colour)
-        beside(axes, y, interval(row["auc"], row["low"], row["high"]))
-    axes.axvline(0.5, **GUIDE)
-    marks = [f"{r}  (reference)" if r == reference else r for r in table["run"]]
-    axes.set_yticks(range(len(table)), marks)
+    names = [f"{r}  (reference)" if r == reference else r for r in table["run"]]
     explained = f"dot: mean of seeds; line: {confidence:.0%} interval over patients; band: seeds' range"
-    axes.set_xlabel(f"AUC, internal test\n{explained}")
+    figure, axes = _rows(names, 0.5, f"AUC, internal test\n{explained}")
+    for y, row in enumerate(table.itertuples()):
+        colour = COLOURS[1] if row.run == reference else COLOURS[0]
+        _draw(axes, y, row, row.auc, colour, band=[row.lowest_seed, row.highest_seed])
     headline(figure, cohort, f"{title}; {patients_of('forest', table.itertuples())}")
     return figure
 
@@ -80,19 +82,14 @@ def two_populations(table: pd.DataFrame, confidence: float, cohort: str) -> Figu
     require_values("two_populations", table, ("test", "run", "auc", "low", "high", "patients", "positives"))
     runs, tests = list(table["run"].unique()), list(table["test"].unique())
     require_some("populations", tests, 2)
-    figure, axes = _rows_of_forest(len(runs), height=0.32)
+    explained = f"AUC, mean of seeds; line: {confidence:.0%} interval over patients"
+    figure, axes = _rows(runs, 0.5, explained, height=0.32)
     for test, move, colour, marker in zip(tests, (-0.2, 0.2), COLOURS, "os", strict=False):
-        part = table[table["test"] == test]
-        label = f"{test}, {patients_of(test, part.itertuples())}"
-        for _, row in part.iterrows():
-            y = runs.index(row["run"]) + move
-            axes.plot([row["low"], row["high"]], [y, y], color=colour)
-            axes.plot(row["auc"], y, marker, color=colour, label=label)
-            beside(axes, y, interval(row["auc"], row["low"], row["high"]))
+        rows = list(table[table["test"] == test].itertuples())
+        label = f"{test}, {patients_of(test, rows)}"
+        for row in rows:
+            _draw(axes, runs.index(row.run) + move, row, row.auc, colour, marker=marker, label=label)
             label = None
-    axes.axvline(0.5, **GUIDE)
-    axes.set_yticks(range(len(runs)), runs)
-    axes.set_xlabel(f"AUC, mean of seeds; line: {confidence:.0%} interval over patients")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     headline(figure, cohort, "The same weights on two populations")
     return figure
@@ -105,26 +102,21 @@ def differences(table: pd.DataFrame, confidence: float, cohort: str, title: str)
     """
     columns = ["run", "reference", "difference", "low", "high", "p_holm", "verdict", "detectable", "patients"]
     require_values("differences", table, columns)
-    names = table[["reference", "patients"]].drop_duplicates()
-    if len(names) != 1:
-        raise ValueError(
-            f"differences: one reference and number of patients expected, found {names.to_dict('list')}"
-        )
-    figure, axes = _rows_of_forest(len(table))
-    for y, (_, row) in enumerate(table.iterrows()):
-        axes.barh(y, 2 * row["detectable"], left=-row["detectable"], height=0.7, color="0.85", zorder=-0.5)
-        found = row["verdict"] != "no difference detected"
-        axes.plot([row["low"], row["high"]], [y, y], color=COLOURS[0])
-        axes.plot(row["difference"], y, "o", color=COLOURS[0], markerfacecolor=COLOURS[0] if found else "white")
-        p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
-        beside(axes, y, f"{interval(row['difference'], row['low'], row['high'], '+')}   {p}")
-    axes.axvline(0, **GUIDE)
-    axes.set_yticks(range(len(table)), table["run"])
-    reference, patients = names.iloc[0]
-    axes.set_xlabel(
+    found = table[["reference", "patients"]].drop_duplicates()
+    if len(found) != 1:
+        text = found.to_dict("list")
+        raise ValueError(f"differences: one reference and number of patients expected, found {text}")
+    reference, patients = found.iloc[0]
+    explained = (
         f"Difference in AUC from {reference}, internal test\n"
         f"line: {confidence:.0%} interval over patients and seeds; filled dot: difference by Holm-corrected p\n"
         f"grey: too small to be found with a power of {POWER:.0%}, even before the correction"
     )
+    figure, axes = _rows(table["run"], 0, explained)
+    for y, row in enumerate(table.itertuples()):
+        axes.barh(y, 2 * row.detectable, left=-row.detectable, height=0.7, color="0.85", zorder=-0.5)
+        fill = "white" if row.verdict == "no difference detected" else COLOURS[0]
+        p = "   p < 0.001" if row.p_holm < 0.001 else f"   p = {row.p_holm:.3f}"
+        _draw(axes, y, row, row.difference, COLOURS[0], sign="+", note=p, markerfacecolor=fill)
     headline(figure, cohort, f"{title}; n = {patients}")
     return figure

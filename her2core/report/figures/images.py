@@ -1,5 +1,6 @@
 """Figures that show slices: of patients, under windows, before and after N4, read from files, misjudged."""
 
+from collections.abc import Iterable, Sequence
 from textwrap import fill
 
 import numpy as np
@@ -7,7 +8,6 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from her2core.report.figures.style import (
     ONE_COLUMN,
@@ -27,7 +27,7 @@ _MOST_FAILURES = 6
 # --- panels -------------------------------------------------------------------------------------------------
 
 
-def show_mm(panel: Axes, image: np.ndarray, pixel_mm: float | tuple[float, float], **style) -> AxesImage:
+def _show_mm(panel, image, pixel_mm, **style):
     """An image with axes in mm from its centre; y grows downwards.  pixel_mm: of both axes, or (y, x)."""
     half_y, half_x = np.multiply(image.shape[:2], pixel_mm) / 2
     step = max((s for s in (1, 2, 5, 10, 20, 50, 100) if s < 0.8 * min(half_x, half_y)), default=0)
@@ -41,23 +41,35 @@ def show_small(panel: Axes, image: np.ndarray, pixel_mm: float, **style) -> None
     panel.set(xticks=[], yticks=[], xlabel=f"{image.shape[1] * pixel_mm:.0f} mm")
 
 
-def outline(panel: Axes, mask: np.ndarray | None, shown: AxesImage) -> None:
+def show_row(
+    row: Sequence[Axes],
+    views: Iterable[np.ndarray],
+    pixel_mm: float | tuple[float, float],
+    white: float = 255,
+    mask: np.ndarray | None = None,
+) -> None:
+    """Views of one slice beside each other, axes in mm, black at 0, with the edge of the lesion's mask."""
+    for panel, view in zip(row, views, strict=True):
+        _outline(mask, _show_mm(panel, view, pixel_mm, vmin=0, vmax=white))
+
+
+def _outline(mask, shown):
     """The lesion's edge over an image, white on black; shown: what imshow returned."""
     if mask is not None and mask.any() and not mask.all():
         fine = mask.astype(float).repeat(4, 0).repeat(4, 1)  # so that the line follows the pixels' edges
         for colour, width in (("black", 1.6), ("white", 0.8)):
             style = {"extent": shown.get_extent(), "origin": "upper", "colors": colour, "linewidths": width}
-            panel.contour(fine, levels=[0.5], **style)
+            shown.axes.contour(fine, levels=[0.5], **style)
 
 
-def label_mm(axes: np.ndarray) -> None:
-    """Name the unit once per row and column of panels, numbers once per row."""
+def label_mm(axes: np.ndarray, titles: Iterable[str]) -> None:
+    """A title per column of panels; the unit is named once per row and column, numbers stand once per row."""
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title)
     for panel in axes[:, 1:].flat:
         panel.tick_params(labelleft=False)
-    for panel in axes[:, 0]:
-        panel.set_ylabel("mm")
-    for panel in axes[-1]:
-        panel.set_xlabel("mm")
+    plt.setp(axes[:, 0], ylabel="mm")
+    plt.setp(axes[-1], xlabel="mm")
 
 
 def most_tumour(mask: np.ndarray) -> int:
@@ -80,28 +92,25 @@ def readers(examples: dict[str, tuple], cohort: str) -> Figure:
     quantile of the early phase.
     """
     require_some("examples", examples, 4)
-    figure, axes = rows_of_volumes(examples, 3)
+    figure, axes = rows_of_volumes(examples, PHASE_NAMES)
     for row, (site, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
         z, white = most_tumour(mask), np.quantile(volumes[1], 0.998)
-        for panel, phase in zip(row, volumes, strict=True):
-            outline(panel, mask[z], show_mm(panel, phase[z], geometry.spacing_mm[1:], vmin=0, vmax=white))
+        show_row(row, volumes[:, z], geometry.spacing_mm[1:], white, mask[z])
         row[0].set_ylabel(f"{site}, slice {z}\n(mm)")
-    for panel, title in zip(axes[0], PHASE_NAMES, strict=True):
-        panel.set_title(title)
     grey = "slice with most tumour; black 0, white the 99.8 % quantile of the early phase"
     headline(figure, cohort, "A patient of each site; line: mask", grey)
     return figure
 
 
-def rows_of_volumes(examples: dict[str, tuple], columns: int) -> tuple[Figure, np.ndarray]:
+def rows_of_volumes(examples: dict[str, tuple], titles: Sequence[str]) -> tuple[Figure, np.ndarray]:
     """A figure with a row per volume, as high as its slices are, and axes in mm; examples: as in `readers`."""
     for name, (volumes, mask, _) in examples.items():
         require_shape(f"{name}, phases", volumes, 3, None, None, None)
         require_shape(f"{name}, mask", mask, *volumes.shape[1:])
     ratios = [np.divide(*np.multiply(mask.shape[1:], at.spacing_mm[1:])) for _, mask, at in examples.values()]
-    size = (TWO_COLUMNS, 0.7 + (TWO_COLUMNS - 0.6) / columns * sum(ratios))
-    figure, axes = plt.subplots(len(examples), columns, figsize=size, height_ratios=ratios, squeeze=False)
-    label_mm(axes)
+    size = (TWO_COLUMNS, 0.7 + (TWO_COLUMNS - 0.6) / len(titles) * sum(ratios))
+    figure, axes = plt.subplots(len(examples), len(titles), figsize=size, height_ratios=ratios, squeeze=False)
+    label_mm(axes, titles)
     return figure, axes
 
 
@@ -113,15 +122,10 @@ def phases(images: np.ndarray, names: list[str], pixel_mm: float | np.ndarray, c
     require_8bit("images", images, None, 3, None, None)
     rows = len(images)
     figure, axes = plt.subplots(rows, 4, figsize=(TWO_COLUMNS, 0.3 + 1.85 * rows), squeeze=False)
-    for row, image, mm in zip(axes, images, np.broadcast_to(pixel_mm, rows), strict=True):
-        for panel, phase in zip(row, image, strict=False):
-            show_mm(panel, phase, mm, vmin=0, vmax=255)
-        show_mm(row[3], _in_rgb(image), mm)
-    for panel, title in zip(axes[0], (*PHASE_NAMES, "RGB fusion"), strict=True):
-        panel.set_title(title)
-    label_mm(axes)
-    for panel, name in zip(axes[:, 0], names, strict=True):
-        panel.set_ylabel(f"{name}\n(mm)", fontsize=7)
+    label_mm(axes, (*PHASE_NAMES, "RGB fusion"))
+    for row, image, name, mm in zip(axes, images, names, np.broadcast_to(pixel_mm, rows), strict=True):
+        show_row(row, (*image, _in_rgb(image)), mm)
+        row[0].set_ylabel(f"{name}\n(mm)", fontsize=7)
     headline(figure, cohort, "What the network sees, one 8-bit window per row")
     return figure
 
@@ -176,9 +180,8 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
         histogram.hist(image[1].ravel(), bins=np.linspace(0, 256, 33), weights=share, color="0.5", log=True)
         histogram.set(xlim=(0, 256), ylim=(0.05, 100), xticks=[0, 128, 255], xlabel="Grey level")
         histogram.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"] if column == 0 else [])
-    for panel in axes[1::2, 0]:
-        panel.set_ylabel("Pixels (%)")
-    for panel in axes.flat[:0:-1]:
+    plt.setp(axes[1::2, 0], ylabel="Pixels (%)")
+    for panel in axes.flat:
         if not panel.has_data():
             panel.set_axis_off()
     pixels = next(iter(images.values()))[1].size
@@ -203,18 +206,15 @@ def bias_correction(
     require_shape("before", before, None, None)
     for name, array in {"before": before, "after": after, **fields}.items():
         require_shape(name, array, *before.shape)
-    percent = {name: 100 * (field - 1) for name, field in fields.items()}
-    most = max(np.nanmax(np.abs(p)) for p in percent.values())
+    percent = [100 * (field - 1) for field in fields.values()]
+    most = np.nanmax(np.abs(percent))
     white = np.quantile([before, after], 0.995)
     figure, axes = plt.subplots(1, 2 + len(fields), figsize=(TWO_COLUMNS, 3.9 - 0.5 * len(fields)))
-    for panel, image, title in ((axes[0], before, "Before N4"), (axes[-1], after, "After N4")):
-        show_mm(panel, image, pixel_mm, vmin=0, vmax=white)
-        panel.set_title(title)
-    for panel, (title, field) in zip(axes[1:], percent.items(), strict=False):
-        shown = show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=-most, vmax=most)
-        panel.set_title(title)
+    show_row(axes[[0, -1]], (before, after), pixel_mm, white)
+    for panel, field in zip(axes[1:-1], percent, strict=True):
+        shown = _show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=-most, vmax=most)
     figure.colorbar(shown, ax=axes, location="bottom", label="Field − 1 (%)", shrink=0.5, aspect=30)
-    label_mm(axes[None])
+    label_mm(axes[None], ("Before N4", *fields, "After N4"))
     headline(figure, cohort, f"One slice, pre-contrast, black 0, white {white:.0f} scanner units")
     return figure
 

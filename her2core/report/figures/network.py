@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from her2core.report.figures.images import label_mm, outline, show_mm
+from her2core.report.figures.images import label_mm, show_row
 from her2core.report.figures.style import (
     COLOURS,
     PHASE_NAMES,
@@ -18,8 +18,8 @@ from her2core.report.figures.style import (
 )
 
 
-def _overlay(image, gates, mask, pixel_mm, height=1.75, **style):
-    """Three phases in the first row, below a row for each of `gates`: row's name → `(3, h, w)`."""
+def _overlay(image, gates, mask, pixel_mm, height=1.75, alpha=0.55, interpolation="bilinear"):
+    """Three phases in the first row, below a row for each of `gates` in a scale of its own: name → `(3, h, w)`."""
     require_8bit("image", image, 3, None, None)
     if mask is not None:
         require_shape("mask", mask, *image.shape[1:])
@@ -27,26 +27,18 @@ def _overlay(image, gates, mask, pixel_mm, height=1.75, **style):
         require_shape("gates", gate, 3, None, None)
     rows = 1 + len(gates)
     figure, axes = plt.subplots(rows, 3, figsize=(TWO_COLUMNS * 0.8, 0.3 + height * rows))
-    for panel, phase, title in zip(axes[0], image, PHASE_NAMES, strict=True):
-        outline(panel, mask, show_mm(panel, phase, pixel_mm, vmin=0, vmax=255))
-        panel.set_title(title)
-    label_mm(axes)
+    label_mm(axes, PHASE_NAMES)
+    for row in axes:
+        show_row(row, image, pixel_mm, mask=mask)
     for row, (name, gate) in zip(axes[1:], gates.items(), strict=True):
-        _show_gates(figure, row, image, gate, mask, pixel_mm, **style)
+        style = {"cmap": "viridis", "vmin": gate.min(), "vmax": gate.max()}
+        style |= {"alpha": alpha, "interpolation": interpolation, "extent": row[0].images[0].get_extent()}
+        shown = [panel.imshow(values, **style) for panel, values in zip(row, gate, strict=True)]
+        figure.colorbar(shown[-1], ax=row, label="Spatial gate\n(0 closed, 1 open)", shrink=0.9)
         row[0].set_ylabel(f"{name}\n(mm)")
     for panel in axes[:-1].flat:
         panel.tick_params(labelbottom=False)
     return figure
-
-
-def _show_gates(figure, row, image, gates, mask, pixel_mm, alpha=0.55, interpolation="bilinear"):
-    """Gates `(3, h, w)` over the three phases of one patient, with their own colour scale."""
-    for panel, phase, gate in zip(row, image, gates, strict=True):
-        under = show_mm(panel, phase, pixel_mm, vmin=0, vmax=255)
-        style = {"cmap": "viridis", "alpha": alpha, "interpolation": interpolation, "extent": under.get_extent()}
-        shown = panel.imshow(gate, vmin=gates.min(), vmax=gates.max(), **style)
-        outline(panel, mask, under)
-    figure.colorbar(shown, ax=row, label="Spatial gate\n(0 closed, 1 open)", shrink=0.9)
 
 
 def attention(

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from her2core.report.figures.images import most_tumour, rows_of_volumes, show_mm, show_small
+from her2core.report.figures.images import most_tumour, rows_of_volumes, show_row, show_small
 from her2core.report.figures.style import COLOURS, ONE_COLUMN, PHASE_NAMES, TWO_COLUMNS, headline, require_some
 
 _PHANTOM = "phantom, no patients"
@@ -37,15 +37,13 @@ def twins(examples: Mapping[str, tuple]) -> Figure:
     quantile in the early phase.
     """
     require_some("examples", examples, 3)
-    figure, axes = rows_of_volumes(examples, 4)
+    figure, axes = rows_of_volumes(examples, (*PHASE_NAMES, "early − pre, projected"))
     for row, (label, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
         volumes, z = np.asarray(volumes, float), most_tumour(mask)
         white = 1.2 * np.quantile(volumes[1][mask], 0.98)
-        for panel, view in zip(row, (*volumes[:, z], (volumes[1] - volumes[0]).max(0)), strict=True):
-            show_mm(panel, view, geometry.spacing_mm[1:], vmin=0, vmax=white)
+        projected = (volumes[1] - volumes[0]).max(0)
+        show_row(row, (*volumes[:, z], projected), geometry.spacing_mm[1:], white)
         row[0].set_ylabel(f"{label}, slice {z}\n(mm)")
-    for panel, title in zip(axes[0], (*PHASE_NAMES, "early − pre, projected"), strict=True):
-        panel.set_title(title)
     white = "white: 120 % of the lesion's 98 % quantile in the early phase"
     headline(figure, _PHANTOM, "Twins: one seed, either label", white)
     return figure

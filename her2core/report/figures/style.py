@@ -52,15 +52,10 @@ def beside(axes: Axes, y: float, text: str) -> None:
 # --- checks: ValueError says what was found and what was expected --------------------------------------------
 
 
-def _fits(found, wanted):
-    """Whether a size is the wanted one; None stands for any but 0."""
-    return found > 0 if wanted is None else found == wanted
-
-
 def require_shape(name: str, array: np.ndarray, *shape: int | None) -> None:
     """None stands for any size but 0."""
     found = np.shape(array)
-    if len(found) != len(shape) or not all(map(_fits, found, shape)):
+    if len(found) != len(shape) or not all(n if s is None else n == s for n, s in zip(found, shape, strict=True)):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{name}: shape {found}, expected ({wanted})")
 
