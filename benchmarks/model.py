@@ -11,7 +11,6 @@ thread, no gradients; rounds follow each other, the best counts.
 
 import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import time
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -46,11 +45,9 @@ def cases(n, px):
 def networks(study):
     """{network: call} on the slices of one patient."""
     models, prepare = study.params("models", ModelConfig), study.params("prepare", PrepareConfig)
-    thda, vit, cvt = (getattr(models, name) for name in ("thda", "vit", "cvt"))
-    scratch = {"thda": replace(thda, pretrained=False), "vit": replace(vit, pretrained=False)}
-    models = replace(models, **scratch, cvt=replace(cvt, pretrained=""))
     x = torch.rand(prepare.slices, 3, prepare.crop_px, prepare.crop_px)
-    return {name: partial(build_model(name, models, prepare.crop_px).eval(), x) for name in MODELS}
+    built = {name: build_model(name, models, prepare.crop_px, pretrained=False) for name in MODELS}
+    return {name: partial(model.eval(), x) for name, model in built.items()}
 
 
 def best_times(calls):

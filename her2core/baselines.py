@@ -6,16 +6,20 @@ its open choices taken otherwise.
 """
 
 import re
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import nn
-from torchvision.models import VisionTransformer, vit_b_16
+from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from her2core.model import IMAGENET_MEAN, IMAGENET_STD, AttentionResNet, ThdaConfig, ThdaResNet
+from her2core.weights import Weights, fill, load
 
 MODELS = ("thda", "resnet34_rgb", "vit", "cvt")
+_CVT_13 = ((7, 3, 3), (4, 2, 2), (64, 192, 384), (1, 3, 6), (1, 2, 10))
 _VARIANT = re.compile(r"thda_[a-z0-9_]+")  # its changes stand under models.variants
 
 
@@ -23,7 +27,7 @@ _VARIANT = re.compile(r"thda_[a-z0-9_]+")  # its changes stand under models.vari
 class VitConfig:
     """Vision Transformer: patch_px, width and depth; ViT-B/16 is (16, 768, 12, 12, 3072).
 
-    pretrained: start from torchvision's ImageNet weights of ViT-B/16.
+    pretrained: training starts from torchvision's ImageNet weights of ViT-B/16.
     """
 
     patch_px: int = 16
@@ -45,8 +49,7 @@ class CvtConfig:
     """Convolutional vision transformer (Wu et al., ICCV 2021), three stages; CvT-13 is the default.
 
     patch_px, stride_px: of each stage's convolution into tokens.  dims, heads, depths: of each stage.  drop_path:
-    rate of the last stage.  pretrained: a name at the Hugging Face hub, such as "microsoft/cvt-13", whose shape
-    then counts; "" trains from scratch.
+    rate of the last stage.  pretrained: training starts from the ImageNet weights of CvT-13.
     """
 
     patch_px: tuple[int, int, int] = (7, 3, 3)
@@ -55,21 +58,28 @@ class CvtConfig:
     heads: tuple[int, int, int] = (1, 3, 6)
     depths: tuple[int, int, int] = (1, 2, 10)
     drop_path: float = 0.1
-    pretrained: str = ""
+    pretrained: bool = False
 
     def __post_init__(self):
+        size = (self.patch_px, self.stride_px, self.dims, self.heads, self.depths)
+        if self.pretrained and size != _CVT_13:
+            raise ValueError(f"ImageNet weights exist for CvT-13 {_CVT_13}, not {size}")
         if any(depth <= stage for stage, depth in enumerate(self.depths)):  # transformers indexes rates by stage
             raise ValueError(f"depths={self.depths}: expected at least (1, 2, 3)")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The networks of a study.  variants: {name: {field of ThdaConfig: other value}}, run as `thda_<name>`."""
+    """The networks of a study.
+
+    variants: {name: {field of ThdaConfig: other value}}, run as `thda_<name>`.  weights: of the pretrained ones.
+    """
 
     thda: ThdaConfig
     vit: VitConfig = field(default_factory=VitConfig)
     cvt: CvtConfig = field(default_factory=CvtConfig)
     variants: dict[str, dict] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
 
     def thda_of(self, model: str) -> ThdaConfig:
         """THDA's configuration for `thda` or one of its variants."""
@@ -115,37 +125,24 @@ def _resnet34_rgb(config):
     return _RgbNetwork(_Only(backbone, lambda out: out[0]), backbone.channels, config.dropout)
 
 
-def _unavailable(what, error):
-    return OSError(
-        f"{what} are neither in the cache nor downloadable here ({error}); set pretrained to false or "
-        '"" to train from scratch'
-    )
-
-
 def _vit(config, image_px):
-    """torchvision's Vision Transformer; pretrained position embeddings are interpolated to the image."""
+    """torchvision's Vision Transformer."""
     if image_px % config.patch_px:
         raise ValueError(f"patches of {config.patch_px} px do not tile an image of {image_px} px")
     backbone = VisionTransformer(
         image_px, config.patch_px, config.depth, config.heads, config.dim, config.mlp_dim, dropout=config.dropout
     )
-    if config.pretrained:
-        try:
-            weights = vit_b_16(weights="IMAGENET1K_V1").state_dict()
-        except OSError as error:
-            raise _unavailable("ImageNet weights of ViT-B/16", error) from error
-        backbone.load_state_dict(interpolate_embeddings(image_px, config.patch_px, weights))
     backbone.heads = nn.Identity()
     return _RgbNetwork(backbone, config.dim)
 
 
-def _cvt_from_scratch(config):
-    """transformers' CvT with PyTorch's own initial weights.
+def _cvt(config):
+    """transformers' CvT with PyTorch's own initial weights; its last class token goes to the classifier.
 
-    Those of its authors, all of a standard deviation of 0.02, are for wide layers: narrow ones shrink the image
-    until only the biases are left, and nothing is learnt.
+    The initial weights of its authors, all of a standard deviation of 0.02, are for wide layers: narrow ones shrink
+    the image until only the biases are left, and nothing is learnt.
     """
-    from transformers import CvtConfig as Shape
+    from transformers import CvtConfig as Shape  # seconds of import that only this network needs
     from transformers import CvtModel
 
     stages = {"patch_sizes": config.patch_px, "patch_stride": config.stride_px, "embed_dim": config.dims}
@@ -155,21 +152,7 @@ def _cvt_from_scratch(config):
     for layer in backbone.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.reset_parameters()
-    return backbone
-
-
-def _cvt(config):
-    """transformers' CvT; the class token of the last stage goes to the classifier."""
-    import transformers  # seconds of import that only this network needs
-
-    if config.pretrained:
-        try:
-            backbone = transformers.CvtModel.from_pretrained(config.pretrained)
-        except OSError as error:
-            raise _unavailable(f"weights {config.pretrained}", str(error).splitlines()[0]) from error
-    else:
-        backbone = _cvt_from_scratch(config)
-    return _RgbNetwork(_Only(backbone, lambda out: out.cls_token_value[:, 0]), backbone.config.embed_dim[-1])
+    return _RgbNetwork(_Only(backbone, lambda out: out.cls_token_value[:, 0]), config.dims[-1])
 
 
 def is_model(name: str) -> bool:
@@ -177,14 +160,45 @@ def is_model(name: str) -> bool:
     return name in MODELS or bool(_VARIANT.fullmatch(name))
 
 
-def build_model(name: str, config: ModelConfig, image_px: int) -> nn.Module:
-    """One of MODELS or a variant `thda_<name>`, fresh weights; seed first."""
-    if name == "resnet34_rgb":
-        return _resnet34_rgb(config.thda)
-    if name == "vit":
-        return _vit(config.vit, image_px)
-    if name == "cvt":
-        return _cvt(config.cvt)
+def _start(name, config):
+    """The configuration of a model, and which file its pretrained weights are."""
     if not is_model(name):
         raise ValueError(f"model {name!r}: expected one of {', '.join(MODELS)} or thda_<variant>")
-    return ThdaResNet(config.thda_of(name))
+    if name in ("vit", "cvt"):
+        return (config.vit, "vit_b_16") if name == "vit" else (config.cvt, "cvt_13")
+    return (config.thda if name == "resnet34_rgb" else config.thda_of(name)), "resnet34"
+
+
+def needed_weights(models: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Which of `weights.FILES` the training of models of these names starts from."""
+    starts = [_start(name, models) for name in names]
+    return sorted({file for config, file in starts if config.pretrained})
+
+
+def build_model(name: str, config: ModelConfig, image_px: int, pretrained: bool = True) -> nn.Module:
+    """One of MODELS or a variant `thda_<name>`, as a training starts: seed first.
+
+    pretrained: False leaves all weights random, also of a model that starts from pretrained ones.
+    """
+    chosen, file = _start(name, config)
+    if name == "resnet34_rgb":
+        model = _resnet34_rgb(chosen)
+    elif name == "vit":
+        model = _vit(chosen, image_px)
+    else:
+        model = _cvt(chosen) if name == "cvt" else ThdaResNet(chosen)
+    if pretrained and chosen.pretrained:
+        _load_imagenet(model, load(file, config.weights), file, image_px)
+    return model
+
+
+def _load_imagenet(model, tensors, file, image_px):
+    """Pretrained weights into the backbones of a model; position embeddings are interpolated to the image."""
+    if file == "resnet34":
+        for backbone in (part for part in model.modules() if isinstance(part, AttentionResNet)):
+            backbone.load_imagenet(tensors)
+    elif file == "vit_b_16":
+        fill(model.backbone, interpolate_embeddings(image_px, 16, OrderedDict(tensors)), unused=("heads.",))
+    else:
+        tensors = {name.removeprefix("cvt."): tensor for name, tensor in tensors.items()}
+        fill(model.backbone.backbone, tensors, unused=("layernorm.", "classifier."))

@@ -14,11 +14,14 @@ import SimpleITK as sitk
 from her2core.formats.volume import Geometry, to_sitk
 
 _FIELDS = ("shared", "per_phase")
+# grid voxels across a thin slab; with four, the lower quartile of r over 109 phantom slabs is 0.64 instead of 0.73
+_FEWEST = 5
 
 
 @dataclass(frozen=True)
 class N4Config:
-    """grid_mm: the field is fitted on voxels about this far apart; picked, not averaged, which would mix tissues.
+    """grid_mm: the field is fitted on voxels about this far apart, closer where a slab is thin (see
+    `grid_factors`); picked, not averaged, which would mix tissues.
 
     iterations: of each fitting level; all of them run.  Most belong to the first and smoothest level, since fat
     whose suppression failed enters the field at the finer ones.
@@ -44,13 +47,22 @@ def body_mask(phase: np.ndarray) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(log), 0, 1)).astype(bool)
 
 
+def grid_factors(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], grid_mm: float
+) -> tuple[int, int, int]:
+    """Every how many voxels (z, y, x) N4's grid takes one: about `grid_mm` apart, or closer, so that a thin slab
+    keeps five across it, or all of its slices.  MinCrop leaves two slices on either side of the lesion: 9 mm apart,
+    53 of I-SPY2's 982 patients would have fewer than four."""
+    return tuple(max(1, min(round(grid_mm / s), n // _FEWEST)) for n, s in zip(shape, spacing_mm, strict=True))
+
+
 def _pick_voxels(phase, mask, geometry, grid_mm):
     """Phase and mask on a grid of about `grid_mm`, as SimpleITK images; refused where they determine no field."""
-    factors = [max(1, round(grid_mm / s)) for s in geometry.spacing_mm[::-1]]
+    if min(phase.shape) < 3:  # the least that MinCrop leaves: a lesion in the first or last slice alone
+        raise ValueError(f"N4 needs at least three voxels along each axis, found {phase.shape} (z, y, x)")
+    factors = grid_factors(phase.shape, geometry.spacing_mm, grid_mm)[::-1]
     image = sitk.Shrink(to_sitk(np.maximum(phase, 1).astype(np.float32), geometry), factors)  # N4 takes logarithms
     body = sitk.Shrink(to_sitk(mask, geometry), factors)
-    if min(image.GetSize()) < 4:  # a cubic has four coefficients per axis
-        raise ValueError(f"grid_mm={grid_mm} leaves {image.GetSize()} voxels (x, y, z), expected four per axis")
     levels = np.unique(sitk.GetArrayViewFromImage(image)[sitk.GetArrayViewFromImage(body) > 0])
     if len(levels) < 2:
         raise ValueError(f"N4 needs contrast: the body has {len(levels)} grey levels on the grid of {grid_mm} mm")
@@ -60,7 +72,8 @@ def _pick_voxels(phase, mask, geometry, grid_mm):
 def log_bias_field(phase: np.ndarray, geometry: Geometry, config: N4Config) -> np.ndarray:
     """Logarithm of the multiplicative field of one phase `(Z, Y, X)`, float32, zero on average in the body.
 
-    ValueError where less than 1 % of the voxels are tissue, or the picked ones are too few or all equal.
+    ValueError where less than 1 % of the voxels are tissue, the picked ones are all equal, or an axis has fewer
+    than three voxels.
     The result of ITK's N4 depends on the global thread count, not on the filter's own: it is set to 1 here,
     and patients run in parallel instead.
     """

@@ -30,17 +30,20 @@ def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(candidates[np.argmax(youden)])
 
 
-def at_threshold(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """Accuracy, balanced accuracy, sensitivity and specificity of `probability >= threshold`."""
-    labels = check_labels(labels)
-    called = np.asarray(probabilities) >= threshold
-    sensitivity, specificity = called[labels].mean(), (~called[~labels]).mean()
-    return {
-        "accuracy": float((called == labels).mean()),
-        "balanced_accuracy": float((sensitivity + specificity) / 2),
-        "sensitivity": float(sensitivity),
-        "specificity": float(specificity),
-    }
+def at_thresholds(labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float]) -> dict[str, float]:
+    """Accuracy, balanced accuracy, sensitivity and specificity of `probability >= threshold`.
+
+    thresholds: name → threshold.  The keys carry the name: accuracy_at_<name> and so on.
+    """
+    labels, found = check_labels(labels), {}
+    for name, threshold in thresholds.items():
+        called = np.asarray(probabilities) >= threshold
+        sensitivity, specificity = called[labels].mean(), (~called[~labels]).mean()
+        found[f"accuracy_at_{name}"] = float((called == labels).mean())
+        found[f"balanced_accuracy_at_{name}"] = float((sensitivity + specificity) / 2)
+        found[f"sensitivity_at_{name}"] = float(sensitivity)
+        found[f"specificity_at_{name}"] = float(specificity)
+    return found
 
 
 def precision_and_error(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

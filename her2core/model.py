@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchvision.models import resnet34
 from torchvision.models.resnet import BasicBlock
 
 from her2core.normalize import PHASES
+from her2core.weights import fill
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ATTENTION = ("both", "channel", "spatial", "none")
@@ -37,7 +37,7 @@ class ThdaConfig:
     share_weights: one backbone for the three heads, called once; or one backbone each.
     width: channels of the first stage.  64 is torchvision's ResNet-34, the only one with ImageNet weights.
     blocks: residual blocks per stage; (3, 4, 6, 3) is ResNet-34.
-    pretrained: start from torchvision's ImageNet weights (needs them on disk or a network).
+    pretrained: training starts from torchvision's ImageNet weights: see `baselines.build_model`.
     attention: which of the two halves of dual attention act.
     attention_stages: after which stages (1 to 4) attention stands.
     channel_reduction: bottleneck of the channel attention's perceptron.
@@ -144,8 +144,6 @@ class AttentionResNet(nn.Module):
             {f"stage{s}": DualAttention(width * 2 ** (s - 1), config) for s in config.attention_stages if acts}
         )
         self.init_convolutions()
-        if config.pretrained:
-            self.load_imagenet()
 
     def init_convolutions(self) -> None:
         """He's initial weights (ICCV 2015), but for the attention modules."""
@@ -155,21 +153,9 @@ class AttentionResNet(nn.Module):
             if isinstance(module, BasicBlock):  # residual branches start at zero: the net starts shallow
                 nn.init.zeros_(module.bn2.weight)
 
-    def load_imagenet(self) -> None:
-        """torchvision's ImageNet weights; only the attention modules keep their own start."""
-        try:
-            weights = resnet34(weights="IMAGENET1K_V1").state_dict()
-        except OSError as error:
-            raise OSError(
-                "ImageNet weights of ResNet-34 are neither in torch's cache nor downloadable here "
-                f"({error}); set pretrained: false to train from scratch"
-            ) from error
-        missing, unexpected = self.load_state_dict(weights, strict=False)
-        strangers = [k for k in missing if not k.startswith("attention")] + [
-            k for k in unexpected if not k.startswith("fc")
-        ]
-        if strangers:
-            raise ValueError(f"ImageNet weights do not fit: {strangers}")
+    def load_imagenet(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Start from torchvision's ResNet-34; only the attention modules keep their own start."""
+        fill(self, tensors, own=("attention.",), unused=("fc.",))
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """x `(N, 3, H, W)`, or `(N, 1, H, W)`: a grey image, which stands for three equal channels."""

@@ -39,7 +39,7 @@ from her2core.formats.volume import Geometry, Phases, nearest_phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import SCOPES, statistics
 from her2core.parallel import CODE_DIGEST, each
-from her2core.records import check_complete, record_path, whole
+from her2core.records import Incomplete, check_complete, record_path, whole
 
 _KEPT = ("patient", "split", "her2", "dataset")  # columns of the patient table that go on into those of slices
 _MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
@@ -55,7 +55,9 @@ class PrepareConfig:
     slices: per patient, spread evenly over the lesion's volume.  quantiles: stored levels in [0, 1].
     early_s, late_s: wanted times after the first phase, where the table names no phases.
     bias_fields: "raw" and, for the N4 arms, "n4".  neighbours: store the slices below and above each slice too,
-    for networks whose heads see adjacent slices.  jobs: processes, -1 for one per core.
+    for networks whose heads see adjacent slices.
+    allow_missing: false ends with an error when a patient cannot be prepared; true goes on without.
+    jobs: processes, -1 for one per core.
     """
 
     crop_mm: float | None
@@ -66,6 +68,7 @@ class PrepareConfig:
     late_s: float
     bias_fields: tuple[str, ...]
     neighbours: bool
+    allow_missing: bool
     jobs: int
     audit: AuditConfig = field(default_factory=AuditConfig)
     n4: N4Config = field(default_factory=N4Config)
@@ -274,37 +277,35 @@ def prepare_patient(row: Mapping, raw: Path, config: PrepareConfig) -> Part:
 
 
 def _make_part(job, raw, config):
-    """Prepare one patient (row, part) into its part unless that is there; returns None, or the reason why not."""
+    """Prepare one patient (row, part), if need be → why it cannot be, "" if it can; whether a file is at fault."""
     row, part = job
     if zipfile.is_zipfile(part):
-        return None
+        return "", False
     try:
         prepare_patient(row, raw, config).save(part)
-    except (ValueError, OSError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
-        return str(error)
-    return None
+    except (Incomplete, OSError) as error:
+        return str(error), True
+    except (ValueError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
+        return str(error), False
+    return "", False
 
 
 def _part_key(row, raw, config):
     """Digest of all that a part depends on: sources, parameters, the patient's row and the record of its files."""
     record = record_path(raw, row["patient"])
-    parameters = {k: v for k, v in asdict(config).items() if k not in ("jobs", "audit")}
+    parameters = {k: v for k, v in asdict(config).items() if k not in ("jobs", "audit", "allow_missing")}
     text = json.dumps([CODE_DIGEST, parameters, row, record.read_text() if record.is_file() else None], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _start_parts(folder, parts):
-    """Make the folder; delete what other parameters or an interrupted writer left there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in set(folder.iterdir()) - set(parts):
-        path.unlink()
-
-
-def prepare(patients: pd.DataFrame, raw: Path, out: Path, config: PrepareConfig) -> pd.DataFrame:
+def prepare(
+    patients: pd.DataFrame, raw: Path, out: Path, config: PrepareConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Prepare all patients and write the packed arrays.  patients: `cohort.included` rows.
 
-    A patient that fails does not stop the others; in the end all failures are raised together, and `out` is as it
-    was.  Finished patients are kept beside `out`, so that the next run goes on where this one stopped.
+    Returns the table of slices, and the patients that cannot be prepared with the reason: an error unless
+    `allow_missing`, which lists them all.  A file that is damaged, or a disk that fails, always is one.  After an
+    error `out` is as it was, and finished patients are kept beside it, so that the next run goes on there.
     """
     raw, out = Path(raw).absolute(), Path(out).absolute()  # workers have a working directory of their own
     rows = patients.to_dict("records")
@@ -312,32 +313,47 @@ def prepare(patients: pd.DataFrame, raw: Path, out: Path, config: PrepareConfig)
         raise ValueError("no patients to prepare")
     scratch = out.with_name(f".{out.name}-parts")
     parts = [scratch / f"{row['patient']}.{_part_key(row, raw, config)}.npz" for row in rows]
-    _start_parts(scratch, parts)
+    scratch.mkdir(parents=True, exist_ok=True)
+    for stale in set(scratch.iterdir()) - set(parts):  # of other parameters, or of a writer that was killed
+        stale.unlink()
     make = partial(_make_part, raw=raw, config=config)
-    reasons = each(make, zip(rows, parts, strict=True), config.jobs, "prepare")
-    failures = [f"{row['patient']}: {reason}" for row, reason in zip(rows, reasons, strict=True) if reason]
-    if failures:
-        raise ValueError(f"{len(failures)} of {len(rows)} patients cannot be prepared:\n" + "\n".join(failures))
-    if lost := [part for part in parts if not part.is_file()]:
+    answers = each(make, zip(rows, parts, strict=True), config.jobs, "prepare")
+    unprepared = _unprepared(rows, answers, config)
+    done = [(row, part) for row, part, (reason, _) in zip(rows, parts, answers, strict=True) if not reason]
+    if lost := [part for _, part in done if not part.is_file()]:
         raise ValueError(
             f"{len(lost)} of {len(rows)} patients were prepared, but {lost[0]} is not here: "
             "the workers of a cluster need this file system under the same path"
         )
-    table = _assemble(rows, parts, out, config)
+    table = _assemble(*zip(*done, strict=True), out, config)
     shutil.rmtree(scratch)
-    return table
+    return table, unprepared
+
+
+def _unprepared(rows, answers, config):
+    """Who cannot be prepared, and why; ValueError where that is no reason to go on without."""
+    named = zip(rows, answers, strict=True)
+    reasons = [(row, text.removeprefix(f"{row['patient']}: ")) for row, (text, _) in named if text]
+    said = "\n".join(f"{row['patient']}: {text}" for row, text in reasons)
+    if faults := sum(is_fault for _, is_fault in answers):
+        raise ValueError(f"{len(reasons)} of {len(rows)} patients, {faults} because of files on this disk:\n{said}")
+    if reasons and (not config.allow_missing or len(reasons) == len(rows)):
+        how = "prepare.allow_missing: true goes on without them"
+        raise ValueError(f"{len(reasons)} of {len(rows)} patients cannot be prepared; {how}:\n{said}")
+    lines = [{k: row[k] for k in _KEPT} | {"reason": f"cannot be prepared: {why}"} for row, why in reasons]
+    return pd.DataFrame(lines, columns=[*_KEPT, "reason"])
 
 
 def _assemble(rows, parts, out, config):
     """Parts → the files of `out`, which replace it when all are written; returns the table of slices."""
     table = pd.DataFrame([line for row, part in zip(rows, parts, strict=True) for line in _lines_of(row, part)])
-    worksheet = pd.DataFrame([_kinetics_of(row, part) for row, part in zip(rows, parts, strict=True)])
+    of_patients = [{k: row[k] for k in _KEPT} | Part.load(p).kinetics for row, p in zip(rows, parts, strict=True)]
     kinds = ("images", "quantiles", "moments", "neighbours")[: 4 if config.neighbours else 3]
     with whole(out) as fresh:
         fresh.mkdir()
         table.to_csv(fresh / "slices.csv", index=False)
         np.save(fresh / "levels.npy", np.asarray(config.quantiles))
-        worksheet.round(6).to_csv(fresh / "kinetics.csv", index=False)
+        pd.DataFrame(of_patients).round(6).to_csv(fresh / "kinetics.csv", index=False)
         for name in ("masks", *(f"{kind}_{field}" for kind, field in product(kinds, config.bias_fields))):
             _concatenate(name, parts, len(table), fresh)
     return table
@@ -348,11 +364,6 @@ def _lines_of(row, path):
     part, keep = Part.load(path), {k: row[k] for k in _KEPT}
     columns = part.z.tolist(), part.tumour_mm2.tolist(), part.pixel_mm.tolist()
     return [keep | {"z": z, "tumour_mm2": round(a, 1), "pixel_mm": p} for z, a, p in zip(*columns, strict=True)]
-
-
-def _kinetics_of(row, path):
-    """A patient's row of kinetics.csv."""
-    return {k: row[k] for k in _KEPT} | Part.load(path).kinetics
 
 
 def _concatenate(name, paths, count, folder):

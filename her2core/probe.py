@@ -40,11 +40,14 @@ def _probe_seed(seed, run, slices, config):
 
 
 def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame:
-    """Predictions of the site, one row per test patient and seed; a quarter of the epochs is ample for it."""
-    labelled, names = label_by_site(slices, site)
+    """Predictions of the site, one row per test patient and seed, by trainings on the run's device.
+
+    A quarter of the epochs is ample for it.
+    """
+    labelled, names = label_by_site(run.placed(slices), site)
     config = replace(run.training, epochs=max(run.training.epochs // 4, 1))
     train = partial(_probe_seed, run=run, slices=labelled, config=config)
-    if slices.images.device.type == "cpu":
+    if run.device.type == "cpu":
         parts = each(train, config.seeds, config.jobs, f"sites {names[0]}, {names[1]}", unit="training")
     else:
         parts = [train(seed) for seed in config.seeds]

@@ -48,6 +48,10 @@ def _remove(path):
         path.unlink(missing_ok=True)
 
 
+class Incomplete(ValueError):
+    """Files of a patient are missing or damaged: to be acquired again, and no reason against the patient."""
+
+
 def record_path(folder: Path, patient: str) -> Path:
     """Where a patient's record lies."""
     return Path(folder) / "records" / f"{patient}.json"
@@ -88,14 +92,16 @@ def _incomplete_files(record, folder):
 
 
 def check_complete(patient: str, folder: Path) -> None:
-    """Raise ValueError naming what is missing or truncated; called before every use of a patient's files."""
-    path = record_path(folder, patient)
+    """Raise `Incomplete` with what is missing, cut off or changed; called before each use of a patient's files."""
+    folder, path = Path(folder), record_path(folder, patient)
+    again = "run: python -m her2core.cohorts.acquire COHORT"
     if not path.is_file():
-        raise ValueError(f"{patient}: not acquired; run: python -m her2core.cohorts.acquire COHORT")
-    if problems := _incomplete_files(json.loads(path.read_text()), Path(folder)):
-        raise ValueError(
-            f"{patient}: {problems[0]} ({len(problems)} such files); run: python -m her2core.cohorts.acquire COHORT"
-        )
+        raise Incomplete(f"{patient}: not acquired; {again}")
+    record = json.loads(path.read_text())
+    if problems := _incomplete_files(record, folder):
+        raise Incomplete(f"{patient}: {problems[0]} ({len(problems)} such files); {again}")
+    if _digest(folder / name for name in record["files"]) != record["sha256"]:
+        raise Incomplete(f"{patient}: not the files that were acquired (SHA-256); delete {path.name} and {again}")
 
 
 def files_row(record: dict) -> dict:

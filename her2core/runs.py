@@ -78,11 +78,18 @@ class Run:
         """What its networks are fed; rows: of some slices only, by number."""
         return self.opened.under(self.window, self.device, self.sees_neighbours, rows)
 
+    def placed(self, slices: Slices) -> Slices:
+        """The same slices on the run's device, wherever they lay."""
+        return replace(slices, images=slices.images.to(self.device))
+
     def fresh(self, seed: int | None = None) -> torch.nn.Module:
-        """A network with fresh weights, those of `seed` where one is given; on the CPU, ready to predict."""
+        """A network with random weights, those of `seed` where one is given; on the CPU, ready to predict.
+
+        Random also where training starts from pretrained weights: it needs no file of them.
+        """
         if seed is not None:
             torch.manual_seed(seed)
-        return build_model(self.model, self.models, self.image_px).eval()
+        return build_model(self.model, self.models, self.image_px, pretrained=False).eval()
 
     def weights(self) -> list[Path]:
         """The files of the frozen seeds, in the order of `training.seeds`."""
@@ -106,7 +113,8 @@ class Run:
         slices: `self.slices()`, where they are at hand.  aggregate: other than the study's.
         """
         seed_everything(0, self.training)
-        slices, aggregate = slices or self.slices(), aggregate or self.training.aggregate
+        slices = self.placed(slices) if slices else self.slices()
+        aggregate = aggregate or self.training.aggregate
         parts = []
         for seed, network in zip(self.training.seeds, self.networks(), strict=True):
             for split in splits:
@@ -132,14 +140,14 @@ def parse_run(name: str, window: str) -> tuple[str, str, str]:
 
 
 def train_run(run: Run, slices: Slices, checkpoints: Path | None = None) -> tuple[dict[int, dict], pd.DataFrame]:
-    """All seeds of a run: on the CPU side by side.  Returns {seed: weights} and the histories as one table.
+    """All seeds of a run on its device, on the CPU side by side: {seed: weights}, and the histories as one table.
 
     checkpoints: a folder that survives a kill; called again, the run goes on where each of its seeds was.  It must
     not lie in a stage's output, which a new run replaces.  A run that ends removes its checkpoints.
     """
-    seeds = run.training.seeds
+    seeds, slices = run.training.seeds, run.placed(slices)
     train = partial(_train_seed, run=run, slices=slices, checkpoints=checkpoints)
-    if slices.images.device.type == "cpu":
+    if run.device.type == "cpu":
         results = each(train, seeds, run.training.jobs, "seeds", unit="training")
     else:
         results = [train(seed) for seed in seeds]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from her2core.dataset import AugmentConfig, Slices, augment, draw_augmentation, 
 from her2core.records import whole
 
 AGGREGATE = {"median": np.median, "mean": np.mean, "max": np.max}
+_CHECKPOINT_S = 30.0  # least time between two checkpoints
+_CHECKPOINT_SHARE = 0.1  # most of the training's time that they may take
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Training:
     generator: that of the batches and the augmentation; dropout draws from torch's own.
     epoch: the last one done.  best: the weights of the best validation so far.
     history: one dict per validation with seed, epoch, loss, validation_auc.
+    saved: when the last checkpoint was written, or it all began; took: the seconds of writing it.
     """
 
     model: torch.nn.Module
@@ -148,6 +152,8 @@ class Training:
     epoch: int = 0
     best: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
+    saved: float = field(default_factory=time.monotonic)
+    took: float = 0.0
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether the last `patience` validations were none better than those before."""
@@ -165,9 +171,13 @@ class Training:
             states["device"] = (module.get_rng_state, module.set_rng_state)
         return states
 
+    def due(self) -> bool:
+        """Whether a checkpoint is worth its time: of a large network it is a gigabyte."""
+        return time.monotonic() - self.saved >= max(_CHECKPOINT_S, self.took / _CHECKPOINT_SHARE)
+
     def save(self, path: Path, key: str) -> None:
         """Write all of it to one safetensors file, whole or not at all; key: what it belongs to."""
-        state = self.optimizer.state
+        start, state = time.monotonic(), self.optimizer.state
         groups = {
             "model": self.model.state_dict(),
             "best": self.best,
@@ -176,8 +186,14 @@ class Training:
         }
         tensors = {f"{group}/{n}": t.contiguous() for group, named in groups.items() for n, t in named.items()}
         header = {"key": key, "epoch": self.epoch, "history": self.history}
-        with whole(path) as part:
-            save_file(tensors, part, {"training": json.dumps(header)})
+        try:
+            with whole(path) as part:
+                save_file(tensors, part, {"training": json.dumps(header)})
+        except SafetensorError as error:
+            then = "make room and run the stage again: it goes on from the last checkpoint"
+            raise OSError(f"{path}: cannot be written ({error}); {then}") from error
+        self.saved = time.monotonic()
+        self.took = self.saved - start
 
     def resume(self, path: Path, key: str) -> None:
         """Continue from the file if there is one and it has this key; else nothing happens."""
@@ -324,8 +340,8 @@ def fit(
     """Train one seed.
 
     build: () → model, called after seeding.  train, validation: `Slices`.  progress: wraps the epochs (tqdm).
-    checkpoint: a file, written at each validation.  A training that was killed continues from it, to the byte;
-    one that had ended returns at once, so the file is the caller's to delete when the result is safe.
+    checkpoint: a file, written at the end and at validations when it is due.  A training that was killed continues
+    from it, to the byte; one that had ended returns at once.  The file is the caller's to delete when all is safe.
     version: what else the result depends on, such as a digest of the code.  A checkpoint of other data, another
     network, configuration or version is overwritten by a training that starts anew.
     Returns the model with the weights of its best validation, and `Training.history`.
@@ -346,7 +362,8 @@ def fit(
         _validate(training, validation, config, seed, loss)
         if hasattr(bar, "set_postfix"):
             bar.set_postfix(loss=f"{loss:.3f}", validation_auc=f"{training.history[-1]['validation_auc']:.3f}")
-        if checkpoint:
+        ended = epoch == config.epochs or training.exhausted(config.patience)
+        if checkpoint and (ended or training.due()):
             training.save(checkpoint, key)
     training.model.load_state_dict(training.best)
     return training.model, training.history

@@ -14,10 +14,11 @@ ORDER = """
 config records parallel
 formats.volume formats.dicom_file formats.dicom formats.seg formats.dicom_write formats.nifti
 cohort kinetics bias_field normalize audit preprocess
-dataset model baselines train runs probe case
+dataset weights model baselines train runs probe case
 auc calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
-cohorts.manifest cohorts.labels cohorts.transfer cohorts.phantom cohorts.archive cohorts.acquire
+cohorts.manifest cohorts.tables cohorts.labels cohorts.ambl cohorts.transfer cohorts.phantom
+cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight
 report.figures.style report.figures.images report.figures.network report.figures.phantom
 report.figures.curves report.figures.forests report.figures
 report.diagrams report.assumptions report.documents report.checklists report.sources report.page

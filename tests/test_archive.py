@@ -21,8 +21,7 @@ from test_transfer import environment, wait_for
 from her2core.cohorts import acquire as a
 from her2core.cohorts import archive, manifest
 from her2core.cohorts import phantom as embedded
-from her2core.cohorts.labels import _NUMBERS
-from her2core.cohorts.transfer import Unreachable
+from her2core.cohorts.transfer import NotThere, TransportFault
 from her2core.formats.nifti import min_crop, phase_files, read_breastdcedl
 from her2core.formats.volume import PHASE_COLUMNS
 from her2core.phantom.patient import make_patient
@@ -31,12 +30,14 @@ from her2core.records import read_record
 
 TOP = Path(__file__).resolve().parents[1]
 CONFIG = archive.ArchiveConfig(
-    source="archive", collections={"spy2": "idc", "spy1": "zenodo", "ambl": "idc"}, ambl_clinical="ambl.xlsx",
-    ambl_her2={"pos": 1, "neg": 0}, early_s=150.0, late_s=450.0, ambl_phases=None, crop_px=32, margin_slices=1,
-    allow_missing=False, idc="", zenodo="", connections=4, jobs=1,
+    source="archive", manifests="manifests", collections={"spy2": "idc", "spy1": "zenodo", "ambl": "idc"},
+    ambl_clinical="ambl.xlsx", ambl_her2={"pos": 1, "neg": 0}, ambl_pathology_out=(6,), idc_clinical=(),
+    early_s=150.0, late_s=450.0, ambl_phases=None, crop_px=32, margin_slices=1, allow_missing=False, idc="",
+    zenodo="", zenodo_record=1, connections=4, jobs=1,
 )  # fmt: skip
 PATIENTS = {"ISPY2-100001": "spy2", "ACRIN-6698-100002": "spy2", "ISPY1_1001": "spy1", "ISPY1_1002": "spy1"}
 PATIENTS |= {"AMBL-001": "ambl", "AMBL-002": "ambl"}
+RELEASE, TAR, TABLE = "records/1/files", "spy1.tar.gz", "table.csv"
 
 
 def uuid(patient, role):
@@ -67,7 +68,23 @@ def make_phantoms(folder):
     return made
 
 
-def write_tables(top, served, rows, foci):
+def described(patient, made):
+    """A patient's row of BreastDCEDL's table, as its phantom has it."""
+    series, mask = made.series, made.annotator_mask
+    _, cropped, _ = min_crop(series.array, mask, 1, 32)
+    from_archive = PATIENTS[patient] == "spy2"
+    shown = cropped if from_archive else mask  # the release is served as it was written
+    z = np.flatnonzero(shown.any((1, 2)))
+    slice_mm, _, pixel_mm = series.geometry.spacing_mm
+    return {
+        "n_xy": shown.shape[2], "n_z": z.size, "n_times": len(series.array),
+        "pre": 0, "post_early": 1, "post_late": 2, "slice_thick": slice_mm, "xy_spacing": pixel_mm,
+        "mask_start": z[0], "mask_end": z[-1], "mask_count": mask.sum(),
+        "tum_vol": mask.sum() * slice_mm * pixel_mm**2,
+    }  # fmt: skip
+
+
+def write_tables(top, served, rows, made):
     """Manifests, BreastDCEDL's table and AMBL's sheet, whose first lesion is malignant and any other benign."""
     for dataset, name in manifest.MANIFESTS.items():
         part = pd.DataFrame(
@@ -76,26 +93,34 @@ def write_tables(top, served, rows, foci):
         (top / "manifests").mkdir(exist_ok=True)
         part.to_csv(top / "manifests" / f"{name}.csv", index=False, float_format="%.6f")
     pd.DataFrame(columns=["patient", "collection", "reason"]).to_csv(top / "manifests/excluded.csv", index=False)
-    line = dict.fromkeys(_NUMBERS, 1) | {
-        "age": 50,
-        "n_xy": 64,
-        "mask_count": 9,
-        "slice_thick": 5,
-        "xy_spacing": 2.8,
-    }
-    line |= {"n_times": 3, "pre": 0, "post_early": 1, "post_late": 2, "menopause": 0}
-    table = [{"pid": p, "dataset": d} | line | {"HER2": k % 2} for k, (p, d) in enumerate(PATIENTS.items())]
-    table = pd.DataFrame([r for r in table if r["dataset"] != "ambl"])
-    table.to_csv(served / "table.csv", index=False)
+    common = {"test": 1, "HR": 1, "age": 50, "menopause": 0}
+    table = [
+        {"pid": p, "dataset": d} | common | described(p, made[p]) | {"HER2": k % 2}
+        for k, (p, d) in enumerate(PATIENTS.items())
+        if d != "ambl"
+    ]
+    pd.DataFrame(table).to_csv(served / RELEASE / TABLE, index=False)
     sheet = pd.DataFrame({"Patient ID": ["AMBL-001", "AMBL-002"]})
+    foci = [made[p].focus_labels.max() for p in sheet["Patient ID"]]
     for k in range(1, 7):
         sheet[f"pos{k}"] = [None, None]
+        sheet[f"pathology{k}"] = [1 if k == 1 else 12 if k <= n else -1 for n in foci]
         sheet[f"tumor/benign{k}"] = [1 if k == 1 else 0 if k <= n else -1 for n in foci]
         if k < 4:
             sheet[f"HER2 [SII] {k}"] = ["pos", "neg"] if k == 1 else [-1, -1]
             for column in ("ER [SII] ", "PR [SII] ", "GRADE", "isTN"):
                 sheet[f"{column}{k}"] = -1
     sheet.to_excel(top / "ambl.xlsx", index=False, startrow=1)
+
+
+def pin(top, **digests):
+    """The release's files and their MD5."""
+    lines = [f"{name},{file},{digests[name]}" for name, file in (("spy1", TAR), ("table", TABLE))]
+    (top / "manifests/releases.csv").write_text("\n".join(["dataset,file,md5", *lines]) + "\n")
+
+
+def md5_of(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -111,33 +136,19 @@ def world(tmp_path_factory):
         home = raw / dataset / patient
         rows.append(serve_series(patient, "dce", sorted((home / "dce").iterdir()), bucket))
         rows.append(serve_series(patient, "seg", [home / "seg.dcm"], bucket))
-    with tarfile.open(served / "crop.tar.gz", "w:gz") as tar:
+    (served / RELEASE).mkdir(parents=True)
+    with tarfile.open(served / RELEASE / TAR, "w:gz") as tar:
         tar.add(raw / "spy1", "BreastDCEDL_ISPY1_min_crop")
-    write_tables(top, served, rows, [made[p].focus_labels.max() for p in PATIENTS if p.startswith("AMBL")])
+    write_tables(top, served, rows, made)
+    pin(top, spy1=md5_of(served / RELEASE / TAR), table=md5_of(served / RELEASE / TABLE))
     shutil.copy(TOP / "params.yaml", top)
-    for name, file in (("spy1", "crop.tar.gz"), ("table", "table.csv")):
-        target = served / archive._MINCROP[name][0]
-        target.mkdir()
-        (served / file).rename(target / "content")
     return top, served, made
 
 
 @pytest.fixture
-def mincrop(world, monkeypatch):
-    """The archive's module, with the digests of what is served here; working directory in the compendium."""
-    top, served, _ = world
-    monkeypatch.setattr(archive, "_MINCROP", pinned(served))
-    monkeypatch.chdir(top)
-    return archive._MINCROP
-
-
-def pinned(served):
-    """The release's files, those that are served here with their own digests."""
-    found = {}
-    for name, (file, md5) in archive._MINCROP.items():
-        path = served / file / "content"
-        found[name] = (file, hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else md5)
-    return found
+def here(world, monkeypatch):
+    """Working directory in the compendium."""
+    monkeypatch.chdir(world[0])
 
 
 def at(server, **changes):
@@ -156,7 +167,6 @@ def whole(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with serve(served) as server, pytest.MonkeyPatch.context() as patch:
         patch.chdir(top)
-        patch.setattr(archive, "_MINCROP", pinned(served))
         a.get_all(at(server), folder)
     return folder
 
@@ -191,7 +201,7 @@ def test_a_patient_from_the_release_is_what_the_release_holds(world, whole):
     np.testing.assert_array_equal(mask, made["ISPY1_1001"].annotator_mask)
 
 
-def test_a_second_run_asks_the_archives_for_nothing(world, whole, mincrop, tmp_path):
+def test_a_second_run_asks_the_archives_for_nothing(world, whole, here, tmp_path):
     shutil.copytree(whole, tmp_path / "again")
     with serve(world[1]) as server:
         a.get_all(at(server), tmp_path / "again")
@@ -199,9 +209,7 @@ def test_a_second_run_asks_the_archives_for_nothing(world, whole, mincrop, tmp_p
     assert snapshot(tmp_path / "again") == snapshot(whole)
 
 
-def test_a_patient_whose_stored_files_shrank_is_fetched_again_and_the_others_are_left(
-    world, whole, mincrop, tmp_path
-):
+def test_a_patient_whose_stored_files_shrank_is_fetched_again_and_the_others_are_left(world, whole, here, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(whole, folder)
     victim = next((folder / "spy2/dce").glob("ISPY2-100001*"))
@@ -221,7 +229,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from her2core.cohorts import acquire, archive
 from her2core.formats import nifti
-archive._MINCROP = {{k: tuple(v) for k, v in json.loads({mincrop!r}).items()}}
 
 @contextmanager
 def slow(path, whole=nifti.whole):
@@ -238,12 +245,12 @@ acquire.get_all(archive.ArchiveConfig(**json.loads({config!r})), Path(sys.argv[1
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["download", "write"])
-def test_a_run_killed_in_mid_download_or_mid_write_goes_on_to_the_same_bytes(world, whole, mincrop, tmp_path, step):
+def test_a_run_killed_in_mid_download_or_mid_write_goes_on_to_the_same_bytes(world, whole, here, tmp_path, step):
     top, served, _ = world
     folder = tmp_path / "killed"
     with serve(served, pause_s=0.05 if step == "download" else 0) as server:
         config = json.dumps(at(server).__dict__)
-        code = SCRIPT.format(mincrop=json.dumps(mincrop), config=config, step=step)
+        code = SCRIPT.format(config=config, step=step)
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(folder)], cwd=top, env=environment(), stderr=subprocess.DEVNULL,
             stdout=subprocess.PIPE, text=True,
@@ -261,7 +268,7 @@ def test_a_run_killed_in_mid_download_or_mid_write_goes_on_to_the_same_bytes(wor
 
 
 @pytest.mark.slow
-def test_a_patient_that_cannot_be_used_is_a_row_with_a_reason_and_the_others_are_complete(world, mincrop, tmp_path):
+def test_a_patient_that_cannot_be_used_is_a_row_with_a_reason_and_the_others_are_complete(world, here, tmp_path):
     top, served, _ = world
     broken = tmp_path / "served"
     shutil.copytree(served, broken)
@@ -270,7 +277,8 @@ def test_a_patient_that_cannot_be_used_is_a_row_with_a_reason_and_the_others_are
     (next((broken / "idc-open-data" / uuid("AMBL-002", "dce")).iterdir())).unlink()
     with serve(broken) as server:
         with pytest.raises(
-            ValueError, match=r"(?s)2 patients could not be obtained.*ISPY2-100001: not usable.*AMBL-002"
+            ValueError,
+            match=r"(?s)2 patients cannot be used.*ISPY2-100001: mask unusable.*AMBL-002: not in the archive",
         ):
             a.get_all(at(server), tmp_path / "out")
         metadata = pd.read_csv(tmp_path / "out/metadata.csv").set_index("pid")
@@ -291,12 +299,9 @@ def leave_out(path, chosen):
 
 
 def test_whom_the_manifests_leave_out_is_no_failure_but_whom_they_do_not_know_is(
-    world, mincrop, tmp_path, monkeypatch
+    world, here, tmp_path, monkeypatch
 ):
-    top = tmp_path / "top"
-    shutil.copytree(world[0] / "manifests", top / "manifests")
-    for name in ("params.yaml", "ambl.xlsx"):
-        shutil.copy(world[0] / name, top)
+    top = copied_compendium(world, tmp_path / "top")
     monkeypatch.chdir(top)
     folder = tmp_path / "out"
     leave_out(top / "manifests/ispy2.csv", lambda t: (t["patient"] == "ISPY2-100001") & (t["role"] == "seg"))
@@ -311,21 +316,28 @@ def test_whom_the_manifests_leave_out_is_no_failure_but_whom_they_do_not_know_is
         }
         assert not any(uuid("ISPY2-100001", "dce") in asked for asked in server.asked)  # its images are of no use
         leave_out(top / "manifests/excluded.csv", lambda t: t["patient"] == "AMBL-001")
-        with pytest.raises(ValueError, match="AMBL-001: not usable: neither in the manifest nor in"):
+        with pytest.raises(ValueError, match="AMBL-001: not in the manifest: nor in manifests/excluded.csv"):
             a.get_all(at(server), folder)
 
 
+def copied_compendium(world, folder):
+    """A compendium like the world's, whose tables a test may change."""
+    shutil.copytree(world[0] / "manifests", folder / "manifests")
+    for name in ("params.yaml", "ambl.xlsx"):
+        shutil.copy(world[0] / name, folder)
+    return folder
+
+
 def test_a_label_that_changes_in_the_tables_is_that_of_the_next_run_and_no_image_is_fetched(
-    world, whole, mincrop, tmp_path, monkeypatch
+    world, whole, tmp_path, monkeypatch
 ):
-    folder = tmp_path / "again"
+    folder, top = tmp_path / "again", copied_compendium(world, tmp_path / "top")
+    monkeypatch.chdir(top)
     shutil.copytree(whole, folder)
-    name = archive._MINCROP["table"][0]
-    table = pd.read_csv(folder / name)
+    table = pd.read_csv(folder / TABLE)
     table["HER2"] = 1 - table["HER2"]
-    table.to_csv(folder / name, index=False)
-    md5 = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    monkeypatch.setitem(archive._MINCROP, "table", (name, md5))
+    table.to_csv(folder / TABLE, index=False)
+    pin(top, spy1=md5_of(world[1] / RELEASE / TAR), table=md5_of(folder / TABLE))
     with serve(world[1]) as server:
         a.get_all(at(server, ambl_her2={"pos": 0, "neg": 1}), folder)
         assert server.asked == []
@@ -334,9 +346,40 @@ def test_a_label_that_changes_in_the_tables_is_that_of_the_next_run_and_no_image
     pd.testing.assert_frame_equal(after.drop(columns="HER2"), before.drop(columns="HER2"))
 
 
+def test_a_patient_whom_the_table_describes_otherwise_is_out_with_both_numbers(world, tmp_path, monkeypatch):
+    top = copied_compendium(world, tmp_path / "top")
+    monkeypatch.chdir(top)
+    served = tmp_path / "served"
+    shutil.copytree(world[1], served)
+    table = pd.read_csv(served / RELEASE / TABLE).set_index("pid")
+    voxels = table.loc["ISPY1_1001", "mask_count"]
+    table.loc["ISPY1_1001", "mask_count"] = 25169
+    table.loc["ISPY2-100001", "slice_thick"] *= 2
+    table.loc["ISPY2-100001", "tum_vol"] *= 2
+    table.to_csv(served / RELEASE / TABLE)
+    pin(top, spy1=md5_of(served / RELEASE / TAR), table=md5_of(served / RELEASE / TABLE))
+    with serve(served) as server:
+        a.get_all(at(server, allow_missing=True), tmp_path / "out")
+    reasons = pd.read_csv(tmp_path / "out/metadata.csv").set_index("pid")["reason"].dropna()
+    said = "images contradict the table: "
+    assert reasons["ISPY1_1001"] == f"{said}mask_count {voxels}, the table says 25169"
+    assert re.match(said + r"slice_thick [\d.]+, the table says [\d.]+; tum_vol", reasons["ISPY2-100001"])
+    assert len(reasons) == 2
+
+
+def test_a_patient_whose_her2_another_table_contradicts_is_out(world, tmp_path, monkeypatch):
+    top = copied_compendium(world, tmp_path / "top")
+    monkeypatch.chdir(top)
+    (top / "clinical.csv").write_text("dicom_patient_id,hr,her2\nISPY2-100001,1,1\nACRIN-6698-100002,1,1\n")
+    with serve(world[1]) as server:
+        a.get_all(at(server, idc_clinical=("clinical.csv",)), tmp_path / "out")
+    reasons = pd.read_csv(tmp_path / "out/metadata.csv").set_index("pid")["reason"].dropna()
+    assert reasons.to_dict() == {"ISPY2-100001": "HER2 differs between tables: BreastDCEDL 0, IDC 1"}
+
+
 @pytest.mark.parametrize("phases", [(0, 1, 3), (0, 2, 2)], ids=str)
 def test_other_phases_are_cropped_anew_even_where_early_is_late_and_the_former_go(
-    world, whole, mincrop, tmp_path, phases
+    world, whole, here, tmp_path, phases
 ):
     folder = tmp_path / "again"
     shutil.copytree(whole, folder)
@@ -352,24 +395,74 @@ def test_other_phases_are_cropped_anew_even_where_early_is_late_and_the_former_g
 
 
 @pytest.mark.parametrize("phases", [(0, 0, 2), (0, 3, 2), (0, 1, 9)], ids=str)
-def test_phases_that_cannot_be_are_refused(world, mincrop, tmp_path, phases):
+def test_phases_that_cannot_be_are_refused(world, here, tmp_path, phases):
     found = re.escape(f"phases {list(phases)}, ") + "(expected pre < early ≤ late|.* among the 5 found)"
-    with serve(world[1]) as server, pytest.raises(ValueError, match=f"AMBL-001: not usable: {found}"):
+    with serve(world[1]) as server, pytest.raises(ValueError, match=f"AMBL-001: phases unclear: {found}"):
         a.get_all(at(server, collections={"ambl": "idc"}, ambl_phases=phases), tmp_path)
 
 
-def test_without_network_the_run_ends_with_one_clear_line(world, mincrop, tmp_path):
+def test_without_network_the_run_ends_with_one_clear_line(world, here, tmp_path):
     nowhere = replace(CONFIG, idc="http://127.0.0.1:9", zenodo="http://127.0.0.1:9")
-    with pytest.raises(
-        Unreachable, match=r"^http://127.0.0.1:9/BreastDCEDL_metadata_min_crop.csv/content: Connect"
-    ):
+    with pytest.raises(TransportFault, match=r"^http://127.0.0.1:9/records/1/files/table.csv: "):
         a.get_all(nowhere, tmp_path / "out")
-    with pytest.raises(Unreachable, match=r"^127.0.0.1:9 cannot be reached"):
+    with pytest.raises(TransportFault, match="(?s)2 patients could not be fetched.*\nAMBL-001: .*\nAMBL-002: "):
         a.get_all(replace(nowhere, collections={"ambl": "idc"}), tmp_path / "out")
 
 
-def test_a_missing_clinical_sheet_is_told_before_anything_is_downloaded(world, mincrop, tmp_path):
-    with serve(world[1]) as server, pytest.raises(ValueError, match="no.xlsx: no such file; download the clinical"):
+@pytest.fixture
+def failing(monkeypatch):
+    """Patients whose series cannot be fetched, by name → the error."""
+    errors = {}
+
+    def fetch(series, *arguments, fetch_series=archive.fetch_series):
+        if series["patient"] in errors:
+            raise errors[series["patient"]]
+        fetch_series(series, *arguments)
+
+    monkeypatch.setattr(archive, "fetch_series", fetch)
+    return errors
+
+
+def test_a_patient_that_could_not_be_fetched_is_an_error_whatever_is_allowed_and_the_others_are_complete(
+    world, whole, here, tmp_path, failing
+):
+    failing["ISPY2-100001"] = TransportFault("HTTP 503")
+    failing["AMBL-002"] = OSError(28, "No space left on device")
+    with serve(world[1]) as server:
+        with pytest.raises(
+            TransportFault, match="(?s)2 patients could.*ISPY2-100001: HTTP 503\nAMBL-002: .*No space"
+        ):
+            a.get_all(at(server, allow_missing=True), tmp_path / "out")
+        assert not (tmp_path / "out/metadata.csv").exists()
+        assert {p.stem for p in (tmp_path / "out/records").iterdir()} == set(PATIENTS) - set(failing)
+        failing.clear()
+        a.get_all(at(server, allow_missing=True), tmp_path / "out")
+    assert snapshot(tmp_path / "out") == snapshot(whole)
+
+
+def test_what_the_archive_does_not_have_is_a_reason(world, here, tmp_path, failing):
+    failing["AMBL-002"] = NotThere("no such series")
+    with serve(world[1]) as server:
+        with pytest.raises(
+            ValueError, match="1 patients cannot be used(?s:.*)AMBL-002: not in the archive: no such"
+        ):
+            a.get_all(at(server), tmp_path / "out")
+        a.get_all(at(server, allow_missing=True), tmp_path / "out")
+    reasons = pd.read_csv(tmp_path / "out/metadata.csv").set_index("pid")["reason"].dropna()
+    assert reasons.to_dict() == {"AMBL-002": "not in the archive: no such series"}
+
+
+@pytest.mark.parametrize("error", [TransportFault("HTTP 503"), NotThere("no such series")], ids=lambda e: str(e))
+def test_several_patients_in_a_row_that_cannot_be_fetched_stop_the_run(tmp_path, error):
+    counted = tmp_path / "faults"
+    archive._count_fault(counted, error)
+    archive._count_fault(counted, error)
+    with pytest.raises(TransportFault, match=f"3 patients in a row could not be fetched, at last: {error}"):
+        archive._count_fault(counted, error)
+
+
+def test_a_missing_clinical_sheet_is_told_before_anything_is_downloaded(world, here, tmp_path):
+    with serve(world[1]) as server, pytest.raises(ValueError, match="no.xlsx"):
         a.get_all(at(server, ambl_clinical="no.xlsx"), tmp_path / "out")
     assert server.asked == []
 
@@ -395,18 +488,14 @@ def test_other_names_in_a_release_are_never_written(tmp_path):
     }
 
 
-def test_the_plan_of_the_committed_manifests_needs_no_network(monkeypatch):
-    monkeypatch.chdir(TOP)
-    series = {dataset: archive._read_series(dataset)[0] for dataset in ("spy2", "ambl")}
-    table = archive.plan(CONFIG, series).set_index("collection")
-    assert table["patients"].to_dict() == {"spy2": 982, "spy1": 172, "ambl": 99}
-    assert table.loc["spy2", "series"] == 2 * 982 and table.loc["ambl", "series"] == 2 * 99
-    assert table.loc["spy2", "download_GB"] == pytest.approx(126.0 + 8.9, abs=0.1)
-    assert archive._read_series("spy1")[0]["patient"].nunique() == 145 - 25  # those without a SEG
-    text = archive.describe(CONFIG)
-    assert "Patients: 1,253; " in text and "all of MinCrop: 22 to 25 GB" in text
-    assert "165.7 GB; 3.7 h at 0.1 Gbit/s, 0.4 h at 1 Gbit/s" in text  # 165.7 · 8 / 3600 h
-    assert "982 + 167 = 1,149" in text and "CC BY 4.0" in text and "CC BY-NC 4.0" in text
+def test_the_committed_manifests_hold_the_cohort():
+    counts = {
+        name: archive.read_series(name, TOP / "manifests")[0]["patient"].nunique() for name in manifest.MANIFESTS
+    }
+    assert counts == {"spy2": 982, "spy1": 145 - 25, "ambl": 99}  # of I-SPY1 25 have no SEG
+    releases = manifest.read_releases(TOP / "manifests/releases.csv")
+    assert releases["table"] == ("BreastDCEDL_metadata_min_crop.csv", "d58b84d0f343b4b8338cbb222e6dda08")
+    assert set(releases) == {"spy2", "spy1", "table"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from her2core.preprocess import PrepareConfig, pack
 CONFIG = a.AuditConfig()
 PREPARE = PrepareConfig(
     crop_mm=64.0, crop_px=32, slices=3, quantiles=(0.0, 0.98, 1.0), early_s=150.0, late_s=450.0,
-    bias_fields=("raw",), neighbours=False, jobs=1,
+    bias_fields=("raw",), neighbours=False, allow_missing=False, jobs=1,
 )  # fmt: skip
 SPLITS = ("train", "train", "validation", "test", "external")
 COUNT = 25

@@ -1,16 +1,28 @@
 """N4 against a field that is known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from her2core.bias_field import N4Config, body_mask, correct, correct_patient, fidelity, log_bias_field
+from her2core.bias_field import (
+    N4Config,
+    body_mask,
+    correct,
+    correct_patient,
+    fidelity,
+    grid_factors,
+    log_bias_field,
+)
+from her2core.formats.nifti import min_crop
 from her2core.formats.volume import Geometry
 from her2core.phantom.patient import make_patient
 from her2core.phantom.sites import SITES, draw_protocol
 
+REAL = Path(__file__).resolve().parents[2] / "shared/real/BreastDCEDL_ISPY2_metadata.csv"
 CONFIG = N4Config()
 QUICK = N4Config(iterations=(20, 10, 5))
 GEOMETRY = Geometry((2.5, 1.4, 1.4))
@@ -81,6 +93,20 @@ def test_the_estimated_fields_follow_the_true_ones(patients, fields):
 
 
 @pytest.mark.slow
+def test_the_fields_of_thin_slabs_follow_the_true_ones_too(patients):
+    """The lesion with two slices on either side: in some too thin for four voxels 9 mm apart."""
+    found, slices = [], []
+    for patient in patients:
+        stack = np.stack([patient.series.array[0], patient.bias_field, patient.body_mask])
+        (pre, true, body), *_ = min_crop(stack, patient.annotator_mask)
+        field = log_bias_field(pre, patient.series.geometry, CONFIG)
+        found.append(fidelity(field, true, body > 0)[0])
+        slices.append(len(pre))
+    assert min(slices) < 12
+    assert np.median(found) >= 0.8
+
+
+@pytest.mark.slow
 def test_fibroglandular_tissue_becomes_more_even(patients, fields):
     lowered = []
     for patient, field in zip(patients, fields, strict=True):
@@ -139,8 +165,9 @@ def test_a_body_of_one_tissue_without_shading_gets_a_flat_field(rng):
     assert np.abs(log_bias_field(body, GEOMETRY, CONFIG)[inside]).max() < 0.05
 
 
-def test_the_shading_of_a_body_of_one_tissue_is_found(rng):
-    body, inside = disc(rng)
+@pytest.mark.parametrize("slices", [16, 5, 3])
+def test_the_shading_of_a_body_of_one_tissue_is_found_even_in_three_slices(rng, slices):
+    body, inside = (array[:slices] for array in disc(rng))
     true = np.broadcast_to(np.linspace(-0.3, 0.3, 64), body.shape)
     field = log_bias_field((body * np.exp(true)).astype(np.uint16), GEOMETRY, CONFIG)
     assert np.corrcoef(field[inside], true[inside])[0, 1] > 0.98
@@ -168,9 +195,66 @@ def test_a_body_of_a_single_grey_level_is_refused(rng):
         log_bias_field(body, GEOMETRY, CONFIG)
 
 
-def test_a_grid_that_leaves_too_few_voxels_is_refused(rng):
-    with pytest.raises(ValueError, match=r"grid_mm=20.0 leaves \(4, 4, 2\) voxels"):
-        log_bias_field(disc(rng)[0], GEOMETRY, replace(CONFIG, grid_mm=20.0))
+def picked(shape, spacing_mm):
+    """Voxels (z, y, x) on the grid, by the rule of SimpleITK's Shrink, which the next test holds."""
+    return [n // f for n, f in zip(shape, grid_factors(shape, spacing_mm, CONFIG.grid_mm), strict=True)]
+
+
+@pytest.mark.parametrize("shape", [(5, 128, 128), (11, 130, 257), (31, 256, 256), (116, 512, 512)], ids=str)
+def test_shrinking_leaves_as_many_voxels_as_the_factors_say(shape):
+    spacing_mm = (1.2, 0.7, 0.7)
+    factors = grid_factors(shape, spacing_mm, CONFIG.grid_mm)
+    image = sitk.Image(*shape[::-1], sitk.sitkUInt8)
+    assert list(sitk.Shrink(image, factors[::-1]).GetSize()[::-1]) == picked(shape, spacing_mm)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the real table is not here")
+def test_every_patient_of_i_spy2_keeps_five_voxels_per_axis_as_mincrop_leaves_it():
+    table = pd.read_csv(REAL)
+    first, last = (table["mask_start"] - 2).clip(lower=0), (table["mask_end"] + 2).clip(upper=table["n_z"] - 1)
+    slices, pixels = (last - first + 1).astype(int), table["n_xy"].clip(upper=256)
+    pixel_mm = table["xy_spacing"].fillna(table["xy_spacing"].median())  # two are unknown
+    voxels, plain = [], []
+    for n, m, z_mm, mm in zip(slices, pixels, table["slice_thick"], pixel_mm, strict=True):
+        voxels.append(picked((n, m, m), (z_mm, mm, mm)))
+        plain.append(n // max(1, round(CONFIG.grid_mm / z_mm)))
+    assert len(voxels) == 982
+    assert sum(n < 4 for n in plain) == 53  # those whom a grid that does not adapt would lose
+    assert np.min(voxels) == 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "fewest"),
+    [
+        ((116, 512, 512), (1.6, 0.7, 0.7), 19),  # AMBL before cropping
+        ((5, 256, 256), (1.6, 0.7, 0.7), 5),  # a lesion of one slice and two on either side
+        ((9, 256, 256), (1.6, 0.7, 0.7), 9),
+        ((12, 256, 256), (1.6, 0.7, 0.7), 6),
+        ((60, 256, 256), (2.3, 0.78, 0.78), 15),  # I-SPY1, whole and cropped
+        ((5, 256, 256), (2.3, 0.78, 0.78), 5),
+        ((3, 256, 256), (2.3, 0.78, 0.78), 3),  # the same in the volume's first slice
+    ],
+    ids=str,
+)
+def test_the_grid_keeps_five_voxels_per_axis_or_every_slice_of_a_thin_slab(shape, spacing_mm, fewest):
+    assert min(picked(shape, spacing_mm)) == fewest
+
+
+@pytest.mark.parametrize("coarse", [1, 2])
+@pytest.mark.parametrize("name", SITES)
+def test_whole_phantoms_are_thick_enough_for_the_plain_grid(name, coarse):
+    for seed in range(500):
+        site = draw_protocol(name, seed)
+        spacing_mm = tuple(coarse * s for s in site.spacing_mm)
+        plain = tuple(round(CONFIG.grid_mm / s) for s in spacing_mm)
+        assert grid_factors(tuple(n // coarse for n in site.shape), spacing_mm, CONFIG.grid_mm) == plain
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64), (1, 64, 64)])
+def test_fewer_than_three_slices_are_refused(rng, shape):
+    body = disc(rng)[0][: shape[0]]
+    with pytest.raises(ValueError, match=rf"at least three voxels along each axis, found \({shape[0]}, 64, 64\)"):
+        log_bias_field(body, GEOMETRY, CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,19 @@ def probabilities_of(rng, n=400, intercept=0.0, slope=1.0):
 def test_youdens_threshold_beats_every_other_on_its_patients(rng):
     labels, values = probabilities_of(rng)
     best = calibration.youden_threshold(labels, values)
-    balanced = calibration.at_threshold(labels, values, best)["balanced_accuracy"]
-    assert all(calibration.at_threshold(labels, values, t)["balanced_accuracy"] <= balanced for t in values)
+    found = calibration.at_thresholds(labels, values, {"best": best} | dict(enumerate(values)))
+    balanced = [value for key, value in found.items() if key.startswith("balanced")]
+    assert len(balanced) == 401 and max(balanced) == found["balanced_accuracy_at_best"]
 
 
-def test_a_threshold_gives_the_rates_counted_by_hand():
-    found = calibration.at_threshold([1, 1, 0, 0, 0], [0.9, 0.2, 0.8, 0.1, 0.1], 0.5)
+def test_each_threshold_gives_the_rates_counted_by_hand_under_its_name():
+    cuts = {"0.5": 0.5, "threshold": 0.2}
+    found = calibration.at_thresholds([1, 1, 0, 0, 0], [0.9, 0.2, 0.8, 0.1, 0.1], cuts)
     assert found == pytest.approx(
-        {"accuracy": 0.6, "balanced_accuracy": (1 / 2 + 2 / 3) / 2, "sensitivity": 1 / 2, "specificity": 2 / 3}
+        {"accuracy_at_0.5": 0.6, "balanced_accuracy_at_0.5": (1 / 2 + 2 / 3) / 2}
+        | {"sensitivity_at_0.5": 1 / 2, "specificity_at_0.5": 2 / 3}
+        | {"accuracy_at_threshold": 0.8, "balanced_accuracy_at_threshold": (1 + 2 / 3) / 2}
+        | {"sensitivity_at_threshold": 1, "specificity_at_threshold": 2 / 3}
     )
 
 

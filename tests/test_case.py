@@ -29,7 +29,7 @@ TOP = Path(__file__).resolve().parents[1]
 IDENTITY = "DOE-JANE-1970"
 CONFIG = PrepareConfig(
     crop_mm=64.0, crop_px=32, slices=3, quantiles=(0.0, *np.linspace(0.1, 0.9, 9).round(1), 0.01, 0.98, 0.99, 1.0),
-    early_s=150.0, late_s=450.0, bias_fields=("raw",), neighbours=True, jobs=1,
+    early_s=150.0, late_s=450.0, bias_fields=("raw",), neighbours=True, allow_missing=False, jobs=1,
 )  # fmt: skip
 COHORT = EmbeddedConfig(
     source="phantom", seed=5, bayes_auc=0.95, prevalence=0.5, spy2=(8, 2, 0), spy1=(0, 0, 0), ambl=0,

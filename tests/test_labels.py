@@ -4,20 +4,16 @@ The archives' spreadsheets and BreastDCEDL's release were not; the stand-ins hav
 """
 
 import re
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from her2core.cohort import flow, patient_table
-from her2core.cohorts.labels import (
-    _DISCORDANT,
-    _NO_HER2,
-    breastdcedl_phases,
-    index_lesion,
-    read_ambl_clinical,
-    read_breastdcedl_table,
-)
+from her2core.cohorts.ambl import _DISCORDANT, _NO_HER2, find_ambl_sheet, index_lesion, read_ambl_clinical
+from her2core.cohorts.labels import breastdcedl_phases, check_against, read_breastdcedl_table, read_idc_clinical
 
 TABLE = Path(__file__).resolve().parents[2] / "shared" / "real" / "BreastDCEDL_ISPY2_metadata.csv"
 real = pytest.mark.skipif(not TABLE.is_file(), reason="BreastDCEDL's table is not here")
@@ -194,31 +190,35 @@ def test_three_phases_are_too_few_for_the_papers_rule():
         breastdcedl_phases(3)
 
 
-# The clinical sheets of I-SPY
+# AMBL's clinical sheet
 
 
 CODES = {"neg": 0, "pos": 1, 0: 0, 3: 1, "pos (2+)": None}
+OUT = [6, 7, 8, 9, 25]
 
 
 def ambl_row(patient, *lesions):
-    """A row of AMBL's sheet; a lesion is (place, malignant, HER2, isTN), and what a lesion lacks is -1."""
+    """A row of AMBL's sheet; a lesion is (place, malignant, HER2, isTN, pathology), and what it lacks is -1."""
     found = {"Patient ID": patient, "BIRADS": 4}
     for i in range(1, 7):
-        there = i <= len(lesions)
-        place, malignant, her2, triple_negative = lesions[i - 1] if there else (None, -1, -1, -1)
-        found |= {f"Pos{i}": place, f"tumor/benign{i}": malignant, f"pathology{i}": 1 if there else -1}
+        place, malignant, her2, triple_negative, *code = lesions[i - 1] if i <= len(lesions) else (None, -1, -1, -1)
+        found |= {f"Pos{i}": place, f"tumor/benign{i}": malignant}
+        found[f"pathology{i}"] = code[0] if code else {1: 3, 0: 11}.get(malignant, -1)
         if i <= 3:
-            her = "HER2" if i < 3 else "HER"
-            found |= {f"GRADE{i}": "2 to 3" if there else -1, f"ER [SII] {i}": "strong" if there else -1}
-            found |= {f"PR [SII] {i}": -1, f"{her} [SII] {i}": her2, f"isTN{i}": triple_negative}
+            her, blanks = ("HER2", "") if i == 1 else ("HER2" if i == 2 else "HER", " ")
+            found |= {f"GRADE{i}": "2 to 3", f"ER [SII] {i}": "strong", f"PR [SII] {i}": -1}
+            found |= {f"{her} [SII] {i}": her2, f"isTN{i}": triple_negative, f"PR {blanks}[%] {i}": 90}
     return found
 
 
-def ambl_sheet(tmp_path, *rows):
-    """The headings stand in the second row, below a title."""
-    path = tmp_path / "Advanced-MRI-Breast-Lesions-DA-Clinical-Jan112024.xlsx"
-    pd.DataFrame(rows).to_excel(path, index=False, startrow=1)
-    return path
+def ambl_sheet(tmp_path, *rows, name="AMBL-Clinical.xlsx", header_row=2, sheet="MRI BREASTS with Delay"):
+    """A workbook: a sheet with notes, then the clinical one, whose headings stand in `header_row` below a title."""
+    with pd.ExcelWriter(tmp_path / name) as book:
+        pd.DataFrame([["Legend", "-1"], [None, "missing"]]).to_excel(book, sheet_name="Notes", index=False)
+        pd.DataFrame(rows).to_excel(book, sheet_name=sheet, index=False, startrow=header_row - 1)
+        if header_row > 1:
+            book.sheets[sheet]["B1"] = "Lesions"
+    return tmp_path / name
 
 
 def ambl_rows():
@@ -233,24 +233,83 @@ def ambl_rows():
     ]
 
 
+def read_rows(tmp_path, *rows, her2=CODES, out=OUT):
+    return read_ambl_clinical(ambl_sheet(tmp_path, *rows), her2, out)
+
+
 def test_the_ambl_sheet_gives_one_row_per_lesion_whatever_her2_is_spelt(tmp_path):
-    found = read_ambl_clinical(ambl_sheet(tmp_path, *ambl_rows()), CODES)
-    assert found.groupby("patient").size().to_dict() == {
-        "AMBL-001": 1,
-        "AMBL-002": 3,
-        "AMBL-003": 2,
-        "AMBL-004": 1,
-        "AMBL-005": 1,
-        "AMBL-006": 1,
-        "AMBL-007": 4,
-    }
+    found = read_rows(tmp_path, *ambl_rows())
+    counts = {"001": 1, "002": 3, "003": 2, "004": 1, "005": 1, "006": 1, "007": 4}
+    assert found.groupby("patient").size().to_dict() == {f"AMBL-{n}": count for n, count in counts.items()}
     second = found[found["patient"] == "AMBL-002"]
     assert second["lesion"].tolist() == [1, 2, 3] and second["malignant"].tolist() == [1, 0, 1]
+    assert second["pathology"].tolist() == [3, 11, 3] and second["invasive"].tolist() == [True, False, True]
     assert second["laterality"].tolist() == ["R", "L", "L"] and second["slice_coord"].tolist() == [12.34, -5, 7.5]
     assert second["HER2"].tolist() == [1, pd.NA, 1]
-    first = found.iloc[0]
-    assert (first["HER2"], first["ER"], first["grade"], first["triple_negative"]) == (0, "strong", "2 to 3", "1")
-    assert pd.isna(first["PR"]) and pd.isna(found.set_index("patient").loc["AMBL-004", "HER2"])
+    assert (found["HER2"][0], found["triple_negative"][0]) == (0, "1")
+    assert pd.isna(found.set_index("patient").loc["AMBL-004", "HER2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "header_row"), [("a.xlsx", 1), ("Sep 2024 (1).xlsx", 2), ("b.XLSX", 3), ("c.xlsm", 7)]
+)
+def test_the_ambl_sheet_is_found_by_its_columns_wherever_they_stand(tmp_path, name, header_row):
+    ambl_sheet(tmp_path, *ambl_rows(), name=name.lower(), header_row=header_row, sheet="Sheet7")
+    path = (tmp_path / name.lower()).rename(tmp_path / name)
+    (tmp_path / "README.md").write_text("Where the sheet is from.")
+    (tmp_path / f"~${name}").write_bytes(b"a lock of Excel's")
+    pd.DataFrame({"Patient ID": ["P1"], "HER2": [1]}).to_excel(tmp_path / "Duke.xlsx", index=False)
+    assert find_ambl_sheet(tmp_path) == find_ambl_sheet(path) == path
+    expected = read_rows(tmp_path, *ambl_rows())
+    pd.testing.assert_frame_equal(read_ambl_clinical(path, CODES, OUT), expected)
+
+
+def test_headings_are_the_same_in_any_case_with_any_blanks_and_with_id(tmp_path):
+    table = pd.DataFrame(ambl_rows())
+    table.columns = [c.upper().replace(" ", "\u00a0 ").replace("POS", "ID# pos") for c in table.columns]
+    table.to_excel(tmp_path / "ambl.xlsx", index=False)
+    found = read_ambl_clinical(find_ambl_sheet(tmp_path), CODES, OUT)
+    pd.testing.assert_frame_equal(found, read_rows(tmp_path, *ambl_rows()))
+
+
+def test_what_is_not_the_ambl_sheet_is_told_file_by_file_with_what_it_lacks(tmp_path):
+    source = r"no spreadsheet has AMBL's columns.  Download it .*at TCIA \(10.7937/c7x1-yn57\) into labels/"
+    with pytest.raises(ValueError, match=rf"labels: {source}.*Looked at: no such file or folder$"):
+        find_ambl_sheet(tmp_path / "labels")
+    with pytest.raises(ValueError, match=rf"{source}.*Looked at: no file in it$"):
+        find_ambl_sheet(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    pd.DataFrame().to_excel(tmp_path / "empty.xlsx")
+    pd.DataFrame({"Patient ID": ["P1"], "HER2": [1]}).to_excel(tmp_path / "duke.xlsx", sheet_name="Data")
+    ambl_sheet(tmp_path, ambl_row("ISPY2-100001"), name="other.xlsx", sheet="S")
+    with pytest.raises(ValueError, match=source) as stop:
+        find_ambl_sheet(tmp_path)
+    assert str(stop.value).partition("Looked at: ")[2] == (
+        "duke.xlsx: sheet Data lacks tumor/benign1, HER2 [SII], patients like AMBL-001; "
+        "empty.xlsx: sheet Sheet1 lacks Patient ID, tumor/benign1, HER2 [SII], patients like AMBL-001; "
+        "notes.txt: expected an .xlsx spreadsheet, found something else (File is not a zip file); "
+        "other.xlsx: sheet Notes lacks Patient ID, tumor/benign1, HER2 [SII], patients like AMBL-001; "
+        "sheet S lacks patients like AMBL-001"
+    )
+
+
+def test_two_files_or_two_sheets_with_the_columns_of_ambl_are_refused(tmp_path):
+    for name in ("Jan112024.xlsx", "Sep2024.xlsx"):
+        path = ambl_sheet(tmp_path, *ambl_rows(), name=name)
+    with pytest.raises(
+        ValueError, match="2 files have the columns of AMBL's sheet: Jan112024.xlsx, Sep2024.xlsx; keep"
+    ):
+        find_ambl_sheet(tmp_path)
+    with pd.ExcelWriter(path) as book:
+        for sheet in ("old", "new"):
+            pd.DataFrame(ambl_rows()).to_excel(book, sheet_name=sheet, index=False)
+    with pytest.raises(ValueError, match="sheets old, new have AMBL's columns; expected one sheet"):
+        read_ambl_clinical(path, CODES, OUT)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(
+        ValueError, match=r"expected an .xlsx spreadsheet, found something else .*; expected one sheet"
+    ):
+        read_ambl_clinical(path, CODES, OUT)
 
 
 def test_the_ambl_sheet_may_give_side_and_slice_in_two_columns(tmp_path):
@@ -259,7 +318,7 @@ def test_the_ambl_sheet_may_give_side_and_slice_in_two_columns(tmp_path):
         source[[f"laterality lesion{i}", f"slice coord lesion{i}"]] = [["Right", 12.34] if i == 1 else [None, -1]]
     path = tmp_path / "ambl.xlsx"
     source.to_excel(path, index=False, startrow=1)
-    found = read_ambl_clinical(path, CODES)
+    found = read_ambl_clinical(path, CODES, OUT)
     assert found[["laterality", "slice_coord"]].values.tolist() == [["R", 12.34]]
 
 
@@ -267,43 +326,113 @@ def test_the_ambl_sheet_may_give_side_and_slice_in_two_columns(tmp_path):
     ("rows", "message"),
     [
         (
-            [ambl_row("AMBL-001", ("R1", 1, "weak", 0), ("R2", 0, 2, 0)), ambl_row("AMBL-002", ("R1", 1, 2, 0))],
-            r"HER2 \[SII\] has values \(and counts\) {'2': 2, 'weak': 1}, expected one of \['0', '3', 'neg'",
-        ),
-        (
             [ambl_row("AMBL-001", ("R1", 0, -1, -1), ("R1", 1, "pos", 1))],
             r"AMBL-001 lesion 2: HER2 \[SII\] is 'pos', expected a value that means negative, as isTN is 1",
+        ),
+        (
+            [ambl_row("AMBL-001", ("R1", 0, -1, -1), ("R1", 1, "pos", 0, 15))],
+            r"lesion 2: tumor/benign, pathology is '1, 15 \(benign\)', expected both malignant or both not; ask",
+        ),
+        (
+            [ambl_row("AMBL-001", *[("R1", 1, 3, 0)] * 5, ("R1", 0, -1, -1, 3))],
+            r"AMBL-001 lesion 6: tumor/benign, pathology is '0, 3 \(IDC \+ DCIS\)', expected both malignant",
+        ),
+        (
+            [ambl_row("AMBL-001", ("R1", 1, "pos", 0, 26))],
+            r"AMBL-001 lesion 1: pathology is '26', expected one of \[1, 2, 3, .*, 24, 25\]; 1 such",
+        ),
+        (
+            [ambl_row("AMBL-001", ("R1", 1, "pos", 0, "3, 6"))],
+            "AMBL-001 lesion 1: pathology is '3, 6', expected one of",
         ),
         ([ambl_row("AMBL-001", ("R1", 2, "neg", 0))], "AMBL-001: tumor/benign1 is '2', expected a whole number"),
         ([ambl_row("AMBL-001", ("R1", "tumor", "neg", 0))], "AMBL-001: tumor/benign1 is 'tumor'"),
         ([ambl_row("AMBL-001", ("12.3", 1, "neg", 0))], "AMBL-001: pos1 is '12.3', expected a side and"),
         ([ambl_row("AMBL-001"), ambl_row("AMBL-001")], "AMBL-001: expected one row, found 2"),
-        ([ambl_row("../AMBL-001")], r"patientid cannot be '../AMBL-001', expected AMBL-\[0-9\]"),
-        ([ambl_row(None)], "patientid cannot be missing"),
+        (
+            [ambl_row("AMBL-001"), ambl_row("../AMBL-001")],
+            r"patientid cannot be '../AMBL-001', expected AMBL-\[0-9\]",
+        ),
+        ([ambl_row("AMBL-001"), ambl_row(None)], "patientid cannot be missing"),
         ([{k: v for k, v in ambl_row("AMBL-001").items() if k != "HER [SII] 3"}], r"each of her\[sii\]3; found"),
+        ([{k: v for k, v in ambl_row("AMBL-001").items() if k != "pathology1"}], "each of pathology1; found"),
         ([{k: v for k, v in ambl_row("AMBL-001").items() if k != "Pos4"}], "each of lateralitylesion4, slice"),
     ],
 )
 def test_an_ambl_sheet_that_cannot_be_true_is_refused(tmp_path, rows, message):
     path = ambl_sheet(tmp_path, *rows)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message}"):
-        read_ambl_clinical(path, CODES)
+        read_ambl_clinical(path, CODES, OUT)
 
 
-def test_her2_codes_that_are_no_status_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="her2 must map to 1, 0 or None, found {'positive'}"):
-        read_ambl_clinical(ambl_sheet(tmp_path, *ambl_rows()), {"pos": "positive"})
+def test_values_of_her2_without_a_meaning_are_counted_in_a_block_to_paste(tmp_path):
+    rows = [
+        ambl_row("AMBL-001", ("R1", 1, "Weak", 0), ("R2", 0, 2, 0), ("R3", 1, 2, 0, 6)),
+        ambl_row("AMBL-002", ("R1", 1, 2, 1), ("L1", 1, 'pos "++"', 0), ("L1", 1, "pos", -1)),
+    ]
+    with pytest.raises(
+        ValueError, match=r"ambl_her2 gives .* no meaning: \['2', 'pos', 'pos \"\+\+\"', 'weak'\]."
+    ) as stop:
+        read_rows(tmp_path, *rows, her2={})
+    text, *block = str(stop.value).splitlines()
+    assert text.endswith('with 1 (positive), 0 (negative) or null (equivocal) for each "?":')
+    assert block == [
+        "  ambl_her2:",
+        '    "2": "?"           # 1 malignant lesions, 3 in all, 1 with isTN 1',
+        '    "pos": "?"         # 1 malignant lesions, 1 in all, 0 with isTN 1',
+        r'    "pos \"++\"": "?"  # 1 malignant lesions, 1 in all, 0 with isTN 1',
+        '    "weak": "?"        # 1 malignant lesions, 1 in all, 0 with isTN 1',
+    ]
+    pasted = YAML(typ="safe").load("\n".join(["acquire:", *block]))["acquire"]["ambl_her2"]
+    with pytest.raises(ValueError, match=r"must map to 1, 0 or null, found {'2': '\?', 'pos': '\?'"):
+        read_rows(tmp_path, *rows, her2=pasted)
+    with pytest.raises(
+        ValueError, match=r"no meaning: \['weak'\].*\n.*\n.*2\": 0  .*\n.*pos\": 1  .*\n.*null .*\n.*weak\": \"\?\""
+    ):
+        read_rows(tmp_path, *rows, her2={2: 0, "pos": 1, 'POS "++"': None})
+    found = read_rows(tmp_path, *rows, her2=pasted | {"2": 0, "pos": 1, 'pos "++"': 1, "weak": None})
+    assert found["HER2"].tolist() == [pd.NA, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("her2", "message"),
+    [
+        ({"pos": "positive"}, "ambl_her2: each value must map to 1, 0 or null, found {'pos': 'positive'}"),
+        ({"pos": 2}, "found {'pos': 2}"),
+        ({"pos": True}, "found {'pos': True}"),
+        ({"pos": [1]}, r"found {'pos': \[1\]}"),
+        ({0: 0, "0": 1}, r"ambl_her2: a value is listed twice in \[0, '0'\]"),
+    ],
+)
+def test_her2_codes_that_are_no_status_are_refused(tmp_path, her2, message):
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path, *ambl_rows(), her2=her2)
+
+
+def test_a_code_to_leave_out_that_no_lesion_can_have_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"ambl_pathology_out has \[26, 'DCIS'\], expected codes among \[1, 2, .*, 25\]"
+    ):
+        read_rows(tmp_path, *ambl_rows(), out=[6, 26, "DCIS"])
+
+
+def test_a_sheet_without_her2_or_pathology_values_gives_no_label_and_no_error(tmp_path):
+    found = read_rows(tmp_path, ambl_row("AMBL-001", ("R1", 1, -1, -1, -1)), her2={})
+    assert found["invasive"].tolist() == [True] and found["HER2"].isna().all() and found["pathology"].isna().all()
+    rows = [{k: v for k, v in row.items() if "pathology" not in k} for row in ambl_rows()]
+    assert read_rows(tmp_path, *rows, out=[])["invasive"].sum() == 9
 
 
 def test_a_patient_counts_once_and_one_without_a_label_has_a_reason(tmp_path):
-    known, patients = index_lesion(read_ambl_clinical(ambl_sheet(tmp_path, *ambl_rows()), CODES))
-    assert [*zip(known["patient"], known["lesion"], known["HER2"], strict=True)] == [
-        ("AMBL-001", 1, 0),
-        ("AMBL-002", 1, 1),
-        ("AMBL-002", 3, 1),
-        ("AMBL-003", 1, 0),
-        ("AMBL-003", 2, 1),
-        ("AMBL-007", 2, 0),
+    known, patients = index_lesion(read_rows(tmp_path, *ambl_rows()))
+    columns = ["patient", "lesion", "laterality", "slice_coord", "HER2"]
+    assert known[columns].values.tolist() == [
+        ["AMBL-001", 1, "L", 0.5, 0],
+        ["AMBL-002", 1, "R", 12.34, 1],
+        ["AMBL-002", 3, "L", 7.5, 1],
+        ["AMBL-003", 1, "L", 0.5, 0],
+        ["AMBL-003", 2, "R", 1, 1],
+        ["AMBL-007", 2, "R", 2, 0],
     ]
     found = patients.set_index("pid")
     assert found["HER2"].tolist() == [0, 1, pd.NA, pd.NA, pd.NA, pd.NA, 0]
@@ -313,9 +442,33 @@ def test_a_patient_counts_once_and_one_without_a_label_has_a_reason(tmp_path):
     assert found["test"].isna().all() and set(found["dataset"]) == {"ambl"}
 
 
+def test_in_situ_and_high_risk_lesions_are_no_invasive_cancer(tmp_path):
+    rows = [
+        ambl_row("AMBL-001", ("R1", 1, "pos", 0, 6)),
+        ambl_row(
+            "AMBL-002", ("R1", 1, "pos", 0, 25), ("R2", 1, -1, -1, 6), ("R3", 1, -1, -1, 6), ("R4", 0, -1, -1)
+        ),
+        ambl_row("AMBL-003", ("R1", 1, "pos", 0, 6), ("R2", 1, "neg", 0, 2)),
+        ambl_row("AMBL-004", ("R1", 1, "pos", 0, 9), ("R2", 1, "pos (2+)", 0, 1)),
+        ambl_row("AMBL-005", ("R1", 1, "pos", 0, -1)),
+        ambl_row("AMBL-006", ("R1", 0, "pos", 0, 8)),
+    ]
+    known, patients = index_lesion(read_rows(tmp_path, *rows))
+    assert known[["patient", "lesion", "HER2"]].values.tolist() == [["AMBL-003", 2, 0], ["AMBL-005", 1, 1]]
+    dcis, both = (
+        "no invasive cancer: pathology 6 (DCIS)",
+        "no invasive cancer: pathology 6 (DCIS), 25 (radial scar)",
+    )
+    assert patients["reason"].tolist() == [dcis, both, "", _NO_HER2, "", _NO_HER2]
+    found = flow(patient_table(patients.assign(n_times=5, layout="breastdcedl")))
+    assert found["excluded"] == {"no invasive cancer": 2, _NO_HER2: 2}
+    _, patients = index_lesion(read_rows(tmp_path, *rows, out=[]))
+    assert patients["reason"].tolist() == ["", "", _DISCORDANT, "", "", _NO_HER2]
+
+
 @real
 def test_ispy_and_ambl_together_make_one_patient_table(tmp_path):
-    _, ambl = index_lesion(read_ambl_clinical(ambl_sheet(tmp_path, *ambl_rows()), CODES))
+    _, ambl = index_lesion(read_rows(tmp_path, *ambl_rows()))
     ispy = read_breastdcedl_table(TABLE)
     assert ambl.drop(columns="reason").columns.tolist() == ispy.columns.tolist()
     both = pd.concat([ispy, ambl.assign(n_times=5)], ignore_index=True).assign(layout="breastdcedl")
@@ -328,4 +481,119 @@ def test_ispy_and_ambl_together_make_one_patient_table(tmp_path):
     }
 
 
-# Agreement
+# IDC's clinical tables
+
+
+def idc_table(tmp_path, columns, name="clinical.csv"):
+    pd.DataFrame(columns).to_csv(tmp_path / name, index=False)
+    return tmp_path / name
+
+
+def as_lists(found):
+    assert [str(t) for t in found.dtypes[["HR", "HER2"]]] == ["Int64", "Int64"]
+    return found.astype(object).where(found.notna(), None).values.tolist()
+
+
+def test_hrher4g_tells_hr_and_her2_of_each_patient(tmp_path):
+    texts = [
+        "HR + / HER2 +",
+        "HR + / HER2 -",
+        "HR - / HER2 +",
+        "HR - / HER2 - (TN)",
+        None,
+        "NA",
+        "HR neg/HER2 positive",
+    ]
+    texts += ["HR\u2212, HER2 unknown"]
+    ids = [f"ACRIN-6698-10221{n}" for n in range(len(texts))]
+    other = {"i_spy_2_research_id": range(len(texts)), "tcia_patient_id": [*reversed(ids)]}
+    found = read_idc_clinical(idc_table(tmp_path, {"dicom_patient_id": ids, "hrher4g": texts} | other))
+    statuses = [(1, 1), (1, 0), (0, 1), (0, 0), (None, None), (None, None), (0, 1), (0, None)]
+    assert as_lists(found) == [[pid, *status] for pid, status in zip(ids, statuses, strict=True)]
+    found = read_idc_clinical(idc_table(tmp_path, {"hrHer4G": texts} | other))
+    assert found["pid"].tolist() == ids[::-1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (
+            {"patient_id": [102212, 550421], "hr": [1.0, None], "her2": [0, 1]},
+            [["ISPY2-102212", 1, 0], ["ISPY2-550421", None, 1]],
+        ),
+        (
+            {"dicom_patient_id": ["ISPY2-102212"], "patient_id": [7], "HR": ["Positive"], "HER2": ["neg"]},
+            [["ISPY2-102212", 1, 0]],
+        ),
+        (
+            {"subjectid": [1001, 1002], "hr_pos": [0, 2], "her2mostpos": [None, 1]},
+            [["ISPY1_1001", 0, None], ["ISPY1_1002", None, 1]],
+        ),
+        ({"dicom_patient_id": ["ISPY1_1001"], "hr": [None], "her2": [None]}, [["ISPY1_1001", None, None]]),
+    ],
+)
+def test_hr_and_her2_may_have_a_column_each_and_identifiers_their_digits_alone(tmp_path, columns, expected):
+    assert as_lists(read_idc_clinical(idc_table(tmp_path, columns))) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"hr": [1], "her2": [1]}, "one column each of dicom_patient_id; found hr, her2"),
+        (
+            {"dicom_patient_id": ["ISPY2-102212"], "pcr": [1]},
+            "one column each of hr, her2; found pcr",
+        ),
+        (
+            {"dicom_patient_id": ["ISPY2-102212"], "hrher4g": ["4"]},
+            "ISPY2-102212: hrher4g is '4', expected a text like",
+        ),
+        (
+            {"dicom_patient_id": ["ISPY2-102212"], "hr": [1], "her2": ["2+"]},
+            "ISPY2-102212: HER2 is '2\\+', expected one of 1, \\+, pos",
+        ),
+        ({"patient_id": [12], "hr": [1], "her2": [1]}, "patient_id cannot be '12', expected "),
+        ({"patient_id": [102212, "ISPY2-102212"], "hr": 1, "her2": 1}, "ISPY2-102212: expected one row, found 2"),
+    ],
+)
+def test_a_clinical_table_of_idc_that_cannot_be_read_is_refused(tmp_path, columns, message):
+    path = idc_table(tmp_path, columns)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message}"):
+        read_idc_clinical(path)
+
+
+def test_parquet_needs_pyarrow_and_then_reads_as_csv_does(tmp_path, monkeypatch):
+    path, table = tmp_path / "ispy2.parquet", {"patient_id": [102212], "hr": [1], "her2": [0]}
+    with monkeypatch.context() as patch:
+        for name in ("pyarrow", "fastparquet"):
+            patch.setitem(sys.modules, name, None)
+        with pytest.raises(ValueError, match=r"ispy2\.parquet: parquet needs pyarrow; pip install pyarrow"):
+            read_idc_clinical(path)
+    monkeypatch.setattr(pd, "read_parquet", {path: pd.DataFrame(table)}.get)
+    assert as_lists(read_idc_clinical(path)) == [["ISPY2-102212", 1, 0]]
+
+
+def test_patients_whose_status_differs_between_the_tables_are_told_with_both_values():
+    pids = ["ISPY2-100001", "ISPY2-100002", "ACRIN-6698-100003", "ISPY1_1001", "ISPY2-100005", "ISPY2-100006"]
+    ours = pd.DataFrame({"pid": pids, "HR": [1, 1, 0, None, 1, 1], "HER2": [1, 1, 1, 1, 1, None]})
+    idc = pd.DataFrame({"pid": ["ISPY2-100003", *pids[1::-1], "ISPY2-200000", *pids[3:]], "HR": 1, "HER2": 1})
+    idc.loc[2, "HER2"] = idc.loc[5, "HR"] = idc.loc[0, "HER2"] = 0
+    idc.loc[1, "HER2"] = None
+    types = {"HR": "Int64", "HER2": "Int64"}
+    assert check_against(ours.astype(types), idc.astype(types)) == {
+        "ISPY2-100001": "HER2 differs between tables: BreastDCEDL 1, IDC 0",
+        "ACRIN-6698-100003": "HER2 differs between tables: BreastDCEDL 1, IDC 0",
+        "ISPY2-100005": "HR differs between tables: BreastDCEDL 1, IDC 0",
+    }
+
+
+@real
+def test_the_real_table_agrees_with_itself_under_the_numbers_of_the_trial(tmp_path):
+    table = read_breastdcedl_table(TABLE)
+    digits = table["pid"].str[-6:]
+    clinical = read_idc_clinical(
+        idc_table(tmp_path, {"patient_id": digits, "hr": table["HR"], "her2": table["HER2"]})
+    )
+    assert check_against(table, clinical) == {}
+    clinical["HER2"] = 1 - clinical["HER2"]
+    assert len(check_against(table, clinical)) == 982

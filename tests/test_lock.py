@@ -37,7 +37,10 @@ def test_every_result_in_git_was_written_by_a_stage():
 def test_the_numbers_of_the_readme_are_those_of_the_metrics():
     metrics = json.loads((TOP / "results/embedded/metrics.json").read_text())
     readme = (TOP / "README.md").read_text()
+    rates = [f"{rate}_at_{cut}" for rate in ("accuracy", "balanced_accuracy") for cut in ("0.5", "threshold")]
+    assert f"accuracy at 0.5 | at {metrics['threshold']:.3f} | balanced accuracy at 0.5 |" in readme
     for name, title in (("internal", "internal test"), ("external", "external site")):
         m = metrics[name]
         auc = f"{m['auc']:.2f} ({m['low']:.2f}–{m['high']:.2f})"
-        assert f"| {title} | {m['patients']} | {m['positives']} | {auc} | {m['balanced_accuracy']:.2f} |" in readme
+        cells = [title, m["patients"], m["positives"], auc, *(f"{m[rate]:.2f}" for rate in rates)]
+        assert f"| {' | '.join(map(str, cells))} |" in readme

@@ -2,6 +2,8 @@
 
 import csv
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +217,17 @@ def test_the_tumour_volume_of_a_real_mask_is_that_of_the_table():
     assert mask.sum() * 2.0 * 0.6055**2 == pytest.approx(31107.1, abs=0.05)  # tum_vol is in mm³
     rows, columns = (np.flatnonzero(mask.any(axis=axes))[[0, -1]].tolist() for axes in ((0, 2), (0, 1)))
     assert (rows, columns) == ([104, 199], [155, 216])
+
+
+def test_a_file_that_a_full_disk_cuts_off_is_no_file(tmp_path):
+    code = f"""
+import resource, numpy as np
+from pathlib import Path
+from her2core.formats.nifti import _write_voxels
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+noise = np.random.default_rng(0).integers(0, 60000, (9, 32, 32)).astype(np.uint16)
+_write_voxels(noise, Path({str(tmp_path)!r}) / "x.nii.gz")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "x.nii.gz: could not be written whole; is the disk full?" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -78,6 +78,7 @@ def test_the_study_ends_with_numbers_that_carry_n_and_interval(study):
     for population, patients in (("internal", 8), ("external", 6)):
         found = metrics[population]
         assert found["patients"] == patients and 0 <= found["low"] <= found["auc"] <= found["high"] <= 1
+        assert {"accuracy_at_0.5", "accuracy_at_threshold"} <= found.keys() and 0 < metrics["threshold"] < 1
 
 
 def test_every_figure_of_the_pipeline_is_there_as_png_and_pdf(study):

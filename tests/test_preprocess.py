@@ -25,7 +25,7 @@ from her2core.normalize import SCOPES
 TOP = Path(__file__).resolve().parents[1]
 CONFIG = p.PrepareConfig(
     crop_mm=64.0, crop_px=32, slices=3, quantiles=(0.0, 0.98, 1.0), early_s=150.0, late_s=450.0,
-    bias_fields=("raw", "n4"), neighbours=True, jobs=1, n4=N4Config(iterations=(5, 5)),
+    bias_fields=("raw", "n4"), neighbours=True, allow_missing=False, jobs=1, n4=N4Config(iterations=(5, 5)),
 )  # fmt: skip
 COHORT = EmbeddedConfig(
     source="phantom", seed=5, bayes_auc=0.95, prevalence=0.5, spy2=(1, 1, 0), spy1=(1, 1, 0), ambl=2,
@@ -48,7 +48,7 @@ def patients(raw):
 @pytest.fixture(scope="module")
 def prepared(raw, patients, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "prepare"
-    return out, p.prepare(patients, raw, out, CONFIG)
+    return out, p.prepare(patients, raw, out, CONFIG)[0]
 
 
 def test_the_packed_arrays_have_the_shapes_that_are_written_down(prepared, patients):
@@ -171,21 +171,64 @@ def test_a_damaged_file_ends_in_an_error_that_names_it_and_the_finished_patients
     raw, patients, dataset, tmp_path, computed, prepared
 ):
     name = patients.loc[patients["dataset"] == dataset, "patient"].iloc[0]
+    lenient = replace(CONFIG, allow_missing=True)  # a damaged file is no reason to go on without the patient
     victim = sorted(f for f in (raw / dataset).rglob("*") if f.is_file() and name in str(f))[0]
     whole = victim.read_bytes()
     try:
         victim.write_bytes(whole[:-200])
-        with pytest.raises(ValueError, match=f"(?s)1 of 6 patients.*{name}.*{victim.name}"):
-            p.prepare(patients, raw, tmp_path / "out", CONFIG)
+        with pytest.raises(ValueError, match=f"(?s)1 of 6 patients, 1 because of files.*{name}.*{victim.name}"):
+            p.prepare(patients, raw, tmp_path / "out", lenient)
         victim.write_bytes(bytes(len(whole)))  # right size, wrong content
-        with pytest.raises(ValueError, match=f"(?s)1 of 6 patients.*{victim.name}"):
-            p.prepare(patients, raw, tmp_path / "out", CONFIG)
+        with pytest.raises(ValueError, match=f"(?s)1 of 6 patients, 1 because of files.*{name}: not the files"):
+            p.prepare(patients, raw, tmp_path / "out", lenient)
     finally:
         victim.write_bytes(whole)
     assert not (tmp_path / "out").exists()
     p.prepare(patients, raw, tmp_path / "out", CONFIG)
     assert sorted(computed) == sorted([*patients["patient"], name, name])  # the damaged one three times
     same_bytes(prepared[0], tmp_path / "out")
+
+
+def test_a_patient_that_cannot_be_prepared_is_a_row_with_a_reason_where_that_is_allowed(
+    raw, patients, tmp_path, monkeypatch, prepared
+):
+    name = patients.loc[1, "patient"]
+
+    def refuse(row, *arguments, prepare_patient=p.prepare_patient):
+        if row["patient"] == name:
+            raise ValueError(f"{name}: no body")
+        return prepare_patient(row, *arguments)
+
+    monkeypatch.setattr(p, "prepare_patient", refuse)
+    with pytest.raises(
+        ValueError, match=f"(?s)1 of 6 patients cannot be prepared; .*allow_missing.*\n{name}: no body"
+    ):
+        p.prepare(patients, raw, tmp_path / "out", CONFIG)
+    slices, unprepared = p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
+    assert unprepared.to_dict("records") == [
+        {"patient": name, "dataset": patients.loc[1, "dataset"], "split": patients.loc[1, "split"]}
+        | {"her2": patients.loc[1, "her2"], "reason": "cannot be prepared: no body"}
+    ]
+    assert set(slices["patient"]) == set(patients["patient"]) - {name}
+    written = pd.read_csv(tmp_path / "out/slices.csv")
+    wanted = pd.read_csv(prepared[0] / "slices.csv")
+    pd.testing.assert_frame_equal(written, wanted[wanted["patient"] != name].reset_index(drop=True))
+
+
+def test_a_disk_that_fails_is_no_reason_against_a_patient(raw, patients, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(p.Part, "save", full)
+    with pytest.raises(ValueError, match="(?s)6 of 6 patients, 6 because of files on this disk.*No space left"):
+        p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_nobody_can_be_prepared_the_study_does_not_go_on(raw, patients, tmp_path, monkeypatch):
+    monkeypatch.setattr(p, "as_uint16", lambda phases, patient: p.Phases(2, 1, 0))
+    with pytest.raises(ValueError, match="6 of 6 patients cannot be prepared"):
+        p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
 
 
 SCRIPT = """
@@ -235,11 +278,11 @@ def test_a_part_counts_only_for_the_same_parameters_row_record_and_sources(raw, 
 
 def test_a_damaged_part_is_made_again(raw, patients, tmp_path):
     job = patients.iloc[0].to_dict(), tmp_path / "part.npz"
-    assert p._make_part(job, raw, CONFIG) is None
+    assert p._make_part(job, raw, CONFIG) == ("", False)
     whole = job[1].read_bytes()
     for damaged in (b"", whole[: len(whole) // 2]):
         job[1].write_bytes(damaged)
-        assert p._make_part(job, raw, CONFIG) is None
+        assert p._make_part(job, raw, CONFIG) == ("", False)
         assert job[1].read_bytes() == whole
 
 
@@ -284,7 +327,7 @@ def test_nothing_of_an_earlier_preparation_stays(raw, patients, tmp_path):
 
 
 def test_parts_that_do_not_arrive_here_are_an_error(raw, patients, tmp_path, monkeypatch):
-    monkeypatch.setattr(p, "each", lambda function, items, jobs, label: [None for _ in items])
+    monkeypatch.setattr(p, "each", lambda function, items, jobs, label: [("", False) for _ in items])
     with pytest.raises(ValueError, match=r"6 of 6 patients were prepared, but .*\.npz is not here"):
         p.prepare(patients, raw, tmp_path / "out", CONFIG)
 
@@ -375,7 +418,7 @@ def test_a_pixel_is_that_of_the_crop_or_without_crop_mm_that_of_the_image():
 
 def test_parameters_may_leave_crop_mm_open():
     values = {"crop_mm": None, "crop_px": 256, "slices": 5, "quantiles": [0.0, 1.0], "early_s": 150}
-    values |= {"late_s": 450, "bias_fields": ["raw"], "neighbours": False, "jobs": -1}
+    values |= {"late_s": 450, "bias_fields": ["raw"], "neighbours": False, "allow_missing": False, "jobs": -1}
     assert build(p.PrepareConfig, values, "here").crop_mm is None
     assert build(p.PrepareConfig, values | {"crop_mm": 64}, "here").crop_mm == 64.0
 

@@ -1,5 +1,7 @@
 """Can the sites be told apart, and how far would that carry?"""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,6 +44,22 @@ def test_a_site_that_shows_in_the_image_is_told_apart(cohort):
     assert told.groupby("seed").size().tolist() == [12, 12] and set(told["run"]) == {"site from image"}
     assert [site[p] == "two" for p in told["patient"]] == (told["label"] == 1).tolist()
     assert all(auc(part["label"], part["probability"]) > 0.9 for _, part in told.groupby("seed"))
+
+
+def test_a_probe_trains_where_the_run_does_wherever_its_slices_lie(cohort, monkeypatch):
+    asked, seen = [], []
+
+    def fit(build, train, validation, config, seed):
+        seen.append((seed, train.images.device.type, validation.images.device.type))
+        return None, []
+
+    # "meta" stands for a GPU: another device, which every machine has
+    monkeypatch.setattr("her2core.runs.choose_device", lambda name: asked.append(name) or torch.device("meta"))
+    monkeypatch.setattr(probe, "fit", fit)
+    monkeypatch.setattr(probe, "predict", lambda *_: (np.array(["p"]), np.array([1]), np.array([0.5])))
+    run = make_run(None, None, models=MODELS, training=replace(CONFIG, device="auto"))
+    probe.probe_sites(run, *cohort)
+    assert seen == [(0, "meta", "meta"), (1, "meta", "meta")] and set(asked) == {"auto"}
 
 
 def test_external_patients_are_no_site_of_the_probe(cohort):

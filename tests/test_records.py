@@ -47,6 +47,12 @@ def test_what_lacks_is_named_and_the_record_counts_for_nothing(folder, damage, m
         records.check_complete("P1", folder)
 
 
+def test_files_of_the_right_size_with_other_content_are_refused(folder):
+    (folder / "dce/2.dcm").write_bytes(b"two?")
+    with pytest.raises(records.Incomplete, match=r"P1: not the files that were acquired.*delete P1.json and run"):
+        records.check_complete("P1", folder)
+
+
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -132,6 +132,20 @@ def test_each_seed_is_trained_and_has_its_history(trained):
     assert history.groupby("seed")["epoch"].apply(list).to_dict() == {0: [1, 2], 5: [1, 2]}
 
 
+def test_a_run_trains_on_its_device_wherever_its_slices_lie(run, slices, monkeypatch):
+    seen = []
+
+    def fit(build, train, validation, *_):
+        seen.append((train.images.device.type, validation.images.device.type))
+        return torch.nn.Linear(1, 1), []
+
+    # "meta" stands for a GPU: another device, which every machine has
+    monkeypatch.setattr("her2core.runs.choose_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr("her2core.runs.fit", fit)
+    train_run(run, slices)
+    assert seen == [("meta", "meta")] * 2
+
+
 @pytest.mark.slow
 def test_seeds_side_by_side_give_the_bytes_of_seeds_one_by_one(run, slices, trained):
     weights, _ = train_run(replace(run, training=replace(CONFIG, jobs=2)), slices)

@@ -1,15 +1,19 @@
 """Training learns what is there, nothing else, and the same each time."""
 
+import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import her2core.train
@@ -142,10 +146,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from her2core.train import _read_checkpoint, fit
+import her2core.train
+from her2core.train import Training, _read_checkpoint, fit
 from test_train import CONFIG, DROPOUT, planted
 
 checkpoint = Path(sys.argv[2])
+Training.due = lambda training: True  # at each validation
 
 def killed_at(step):
     left = [step]
@@ -223,6 +229,51 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         training.save(tmp_path / "c", "key")
     assert (tmp_path / "c").read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(her2core.train, "save_file", full)
+    with pytest.raises(
+        OSError, match="c: cannot be written .No space left on device.; make room and run the stage"
+    ):
+        fit(Brightness, planted(16, 0), planted(8, 1), CONFIG, 0, checkpoint=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("writing_s", "written"), [(1, [3, 6, 9, 12]), (7, [3, 10, 12]), (100, [3, 12])], ids="{} s".format
+)
+def test_checkpoints_take_a_tenth_of_the_time_at_most_and_the_end_has_one(
+    writing_s, written, tmp_path, monkeypatch
+):
+    now, epochs = [time.monotonic()], []
+
+    def one_epoch(training, *_):
+        training.epoch += 1
+        now[0] += 11
+        return 0.5
+
+    def write(tensors, path, header):
+        now[0] += writing_s
+        epochs.append(json.loads(header["training"])["epoch"])
+        path.touch()
+
+    monkeypatch.setattr(her2core.train, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(her2core.train, "train_one_epoch", one_epoch)
+    monkeypatch.setattr(her2core.train, "save_file", write)
+    config = replace(CONFIG, epochs=12, validate_every=1)
+    fit(Brightness, planted(16, 0), planted(8, 1), config, 0, checkpoint=tmp_path / "c")
+    assert epochs == written
+
+
+def test_a_training_that_ends_early_leaves_its_last_validation(tmp_path, monkeypatch):
+    config = replace(CONFIG, validate_every=1, patience=2)
+    arguments = Brightness, planted(16, 0), planted(8, 1), config, 0, iter, tmp_path / "c"
+    _, history = fit(*arguments)
+    monkeypatch.setattr(her2core.train, "train_one_epoch", None)
+    assert fit(*arguments)[1] == history and len(history) == 3
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path):

@@ -1,5 +1,4 @@
-"""Get or make the raw files of a study:        python -m her2core.cohorts.acquire COHORT
-Say what that would take, without network:     python -m her2core.cohorts.acquire --dry COHORT
+"""Get or make the raw files of a study:  python -m her2core.cohorts.acquire COHORT
 
 data/<cohort>/acquire/
     the patients' files (see `phantom` and `archive`), records/<patient>.json
@@ -8,7 +7,6 @@ data/<cohort>/acquire/
     truth.csv      what else is known: the phantom's truth; of the real cohort, tumour voxels of mask and table
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -32,6 +30,7 @@ def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Pat
         records, missing = archive.get(config, folder)
         counts = ("mask_voxels", "mask_count")  # tumour voxels in the archive's mask and in the table
         truth = [{"patient": r["patient"]} | {c: r["metadata"].get(c) for c in counts} for r in records]
+    failed = [f"{row['pid']}: {row['reason']}" for row in missing if row.pop("failed", False)]
     metadata = pd.DataFrame([r["metadata"] for r in records] + missing)
     tables = {
         "files": pd.DataFrame([files_row(r) for r in records]),
@@ -41,35 +40,20 @@ def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Pat
     for name, table in tables.items():
         with whole(folder / f"{name}.csv") as part:
             table.to_csv(part, index=False)
-    failed = [f"{r['pid']}: {r['reason']}" for r in missing if r["reason"].startswith("not usable")]
     if failed and not config.allow_missing:
         raise ValueError(
-            f"{len(failed)} patients could not be obtained; the others are complete.  Run again, or set "
-            "allow_missing to go on without them:\n" + "\n".join(failed)
+            f"{len(failed)} patients cannot be used; all others are complete.  Their rows in metadata.csv say why; "
+            "acquire.allow_missing: true goes on without them:\n" + "\n".join(failed)
         )
 
 
-def _describe(name, config):
-    """What acquiring a cohort would take, in words."""
-    if not isinstance(config, embedded.EmbeddedConfig):
-        return f"{name}:\n{archive.describe(config)}"
-    sites = [embedded.site_of(row, config.coarse) for row in embedded.draw_cohort(config)]
-    size = sum(2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites)  # 16 bits per voxel
-    what = f"{name}: {len(sites):,} synthetic patients, made here"
-    return f"{what}\nDownload: none; licence: MIT, as the code\nDisk: {size:.2g} GB"
-
-
 def main(arguments: list[str]) -> None:
-    """The stage `acquire`, or its dry run."""
-    is_dry = arguments[:1] == ["--dry"]
-    if len(arguments) != 1 + is_dry or arguments[-1].startswith("-"):
+    """The stage `acquire`."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         sys.exit(__doc__)
     try:
-        study = Study.open(arguments[-1])
+        study = Study.open(arguments[0])
         config = study.params("acquire", SOURCES)
-        if is_dry:
-            print(_describe(study.name, config))
-            return
         with steady_dependencies("her2core/cohorts/acquire.py", study):
             get_all(config, study.data("acquire"))
     except (ValueError, OSError) as error:

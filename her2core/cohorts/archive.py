@@ -20,52 +20,50 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from her2core.cohorts import manifest
-from her2core.cohorts.labels import breastdcedl_phases, index_lesion, read_ambl_clinical, read_breastdcedl_table
-from her2core.cohorts.transfer import Unreachable, check_reachable, check_space, fetch_file, fetch_series
+from her2core.cohorts.ambl import find_ambl_sheet, index_lesion, read_ambl_clinical
+from her2core.cohorts.examination import Recipe, Unusable, check_release, crop_patient
+from her2core.cohorts.labels import check_against, read_breastdcedl_table, read_idc_clinical
+from her2core.cohorts.manifest import MANIFESTS, read_manifest, read_releases
+from her2core.cohorts.transfer import NotThere, TransportFault, fetch_file, fetch_series
 from her2core.config import root
-from her2core.formats.dicom import read_dce
-from her2core.formats.nifti import mask_file, min_crop, phase_files, write_breastdcedl
-from her2core.formats.seg import read_seg, read_seg_labels
-from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Phases, nearest_phases
+from her2core.formats.volume import PHASE_COLUMNS
 from her2core.parallel import each
 from her2core.records import read_record, whole, write_record
 
-_MINCROP = {  # of Zenodo record 18114231: file, MD5
-    "spy2": ("BreastDCEDL_ISPY2_min_crop.tar.gz", "2f1a00310bd00d344664319fb7bd679c"),
-    "spy1": ("BreastDCEDL_ISPY1_min_crop.tar.gz", "d2d2630940a861819e6a385877f45ba5"),
-    "table": ("BreastDCEDL_metadata_min_crop.csv", "d58b84d0f343b4b8338cbb222e6dda08"),
-}
-_BREASTDCEDL = {"spy2": (982, 982), "spy1": (172, 167)}  # its patients, and those with a HER2 status
-_KEPT_MB = 16.7  # per patient: three cropped phases, uncompressed; 16.4 GB over the 982 of I-SPY2
-_MEANING = {"spy2": "tumour_is_zero", "spy1": "segments"}
+_FAULTS = 3  # patients in a row that could not be fetched: then it is the archive or the network, not the patient
 
 
 @dataclass(frozen=True)
 class ArchiveConfig:
     """Where the real cohort comes from, and what is kept of it.
 
-    source: "archive".  collections: {spy2, spy1, ambl} → idc or zenodo; one that is left out is not fetched.
-    ambl_clinical: the collection's spreadsheet, to be downloaded by hand from its page at TCIA; relative to the
-        compendium.  ambl_her2: values of its column HER2 [SII] → 1, 0 or null (equivocal); public projects read
-        this column in opposite ways, so the sheet's own legend decides, and a value not listed stops the run.
+    source: "archive".  manifests: the folder with the pinned series and releases.
+    collections: {spy2, spy1, ambl} → idc or zenodo; one that is left out is not fetched.
+    ambl_clinical: the collection's spreadsheet, to be downloaded by hand from its page at TCIA, or its folder.
+    ambl_her2: values of its columns HER2 [SII] → 1, 0 or null (equivocal).  There is no default: public projects
+        read them in contradictory ways, so the sheet's own legend decides, and a value not listed stops the run.
+    ambl_pathology_out: codes of its columns `pathology` that are no invasive cancer.
+    idc_clinical: IDC's clinical tables of I-SPY2 (CSV or parquet), where at hand: their HER2 has to be the table's.
     early_s, late_s: wanted times after the first phase, in seconds, where no table names the phases (AMBL).
     ambl_phases: indices of pre, early and late instead, where the files have no times either; null: by time.
     crop_px, margin_slices: MinCrop keeps 256 × 256 pixels around the tumour and two slices beyond it.
-    allow_missing: false ends with an error when an expected patient could not be obtained or read; true goes on
-        without.  Patients that the manifests leave out are known beforehand and no error.  Either way a patient
-        that is missing has a row that says why.
-    idc, zenodo: addresses.  connections: at once, per patient.  jobs: patients at once.
+    allow_missing: false ends with an error when an expected patient cannot be used; true goes on without.  Patients
+        that the manifests leave out are known beforehand and no error.  Either way a patient that is missing has a
+        row that says why.  A network or a disk that fails is always an error.
+    idc, zenodo: addresses, of the archive or a mirror.  zenodo_record: of the release.  All folders and files are
+        relative to the compendium.  connections: at once, per patient.  jobs: patients at once.
     """
 
     source: str
+    manifests: str
     collections: dict[str, str]
     ambl_clinical: str
     ambl_her2: dict[str, int | None]
+    ambl_pathology_out: tuple[int, ...]
+    idc_clinical: tuple[str, ...]
     early_s: float
     late_s: float
     ambl_phases: tuple[int, int, int] | None
@@ -74,6 +72,7 @@ class ArchiveConfig:
     allow_missing: bool
     idc: str
     zenodo: str
+    zenodo_record: int
     connections: int
     jobs: int
 
@@ -85,54 +84,23 @@ class ArchiveConfig:
             if where not in allowed.get(name, ()):
                 raise ValueError(f"collections: {name} from {where!r}, expected one of {allowed}")
 
+    @property
+    def recipe(self) -> Recipe:
+        """What of it a patient's stored files depend on."""
+        return Recipe(self.early_s, self.late_s, self.ambl_phases, self.crop_px, self.margin_slices)
 
-def _read_series(dataset):
+    def release(self, name: str) -> tuple[str, str, str]:
+        """A file of the release, "spy1", "spy2" or "table": its name, MD5 and address."""
+        file, md5 = read_releases(root() / self.manifests / "releases.csv")[name]
+        return file, md5, f"{self.zenodo}/records/{self.zenodo_record}/files/{file}"
+
+
+def read_series(dataset: str, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """A collection's manifest → series of the patients with images and SEG; {patient: why not} for the others."""
-    folder = root() / "manifests"
-    table = manifest.read_manifest(folder / f"{manifest.MANIFESTS[dataset]}.csv")
+    table = read_manifest(folder / f"{MANIFESTS[dataset]}.csv")
     out = pd.read_csv(folder / "excluded.csv", index_col="patient")["reason"].to_dict()
     out |= dict.fromkeys(set(table["patient"]) - set(table.loc[table["role"] == "seg", "patient"]), "no tumour SEG")
     return table[~table["patient"].isin(list(out))], out
-
-
-def _under_way_gb(series, config):
-    """The most that is in downloads/ at a time."""
-    return series.groupby("patient")["size_MB"].sum().max() / 1000 * max(config.jobs, 1)
-
-
-def plan(config: ArchiveConfig, series: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """What obtaining the cohort takes, by collection; GB are NaN where unknown.  series: of those from IDC."""
-    rows = []
-    for dataset, where in config.collections.items():
-        if where == "idc":
-            row = manifest.totals(series[dataset])
-        else:
-            row = {"patients": _BREASTDCEDL[dataset][0], "series": 0, "instances": 1, "GB": np.nan}
-            row["licences"] = [manifest.MINCROP_LICENCE]
-        rows.append({"collection": dataset, "from": where} | row | {"kept_GB": row["patients"] * _KEPT_MB / 1000})
-    table = pd.DataFrame(rows).rename(columns={"instances": "files", "GB": "download_GB"})
-    return table.assign(licences=table["licences"].str.join(", "))
-
-
-def describe(config: ArchiveConfig) -> str:
-    """The plan in words; needs no network."""
-    series = {dataset: _read_series(dataset)[0] for dataset, where in config.collections.items() if where == "idc"}
-    table = plan(config, series)
-    size, kept = table["download_GB"].sum(), table["kept_GB"].sum()
-    peak = kept + max((_under_way_gb(part, config) for part in series.values()), default=0.0)
-    hours = size * 8 / 3600  # at 1 Gbit/s
-    patients = f"Patients: {table['patients'].sum():,}"
-    if known := [_BREASTDCEDL[d][1] for d in config.collections if d in _BREASTDCEDL]:
-        patients += f"; HER2 status known in BreastDCEDL: {' + '.join(map(str, known))} = {sum(known):,}"
-    lines = [
-        table.round(1).to_string(index=False, na_rep="unknown") + "\n",
-        patients,
-        f"Download: {size:.1f} GB; {hours / 0.1:.1f} h at 0.1 Gbit/s, {hours:.1f} h at 1 Gbit/s",
-        f"Disk: up to {peak:.0f} GB, of which {kept:.0f} GB stay; series are deleted patient by patient",
-    ]
-    if table["download_GB"].isna().any():
-        lines += ["On top of both: Zenodo's part, whose size only its server tells (all of MinCrop: 22 to 25 GB)"]
-    return "\n".join(lines)
 
 
 def _fetch_patient(series, folder, config):
@@ -151,99 +119,67 @@ def _fetch_patient(series, folder, config):
     return dce, seg
 
 
-def _phases_of(row, times_s, config):
-    """Pre, early and late: the table's, else MinCrop's rule for I-SPY, else by time after contrast."""
-    if named := Phases.named(row):
-        return named
-    if row["dataset"] != "ambl":
-        return Phases(*breastdcedl_phases(len(times_s)))
-    if config.ambl_phases is not None:
-        return Phases(*config.ambl_phases)
-    return nearest_phases(times_s, config.early_s, config.late_s)
-
-
-def _tumour(row, lesions, seg, series):
-    """The mask of a patient's tumour, bool `(Z, Y, X)`.
-
-    AMBL has a segment per lesion, benign ones too, and its table counts lesions: where both count as many, the
-    segments are in the table's order; otherwise nothing tells which is which, and that is a ValueError.
-    """
-    shape = series.array.shape[1:]
-    if row["dataset"] != "ambl":
-        return read_seg(seg, series.geometry, shape, meaning=_MEANING[row["dataset"]])
-    labels = read_seg_labels(seg, series.geometry, shape)
-    found = len(np.unique(labels)) - 1
-    if found != lesions["count"]:
-        raise ValueError(f"{seg.name}: {found} segments, expected {lesions['count']}, one per lesion of the table")
-    mask = np.isin(labels, lesions["malignant"])
-    if not mask.any():
-        raise ValueError(f"{seg.name}: segments {lesions['malignant']}, the malignant lesions, are empty")
-    return mask
-
-
-def _crop_patient(row, lesions, dce, seg, folder, config):
-    """Write a patient's three cropped phases and mask in BreastDCEDL's layout; returns the paths, and what the
-    images say of the patient in the table's columns.  Early and late may be one phase, and are then one file."""
-    series = read_dce(*dce)
-    mask = _tumour(row, lesions, seg, series)
-    chosen = _phases_of(row, series.times_s, config)
-    chosen.check(len(series.array))
-    phases, cropped, _ = min_crop(series.array[list(chosen)], mask, config.margin_slices, config.crop_px)
-    small = DceSeries(phases, series.geometry, (float("nan"),) * 3)
-    home = folder / row["dataset"]
-    for stale in home.glob(f"dce/{row['pid']}_*"):  # of an earlier recipe, perhaps with other phases
-        stale.unlink()
-    write_breastdcedl(small, cropped, home, patient_id=row["pid"], cohort=row["dataset"], phases=chosen)
-    paths = [*phase_files(home, row["pid"]).values(), mask_file(home, row["pid"])]
-    z_mm, _, x_mm = series.geometry.spacing_mm
-    found = dict(zip(PHASE_COLUMNS, chosen, strict=True)) | {"n_times": len(series.array)}
-    found |= {"slice_thick": z_mm, "xy_spacing": x_mm, "layout": "breastdcedl", "mask_voxels": int(mask.sum())}
-    return paths, found
-
-
-def _recipe(config, row, series, lesions):
+def _digest(config, row, series, lesions):
     """Digest of all that a patient's stored files depend on: not the table's labels, which `_complete` adds."""
-    settings = [config.early_s, config.late_s, config.ambl_phases, config.crop_px, config.margin_slices]
-    text = json.dumps([settings, [row[c] for c in PHASE_COLUMNS], [s["crdc_series_uuid"] for s in series], lesions])
+    settings = [*vars(config.recipe).values(), [row[c] for c in PHASE_COLUMNS]]
+    text = json.dumps([settings, [s["crdc_series_uuid"] for s in series], lesions])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stored(job, config, folder):
     """The record of a patient whose files are complete and of today's recipe; None otherwise."""
     record = read_record(folder, job[0]["pid"])
-    return record if record and record["recipe"] == _recipe(config, *job) else None
+    return record if record and record["recipe"] == _digest(config, *job) else None
+
+
+def _out(reason):
+    """What stands for a patient that was expected and cannot be used."""
+    return {"layout": "breastdcedl", "reason": str(reason), "failed": True}
 
 
 def _get_patient(job, config, folder):
-    """One patient from IDC → its record, or the reason why there is none.  job: row, series, lesions (AMBL only).
+    """One patient from IDC → its record, the reason why there is none, or the fault.  job: row, series, lesions.
 
     If that fails, the series stay in downloads/<patient>, and the next run fetches only what is missing there.
     """
     row, series, lesions = job
     if record := _stored(job, config, folder):
         return record
-    raw = folder / "downloads" / row["pid"]
+    raw, faults = folder / "downloads" / row["pid"], folder / "downloads" / "faults"
     try:
         dce, seg = _fetch_patient(series, raw, config)
-        paths, found = _crop_patient(row, lesions, dce, seg, folder, config)
-    except Unreachable:
-        raise
-    except (ValueError, OSError) as error:
-        return {"layout": "breastdcedl", "reason": f"not usable: {error}"}
-    uids = " ".join(s["SeriesInstanceUID"] for s in series)
-    record = write_record(folder, row["pid"], paths, recipe=_recipe(config, *job), series_uid=uids, found=found)
-    shutil.rmtree(raw)
+        paths, found = crop_patient(row, lesions, dce, seg, folder, config.recipe)
+        uids = " ".join(s["SeriesInstanceUID"] for s in series)
+        record = write_record(folder, row["pid"], paths, recipe=_digest(config, *job), series_uid=uids, found=found)
+    except Unusable as error:
+        record = _out(error)
+    except NotThere as error:
+        _count_fault(faults, error)
+        return _out(f"not in the archive: {error}")
+    except OSError as error:  # the next patient may do better, and this one in the next run
+        _count_fault(faults, error)
+        return {"fault": str(error)}
+    else:
+        shutil.rmtree(raw)
+    faults.unlink(missing_ok=True)
     return record
 
 
+def _count_fault(path, error):
+    """Several patients in a row that could not be fetched stop the run; the file at `path` counts them."""
+    with open(path, "a") as file:
+        file.write(".")
+        if file.tell() >= _FAULTS:
+            raise TransportFault(f"{_FAULTS} patients in a row could not be fetched, at last: {error}") from error
+
+
 def _get_idc(dataset, rows, lesions, config, folder):
-    """A collection from IDC, several patients at once → {patient: its record, or the reason why there is none}."""
-    series, out = _read_series(dataset)
+    """A collection from IDC, several patients at once → {patient: its record, or why there is none}."""
+    series, out = read_series(dataset, root() / config.manifests)
     parts = {patient: part.to_dict("records") for patient, part in series.groupby("patient")}
     jobs = [(row, parts[row["pid"]], lesions.get(row["pid"])) for row in rows if row["pid"] in parts]
-    if new := sum(_stored(job, config, folder) is None for job in jobs):
-        check_reachable(config.idc)
-        check_space(new * _KEPT_MB / 1000 + _under_way_gb(series, config), folder)
+    (folder / "downloads").mkdir(exist_ok=True)
+    (folder / "downloads" / "faults").unlink(missing_ok=True)
     made = each(partial(_get_patient, config=config, folder=folder), jobs, config.jobs, dataset)
     results = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
     return results | {row["pid"]: result for (row, *_), result in zip(jobs, made, strict=True)}
@@ -265,24 +201,24 @@ def _unpack(archive, home, dataset):
 
 def _get_mincrop(dataset, rows, config, folder):
     """A collection of the MinCrop release → {patient: its record, or the reason why there is none}."""
-    name, md5 = _MINCROP[dataset]
+    name, md5, url = config.release(dataset)
     known = {row["pid"]: read_record(folder, row["pid"]) for row in rows}
-    if missing := [pid for pid, record in known.items() if record is None or record["recipe"] != md5]:
-        archive = fetch_file(f"{config.zenodo}/{name}/content", folder / "downloads" / name, md5)
+    if missing := [row for row in rows if (known[row["pid"]] or {}).get("recipe") != md5]:
+        archive = fetch_file(url, folder / "downloads" / name, md5)
         _unpack(archive, folder / dataset, dataset)
-        known |= {pid: _keep_mincrop(pid, folder, dataset, md5) for pid in missing}
+        kept = each(partial(_keep_mincrop, folder=folder, md5=md5), missing, config.jobs, dataset)
+        known |= {row["pid"]: result for row, result in zip(missing, kept, strict=True)}
         archive.unlink()
     return known
 
 
-def _keep_mincrop(patient, folder, dataset, md5):
+def _keep_mincrop(row, folder, md5):
     """The record of one unpacked patient, or the reason why there is none."""
     try:
-        files, mask = phase_files(folder / dataset, patient), mask_file(folder / dataset, patient)
-    except ValueError as error:
-        return {"layout": "breastdcedl", "reason": f"not usable: {error}"}
-    found = {"layout": "breastdcedl", **dict(zip(PHASE_COLUMNS, files, strict=False))}
-    return write_record(folder, patient, [*files.values(), mask], recipe=md5, series_uid="", found=found)
+        paths, found = check_release(row, folder)
+    except Unusable as error:
+        return _out(error)
+    return write_record(folder, row["pid"], paths, recipe=md5, series_uid="", found=found)
 
 
 def _plain(value):
@@ -290,33 +226,44 @@ def _plain(value):
     return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
 
 
-def _clinical_rows(config, folder):
-    """Rows of BreastDCEDL's table and of AMBL's spreadsheet, in the same columns; and AMBL's lesions by patient."""
-    parts, lesions = [], {}
-    if "ambl" in config.collections:  # first, so that a missing sheet is noticed before anything is downloaded
-        sheet = root() / config.ambl_clinical
-        if not sheet.is_file():
-            raise ValueError(
-                f"{config.ambl_clinical}: no such file; download the clinical spreadsheet from the page of "
-                "Advanced-MRI-Breast-Lesions at TCIA (10.7937/c7x1-yn57), or remove ambl from `collections`"
-            )
-        table, lesions = _ambl_table(read_ambl_clinical(sheet, config.ambl_her2))
-        parts.append(table)
-    if set(config.collections) & {"spy1", "spy2"}:
-        name, md5 = _MINCROP["table"]
-        path = fetch_file(f"{config.zenodo}/{name}/content", folder / name, md5)
-        table = read_breastdcedl_table(path)
-        parts.append(table[table["dataset"].isin(list(config.collections))].assign(reason=""))
-    rows = pd.concat(parts, ignore_index=True).to_dict("records")
-    return [{name: _plain(value) for name, value in row.items()} for row in rows], lesions
-
-
-def _ambl_table(lesions):
-    """AMBL's patients in BreastDCEDL's columns; {patient: count of lesions in the sheet, malignant ones}."""
+def read_ambl(config: ArchiveConfig) -> tuple[pd.DataFrame, dict[str, dict]]:
+    """AMBL's patients in BreastDCEDL's columns; {patient: count of lesions in the sheet, malignant ones, sides}."""
+    sheet = find_ambl_sheet(root() / config.ambl_clinical)
+    lesions = read_ambl_clinical(sheet, config.ambl_her2, config.ambl_pathology_out)
     known, table = index_lesion(lesions)
     counted = lesions[lesions["malignant"].notna()].groupby("patient").size()
-    malignant = known.groupby("patient")["lesion"]
-    return table, {p: {"count": int(counted[p]), "malignant": part.tolist()} for p, part in malignant}
+    return table, {
+        patient: {
+            "count": int(counted[patient]),
+            "malignant": part["lesion"].tolist(),
+            "sides": [_plain(side) for side in part["laterality"]],
+        }
+        for patient, part in known.groupby("patient")
+    }
+
+
+def read_ispy(config: ArchiveConfig, folder: Path) -> pd.DataFrame:
+    """BreastDCEDL's rows of the collections wanted, fetched where they are not there; a patient whose HER2 another
+    table contradicts has the reason."""
+    name, md5, url = config.release("table")
+    table = read_breastdcedl_table(fetch_file(url, folder / name, md5))
+    table = table[table["dataset"].isin(list(config.collections))]
+    differing = {}
+    for path in config.idc_clinical:
+        differing |= check_against(table, read_idc_clinical(root() / path))
+    return table.assign(reason=[differing.get(pid, "") for pid in table["pid"]])
+
+
+def _clinical_rows(config, folder):
+    """Rows of BreastDCEDL's table and of AMBL's sheet, in the same columns; and AMBL's lesions by patient."""
+    parts, lesions = [], {}
+    if "ambl" in config.collections:
+        table, lesions = read_ambl(config)
+        parts.append(table)
+    if set(config.collections) & {"spy1", "spy2"}:
+        parts.append(read_ispy(config, folder))
+    rows = pd.concat(parts, ignore_index=True).to_dict("records")
+    return [{name: _plain(value) for name, value in row.items()} for row in rows], lesions
 
 
 def _complete(row, result):
@@ -333,18 +280,23 @@ def _complete(row, result):
 def get(config: ArchiveConfig, folder: Path) -> tuple[list[dict], list[dict]]:
     """Get all patients that can be obtained → records of the complete ones, rows with a reason of the others.
 
-    A reason that begins with "not usable" is a failure; a patient whom the manifests do not mention is one, too.
-    All others were known beforehand: the table or excluded.csv rules the patient out, or the manifest has no SEG.
+    A row has `failed` where the patient was expected.  All others were known beforehand: the table or excluded.csv
+    rules the patient out, or the manifest has no SEG.  TransportFault lists the patients that could not be fetched;
+    the next run continues there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows, lesions = _clinical_rows(config, folder)
-    results = [row for row in rows if row["reason"]]
-    unlisted = {"reason": "not usable: neither in the manifest nor in manifests/excluded.csv"}
+    results, faults = [row for row in rows if row["reason"]], []
+    unlisted = _out(f"not in the manifest: nor in {config.manifests}/excluded.csv")
     for dataset, where in config.collections.items():
         todo = [row for row in rows if row["dataset"] == dataset and not row["reason"]]
         if where == "zenodo":
             known = _get_mincrop(dataset, todo, config, folder)
         else:
             known = _get_idc(dataset, todo, lesions, config, folder)
+        faults += [f"{pid}: {result['fault']}" for pid, result in known.items() if "fault" in result]
         results += [_complete(row, known.get(row["pid"], unlisted)) for row in todo]
+    if faults:
+        found = f"{len(faults)} patients could not be fetched; all others are complete.  Run again:"
+        raise TransportFault("\n".join([found, *faults]))
     return [r for r in results if "files" in r], [r for r in results if "files" not in r]

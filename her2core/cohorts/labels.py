@@ -1,24 +1,20 @@
-"""Who is HER2-positive: BreastDCEDL's tables and AMBL's clinical sheet → frames in the study's columns.
+"""Who of I-SPY is HER2-positive: BreastDCEDL's tables and IDC's clinical tables → frames in one form.
 
 BreastDCEDL (Sci Data 13, 264, 2026) publishes one table of all cohorts; its repository has an older one of I-SPY2.
-For AMBL (Advanced-MRI-Breast-Lesions) the sheet at The Cancer Imaging Archive (TCIA) is the only source.  Nothing
-is corrected: an impossible value is a ValueError with file, patient, column, what was found and what was expected.
-Unknown is NA.
+The Imaging Data Commons (IDC) has clinical tables of its own.
 """
 
-import csv
-import re
-import zipfile
 from pathlib import Path
 
 import pandas as pd
 
+from her2core.cohorts.tables import by_patient, need_columns, numbers_within, plain_text, read_texts, refuse
 from her2core.formats.volume import PHASE_COLUMNS
 from her2core.records import PATIENT_ID
 
 _DATASETS = {"ISPY2-": "spy2", "ACRIN-6698-": "spy2", "ISPY1_": "spy1", "Breast_MRI_": "duke"}  # by identifier
 _UNUSED = "duke"
-_NUMBERS = {  # smallest, largest, whole number?, may be missing?
+TABLE_RULES = {  # smallest, largest, whole number?, may be missing?
     "test": (0, 2, True, True),
     "HER2": (0, 1, True, True),
     "HR": (0, 1, True, True),
@@ -39,93 +35,22 @@ _NUMBERS = {  # smallest, largest, whole number?, may be missing?
 }
 _OPTIONAL = ("menopause", "mask_count", "tum_vol")  # one of the published forms lacks the column
 _PHASES = list(PHASE_COLUMNS)
-_LESIONS, _LESIONS_WITH_RECEPTORS = range(1, 7), range(1, 4)
-_LESION_TEXTS = {"ER": "er[sii]", "PR": "pr[sii]", "grade": "grade", "triple_negative": "istn"}
-_NO_HER2 = "no malignant lesion with HER2 known"
-_DISCORDANT = "two malignant lesions with different HER2"
-
-
-def _read_csv(path):
-    """A CSV as text, empty cells as missing; every row must have all cells, so that a cut-off file is noticed."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise ValueError(f"{path}, row {number}: expected {len(header)} values, found {len(row)}")
-    return pd.DataFrame(rows, columns=header, dtype=object).replace("", None)
-
-
-def _read_sheet(path):
-    """AMBL's sheet as text without blank rows; headings without case, blanks and the `ID#` that some have."""
-    try:
-        table = pd.read_excel(path, header=1, dtype=object, engine="openpyxl").dropna(how="all")
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path}: expected an .xlsx spreadsheet, found something else ({error})") from error
-    headings = ["".join(str(c).lower().split()).replace("id#", "") for c in table.columns]
-    return table.map(_plain_text).set_axis(headings, axis=1)
-
-
-def _plain_text(cell):
-    """A cell as text: 1.0 and "1 " are "1"; missing stays missing."""
-    if pd.isna(cell):
-        return None
-    if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)
-    return str(cell).strip() or None
-
-
-def _need(table, columns, path):
-    """Raise ValueError unless the table has rows and every column exactly once."""
-    found = list(table.columns)
-    if missing := [c for c in columns if found.count(c) != 1]:
-        raise ValueError(f"{path}: expected one column each of {', '.join(missing)}; found {', '.join(found)}")
-    if table.empty:
-        raise ValueError(f"{path}: found no rows, expected one per patient")
-
-
-def _by_patient(table, column, pattern, path):
-    """The table with its identifiers as index; each must match `pattern` and occur once."""
-    _need(table, [column], path)
-    good = table[column].map(lambda text: isinstance(text, str) and bool(re.fullmatch(pattern, text)))
-    if not good.all():
-        found = _quoted(table.loc[~good, column].iloc[0])
-        raise ValueError(f"{path}: {column} cannot be {found}, expected {pattern}")
-    if table[column].duplicated().any():
-        patient = table.loc[table[column].duplicated(), column].iloc[0]
-        raise ValueError(f"{path}: {patient}: expected one row, found {(table[column] == patient).sum()}")
-    return table.set_index(column)
-
-
-def _quoted(value):
-    return "missing" if pd.isna(value) else repr(str(value))
-
-
-def _refuse(bad, found, column, expected, path):
-    """Raise ValueError for the first patient for whom `bad` is true, if there is one."""
-    if bad.any():
-        patient = bad.index[bad][0]
-        value = _quoted(found[patient])
-        raise ValueError(f"{path}: {patient}: {column} is {value}, expected {expected}; {bad.sum()} such")
-
-
-def _numbers(texts, path, rule):
-    """A column of text, indexed by patient → Int64 or float, each value within its rule of `_NUMBERS`."""
-    low, high, whole, gaps = rule
-    found = pd.to_numeric(texts, errors="coerce").astype(float)
-    right = found.between(low, high) & (found.mod(1).eq(0) | (not whole))
-    expected = f"{'a whole number' if whole else 'a number'} from {low} to {high}"
-    _refuse(~right & ~(texts.isna() & gaps), texts, texts.name, expected, path)
-    return found.astype("Int64") if whole else found
+_IDC_IDS = ("dicom_patient_id", "tcia_patient_id", "patient_id", "subjectid")
+_IDC_COLUMNS = {"HR": ("hr", "hr_pos"), "HER2": ("her2", "her2mostpos")}  # as I-SPY2's table has it, or I-SPY1's
+_STATUS = {"1": 1, "+": 1, "pos": 1, "positive": 1, "0": 0, "-": 0, "neg": 0, "negative": 0}
+_UNKNOWN = ("2", "?", "na", "n/a", "nan", "unknown", "indeterminate")  # 2 is indeterminate in I-SPY1's tables
+_STATUS |= dict.fromkeys(_UNKNOWN)
+_SIGN = r"\s*(\+|-|\?|pos|positive|neg|negative|unknown)\s*"
 
 
 def _datasets(table, path):
     """spy1, spy2 or duke by identifier; a column `dataset` must agree (in one public copy it does not)."""
     prefixes = table.index.to_series().str.extract(f"^({'|'.join(_DATASETS)})")[0]
-    _refuse(prefixes.isna(), table.index.to_series(), "pid", f"one that begins with {list(_DATASETS)}", path)
+    refuse(prefixes.isna(), table.index.to_series(), "pid", f"one that begins with {list(_DATASETS)}", path)
     found = prefixes.map(_DATASETS)
     if "dataset" in table:
         named = table["dataset"]
-        _refuse(named.ne(found) | named.isna(), named, "dataset", "the one of the identifier", path)
+        refuse(named.ne(found) | named.isna(), named, "dataset", "the one of the identifier", path)
     return found
 
 
@@ -134,15 +59,15 @@ def _check_phases(table, path):
     named = table[_PHASES].notna()
     some = named.any(axis=1) & ~named.all(axis=1)
     shown = table[_PHASES].apply(lambda row: ", ".join(map(str, row)), axis=1)
-    _refuse(some, shown, "pre, post_early, post_late", "three phases or none", path)
+    refuse(some, shown, "pre, post_early, post_late", "three phases or none", path)
     early, late = table["post_early"], table["post_late"]
     wrong = (table["pre"] >= early) | (early > late) | (late >= table["n_times"])
     expected = "pre < early ≤ late < n_times"
-    _refuse(wrong.fillna(False).astype(bool), shown, "pre, post_early, post_late", expected, path)
+    refuse(wrong.fillna(False).astype(bool), shown, "pre, post_early, post_late", expected, path)
 
 
 def read_breastdcedl_table(path: Path) -> pd.DataFrame:
-    """BreastDCEDL's table → the I-SPY patients: pid, dataset (spy1 | spy2) and the columns of `_NUMBERS`.
+    """BreastDCEDL's table → the I-SPY patients: pid, dataset (spy1 | spy2) and the columns of `TABLE_RULES`.
 
     Either the release's `BreastDCEDL_metadata*.csv` (all cohorts; Duke's rows are dropped) or the repository's
     table of I-SPY2, which spells HER2 as HER2pos, has no split for 5 patients and no phases for 45; its MP is
@@ -153,17 +78,17 @@ def read_breastdcedl_table(path: Path) -> pd.DataFrame:
     mask_end: first and last slice with tumour; mask_count: voxels; tum_vol: mm³.  In the MinCrop table n_xy,
     mask_start and mask_end belong to the cropped files, and n_z counts only slices with tumour.
     """
-    table = _read_csv(path)
-    theirs = {c: c for c in _NUMBERS} | {"HER2": "HER2" if "HER2" in table else "HER2pos"}
-    _need(table, [spelling for ours, spelling in theirs.items() if ours not in _OPTIONAL], path)
-    table = _by_patient(table, "pid", PATIENT_ID, path)
+    table = read_texts(path)
+    theirs = {c: c for c in TABLE_RULES} | {"HER2": "HER2" if "HER2" in table else "HER2pos"}
+    need_columns(table, [spelling for ours, spelling in theirs.items() if ours not in _OPTIONAL], path)
+    table = by_patient(table, "pid", PATIENT_ID, path)
     dataset = _datasets(table, path)
     table = table[dataset != _UNUSED].reindex(columns=list(theirs.values()))
     if table.empty:
         raise ValueError(f"{path}: expected patients of I-SPY, found only {_UNUSED}")
-    table = pd.DataFrame({c: _numbers(table[theirs[c]], path, rule) for c, rule in _NUMBERS.items()})
+    table = pd.DataFrame({c: numbers_within(table[theirs[c]], path, rule) for c, rule in TABLE_RULES.items()})
     _check_phases(table, path)
-    _refuse(table["mask_start"] > table["mask_end"], table["mask_start"], "mask_start", "at most mask_end", path)
+    refuse(table["mask_start"] > table["mask_end"], table["mask_start"], "mask_start", "at most mask_end", path)
     table["menopause"] = table["menopause"].astype(object).map({0: "pre", 1: "post"})
     table.insert(0, "dataset", dataset[table.index])
     return table.reset_index(names="pid")
@@ -182,89 +107,49 @@ def breastdcedl_phases(n_times: int) -> tuple[int, int, int]:
     return 0, 2, min(n_times - 1, 6)
 
 
-def read_ambl_clinical(path: Path, her2: dict[str, int | None]) -> pd.DataFrame:
-    """TCIA's `Advanced-MRI-Breast-Lesions-DA-Clinical-*.xlsx` → one row per lesion.
+def read_idc_clinical(path: Path) -> pd.DataFrame:
+    """A clinical table of I-SPY from IDC, CSV or parquet → pid, HR, HER2 (1 positive, 0 negative).
 
-    her2: what each value of the columns HER2 [SII] means, {value: 1 positive, 0 negative, None equivocal}, such
-    as {"neg": 0, "pos": 1}; case does not count.  It has no default: the column mixes staining intensities and
-    words, public projects read it in opposite ways, and only the sheet's legend can tell.  A value that has no
-    meaning here is a ValueError that lists all such values; so is a HER2-positive lesion that isTN calls
-    triple-negative, a sign that the meanings are swapped.
-
-    patient, lesion (1 to 6), laterality (L | R), slice_coord (mm, the slice's DICOM SliceLocation), malignant
-    (1 yes, 0 benign), HER2; ER, PR, grade, triple_negative as the sheet spells them.  Receptors are given for
-    lesions 1 to 3 only.  Blank and -1 are missing.  A lesion without any of these has no row, except the first,
-    so that every patient has one.
-
-    Headings are compared without case and blanks: the sheet has `HER2 [SII] 2` but `HER [SII] 3`, `PR  [%] 2`.
-    A lesion's place is one column `pos1` ("R12.34"), or `laterality lesion1` and `slice coord lesion1`.
+    Either `hrher4g` with texts like "HR + / HER2 -", as ACRIN-6698's, or a column each, as I-SPY2's `hr`, `her2`.
+    Six digits alone become ISPY2-<digits>, although they may be ACRIN-6698's; four become ISPY1_<digits>.
     """
-    table = _by_patient(_read_sheet(path).replace("-1", None), "patientid", "AMBL-[0-9]{3}", path)
-    lesions = pd.concat([_lesion(table, number, path) for number in _LESIONS], ignore_index=True)
-    lesions["HER2"] = _her2_status(lesions, her2, path)
-    known = lesions.drop(columns=["patient", "lesion"]).notna().any(axis=1)
-    return lesions[known | (lesions["lesion"] == 1)].sort_values(["patient", "lesion"], ignore_index=True)
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else read_texts(path)
+    except ImportError as error:
+        raise ValueError(f"{path}: parquet needs pyarrow; pip install pyarrow, or save it as CSV") from error
+    table = table.map(plain_text).set_axis([str(c).strip().lower() for c in table.columns], axis=1)
+    column = next((c for c in _IDC_IDS if c in table), _IDC_IDS[0])
+    need_columns(table, [column], path)
+    digits = {r"^([0-9]{6})$": r"ISPY2-\1", r"^([0-9]{4})$": r"ISPY1_\1"}
+    table[column] = table[column].replace(digits, regex=True)
+    table = by_patient(table, column, r"(ISPY2-|ACRIN-6698-)[0-9]{6}|ISPY1_[0-9]{4}", path)
+    if "hrher4g" in table:
+        texts = table["hrher4g"].str.lower().str.replace("[−–]", "-", regex=True)
+        parts = texts.str.extract(rf"^hr{_SIGN}[/,]?\s*her2{_SIGN}(?:\(tn\))?$").set_axis([*_IDC_COLUMNS], axis=1)
+        unread = parts["HR"].isna() & texts.notna() & ~texts.isin(_UNKNOWN)
+        refuse(unread, table["hrher4g"], "hrher4g", "a text like HR + / HER2 -", path)
+    else:
+        names = [next((c for c in theirs if c in table), theirs[0]) for theirs in _IDC_COLUMNS.values()]
+        need_columns(table, names, path)
+        parts = table[names].set_axis([*_IDC_COLUMNS], axis=1)
+    return parts.apply(_status, path=path).rename_axis("pid").reset_index()
 
 
-def _lesion(table, number, path):
-    """Lesion `number` of every patient, HER2 still as the sheet spells it."""
-    receptors = number in _LESIONS_WITH_RECEPTORS
-    spelling = f"her2[sii]{number}" if f"her2[sii]{number}" in table else f"her[sii]{number}"
-    texts = {"HER2": spelling} | {ours: f"{theirs}{number}" for ours, theirs in _LESION_TEXTS.items()}
-    _need(table, [f"tumor/benign{number}", *(texts.values() if receptors else ())], path)
-    found = _place(table, number, path)
-    found["malignant"] = _numbers(table[f"tumor/benign{number}"], path, (0, 1, True, True))
-    for ours, theirs in texts.items():
-        found[ours] = table[theirs] if receptors else None
-    found.insert(0, "lesion", number)
-    return found.reset_index(names="patient")
+def _status(texts, path):
+    """Texts, indexed by patient, as 1 positive, 0 negative or NA."""
+    plain = texts.str.lower()
+    refuse(plain.notna() & ~plain.isin(_STATUS), texts, texts.name, f"one of {', '.join(_STATUS)}", path)
+    return plain.map(_STATUS).astype("Int64")
 
 
-def _place(table, number, path):
-    """Laterality and slice of lesion `number`, from whichever of the two spellings the sheet has."""
-    position, side, slice_coord = f"pos{number}", f"lateralitylesion{number}", f"slicecoordlesion{number}"
-    if position in table:
-        texts = table[position].str.replace(" ", "").str.upper()
-        found = texts.str.extract(r"^(?P<laterality>[LR])(?P<slice_coord>[+-]?[0-9]+(?:\.[0-9]+)?)$")
-        wrong = found["laterality"].isna() & texts.notna()
-        _refuse(wrong, table[position], position, "a side and a coordinate like R12.34", path)
-        return found.astype({"slice_coord": float})
-    _need(table, [side, slice_coord], path)
-    sides = table[side].str.upper().str[:1]
-    _refuse(table[side].notna() & ~sides.isin(("L", "R")), table[side], side, "left or right", path)
-    coordinates = _numbers(table[slice_coord], path, (-1000, 1000, False, True))
-    return pd.DataFrame({"laterality": sides, "slice_coord": coordinates})
-
-
-def _her2_status(lesions, her2, path):
-    """What the sheet's values of HER2 [SII] mean by the caller's codes."""
-    codes = {_plain_text(value).lower(): status for value, status in her2.items()}
-    if wrong := {s for s in codes.values() if s not in (0, 1, None)}:
-        raise ValueError(f"her2 must map to 1, 0 or None, found {wrong}")
-    values = lesions["HER2"].str.lower()
-    if unmapped := values[~values.isin(list(codes)) & values.notna()].value_counts().sort_index().to_dict():
-        raise ValueError(f"{path}: HER2 [SII] has values (and counts) {unmapped}, expected one of {sorted(codes)}")
-    status = values.map(codes).astype("Int64")
-    wrong = status.eq(1).fillna(False).astype(bool) & lesions["triple_negative"].eq("1")
-    names = lesions["patient"] + " lesion " + lesions["lesion"].astype(str)
-    expected = "a value that means negative, as isTN is 1"
-    _refuse(wrong.set_axis(names), lesions["HER2"].set_axis(names), "HER2 [SII]", expected, path)
-    return status
-
-
-def index_lesion(lesions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """AMBL's lesions → (the malignant ones with HER2 known, the patients in BreastDCEDL's columns).
-
-    A patient counts once, with the HER2 on which all malignant lesions of known HER2 agree; otherwise HER2 is NA
-    and `reason` says why.  What only the images tell (n_times, spacing …) is NA, and so are HR, age, menopause.
-    """
-    known = lesions[lesions["malignant"].eq(1).fillna(False).astype(bool) & lesions["HER2"].notna()]
-    patients = pd.Index(lesions["patient"].unique(), name="pid")
-    spread = known.groupby("patient")["HER2"].agg(["min", "max"]).reindex(patients)
-    discordant = (spread["min"] != spread["max"]).fillna(False).astype(bool)
-    table = pd.DataFrame(index=patients, columns=["dataset", *_NUMBERS])
-    table = table.astype({c: "Int64" if whole else float for c, (_, _, whole, _) in _NUMBERS.items()})
-    table = table.assign(dataset="ambl", menopause=None, HER2=spread["min"].mask(discordant), reason="")
-    table.loc[spread["min"].isna(), "reason"] = _NO_HER2
-    table.loc[discordant, "reason"] = _DISCORDANT
-    return known.reset_index(drop=True), table.reset_index()
+def check_against(table: pd.DataFrame, clinical: pd.DataFrame) -> dict[str, str]:
+    """Patients of BreastDCEDL's table whose HER2, or else HR, is another in IDC's → {pid: what differs}."""
+    # by number alone: ACRIN-6698 is a part of I-SPY2, with its numbers of six digits; those of I-SPY1 have four
+    numbered = [frame.assign(number=frame["pid"].str.extract("([0-9]+)$")[0]) for frame in (table, clinical)]
+    both = numbered[0].merge(numbered[1], on="number", suffixes=("", "_idc"))
+    found = {}
+    for column in ("HR", "HER2"):
+        differ = both[(both[column] != both[f"{column}_idc"]).fillna(False)]
+        for pid, ours, idc in differ[["pid", column, f"{column}_idc"]].itertuples(index=False):
+            found[pid] = f"{column} differs between tables: BreastDCEDL {ours}, IDC {idc}"
+    return found

@@ -57,6 +57,12 @@ def read_manifest(path: Path) -> pd.DataFrame:
     return table.astype({"instances": int, "size_MB": float, "idc_version": int})
 
 
+def read_releases(path: Path) -> dict[str, tuple[str, str]]:
+    """The files of BreastDCEDL's MinCrop release: dataset, or "table" → name, MD5."""
+    table = pd.read_csv(path, dtype=str).set_index("dataset")
+    return {name: (row["file"], row["md5"]) for name, row in table.iterrows()}
+
+
 def totals(table: pd.DataFrame) -> dict:
     """What all series of a manifest come to: patients, series, files, GB, licences."""
     return {

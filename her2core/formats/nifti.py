@@ -20,6 +20,8 @@ from scipy import ndimage
 from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry
 from her2core.records import whole
 
+_HEADER_BYTES = 352  # of a NIfTI-1 file
+
 
 def _stored_bytes(path):
     """Length of the file once decompressed; as much as can be decompressed where it is damaged."""
@@ -31,12 +33,16 @@ def _stored_bytes(path):
     return length
 
 
+def _announced_bytes(path):
+    """The length before compression, with which gzip ends, modulo 2³²."""
+    return int(np.fromfile(path, "<u4", offset=max(path.stat().st_size - 4, 0))[0])
+
+
 def _refuse_truncated(path, image):
     """SimpleITK fills up a file that was cut off, and says nothing: its length is checked here."""
     bits, offset = (float(image.GetMetaData(key)) for key in ("bitpix", "vox_offset"))
     expected = int(offset + image.GetNumberOfPixels() * bits / 8)
-    (announced,) = np.fromfile(path, "<u4", offset=path.stat().st_size - 4)  # gzip ends with the whole length
-    if path.suffix == ".gz" and announced == expected % 2**32:
+    if path.suffix == ".gz" and _announced_bytes(path) == expected % 2**32:
         return
     found = _stored_bytes(path)
     if found < expected:
@@ -164,6 +170,8 @@ def _write_voxels(array, path):
     image.SetDirection((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))  # RAS, as NIfTI has it, turned into LPS
     with whole(path) as part:
         sitk.WriteImage(image, str(part), useCompression=True, compressionLevel=1)
+        if _announced_bytes(part) != (_HEADER_BYTES + array.nbytes) % 2**32:  # SimpleITK is silent on a full disk
+            raise OSError(f"{path}: could not be written whole; is the disk full?")
 
 
 def write_breastdcedl(

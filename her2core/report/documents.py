@@ -1,13 +1,14 @@
 """Documents of a study: saved results → text, the same bytes for the same results.  The caller writes them.
 
 `reported_vs_reproduced` sets each number of the paper beside ours, `model_card` describes the frozen reference.  Of
-a synthetic cohort the first shows no number at all: a phantom cannot test a number of the paper.
+a synthetic cohort the first shows no number at all: a phantom cannot test a number of the paper.  Where patients of
+the paper are missing it shows ours without a verdict.
 """
 
 import csv
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,41 @@ def _reported():
 _BEST = "thda-channel_q98-raw"  # the paper's
 
 
+def _flow(results):
+    """flow.json, where those of unprepared.csv are out as well; what follows a reason's colon is left out."""
+    flow, path = json.loads((results / "flow.json").read_text()), results / "unprepared.csv"
+    for lost in pd.read_csv(path).itertuples() if path.is_file() else ():
+        flow["splits"][lost.split]["patients"] -= 1
+        flow["splits"][lost.split]["her2_positive"] -= int(lost.her2)
+        out = [flow["excluded"], flow["collections"][lost.dataset]["excluded"]]
+        if lost.split != "external" and "of_published" in flow:
+            out.append(flow["of_published"]["reasons"])
+        for reasons in out:
+            kind = lost.reason.split(":")[0]
+            reasons[kind] = reasons.get(kind, 0) + 1
+    return flow
+
+
+def _shortfalls(results):
+    """{population: (how many, {reason: patients who are out})} where fewer are in use than in the paper.
+
+    A real cohort without any patient of I-SPY has none of the paper's.
+    """
+    flow, wanted = _flow(results), {r.key: int(r.ends[0]) for r in _reported() if r.table == "flow.json"}
+    used = {split: counts["patients"] for split, counts in flow["splits"].items()}
+    external, short = used.pop("external", 0), {}
+    internal, reasons = 0, {"not in this cohort": wanted["patients"]}
+    if "of_published" in flow:
+        internal, reasons = sum(used.values()), flow["of_published"]["reasons"]
+    if internal < wanted["patients"]:
+        short["internal"] = f"{internal:,} of {wanted['patients']:,} patients", reasons
+    if external < wanted["external"]:
+        words = f"{external} external patients, {wanted['external']} lesions in the paper"
+        sites = (c["excluded"] for c in flow["collections"].values() if "external" in c["splits"])
+        short["external"] = words, next(sites, {})
+    return short
+
+
 def _place(reported, low, high, ours="our interval"):
     """Where a reported number or range lies against low to high of ours, in words."""
     lowest, highest = reported.ends
@@ -94,7 +130,7 @@ def _judge_auc(path, reported, sections):
 
 
 def _judge_count(path, reported, sections):
-    splits = json.loads(path.read_text())["splits"]
+    splits = _flow(path.parent)["splits"]
     inside = [v for k, v in splits.items() if k != "external"]
     sums = {key: sum(v[key] for v in inside) for key in ("patients", "her2_positive")}
     ours = (sums | {k: v["patients"] for k, v in splits.items()}).get(reported.key)
@@ -106,10 +142,10 @@ def _judge_count(path, reported, sections):
 def _judge_accuracy(path, reported, sections):
     """metrics.json has accuracies without interval; Wilson's is added."""
     internal = json.loads(path.read_text())["internal"]
-    correct = round(internal["accuracy"] * internal["patients"])
-    share = binomtest(correct, internal["patients"])
+    accuracy, patients = internal[reported.key], internal["patients"]
+    share = binomtest(round(accuracy * patients), patients)
     interval = share.proportion_ci(sections["evaluate"]["confidence"], "wilson")
-    return _with_interval(internal["accuracy"], *interval), _place(reported, *interval)
+    return _with_interval(accuracy, *interval), _place(reported, *interval)
 
 
 def _judge_direction(path, reported, sections):
@@ -140,23 +176,41 @@ _CAUTION = """\
 The paper's full text was not available: a number stands in its abstract, in a summary made from the PDF, or is
 quoted by a third party that audited the authors' repository. The paper gives no interval. A reported number inside
 our interval is not contradicted, which is less than confirmed: with 132 test patients such an interval is wide.
-An accuracy of 0.74 is what calling every patient negative gives (853 of 1,149). Not obtainable, so not here: F1,
-sensitivity, specificity, the external AUC of each window, and the names of two of the seven windows it compares."""
+An accuracy of 0.74 is what calling every patient negative gives (853 of 1,149); at which threshold the paper's was
+measured is not said, so ours stands at two. Not obtainable, so not here: F1, sensitivity, specificity, the external
+AUC of each window, and the names of two of the seven windows it compares."""
+
+
+def _verdict(study, reported, short):
+    """Ours and the verdict for one number of a real study; no place is given to a number of other patients."""
+    path = study.results / reported.table
+    found = _JUDGES[reported.table](path, reported, study.values) if path.is_file() else None
+    if found is None:
+        return "–", _NO_RESULT
+    needed = ("internal", "external") if reported.table == "external_validation.csv" else ("internal",)
+    lacking = "; ".join(short[p][0] for p in needed if p in short)
+    if lacking and reported.table != "flow.json":
+        return found[0], f"not comparable: {lacking}"
+    return found
 
 
 def reported_vs_reproduced(study: Study) -> str:
-    """Every number of the paper beside ours and a verdict in words, as Markdown; a synthetic study has no ours."""
+    """Every number of the paper beside ours and a verdict in words, as Markdown; a synthetic study has no ours.
+
+    Where patients of the paper are missing, a sentence says how many and why, and the verdict is "not comparable".
+    """
     lines = [f"# Reported and reproduced ({study.name} cohort)", ""]
     if study.is_synthetic:
         lines += [f"**{BANNER}.** So no number of ours stands here.", ""]
     lines += [_CAUTION, ""]
+    known = not study.is_synthetic and (study.results / "flow.json").is_file()
+    short = _shortfalls(study.results) if known else {}
+    for words, out in short.values():
+        reasons = ", ".join(f"{why} {n:,}" for why, n in sorted(out.items())) or "nobody"
+        lines += [f"**Not comparable: {words}.** Who is out: {reasons}. A difference can come from that alone.", ""]
     rows = []
     for r in _reported():
-        ours, verdict = "–", _NOT_TESTABLE
-        if not study.is_synthetic:
-            path = study.results / r.table
-            found = _JUDGES[r.table](path, r, study.values) if path.is_file() else None
-            ours, verdict = found or ("–", _NO_RESULT)
+        ours, verdict = ("–", _NOT_TESTABLE) if study.is_synthetic else _verdict(study, r, short)
         rows.append((r.item, r.reported, r.source, ours, verdict))
     lines += markdown_table(("number", "reported", "stands in", "ours", "verdict"), rows)
     return "\n".join(lines) + "\n"
@@ -174,8 +228,9 @@ def _flat(values, prefix=""):
             yield f"`{prefix}{key}`", item if isinstance(item, str) else json.dumps(item)
 
 
-def _metric_rows(metrics):
-    """A row per number and a column per population; `auc` takes its interval along."""
+def metric_rows(metrics: dict) -> Iterator[tuple]:
+    """metrics.json → rows of name, internal, external; `auc` takes its interval along, a rate its threshold."""
+    chosen = f" at {metrics['threshold']:.3f}, chosen on validation"
     internal, external = (
         {k: v for k, v in metrics[p].items() if isinstance(v, int | float)} for p in ("internal", "external")
     )
@@ -188,7 +243,8 @@ def _metric_rows(metrics):
                 cells.append(_with_interval(part["auc"], part["low"], part["high"]))
             else:
                 cells.append(f"{part[name]:.3f}" if isinstance(part.get(name), float) else part.get(name, "–"))
-        yield ("AUC" if name == "auc" else name.replace("_", " "), *cells)
+        title = name.replace("_at_threshold", chosen).replace("_", " ")
+        yield ("AUC" if name == "auc" else title, *cells)
 
 
 def _cite(citation):
@@ -208,7 +264,7 @@ def model_card(study: Study, citation: dict) -> str:
 
     citation: CITATION.cff as a dictionary.  Raises `Unready` where no weights of the reference were recorded.
     """
-    metrics, flow = (json.loads((study.results / f"{name}.json").read_text()) for name in ("metrics", "flow"))
+    metrics, flow = json.loads((study.results / "metrics.json").read_text()), _flow(study.results)
     path = study.results / "weights" / f"{metrics['reference']}.csv"
     study.need(f"train@{metrics['reference']}", path)
     weights = pd.read_csv(path)
@@ -226,7 +282,7 @@ def model_card(study: Study, citation: dict) -> str:
         weights="\n".join(markdown_table(("weights", "bytes", "SHA-256"), digests)),
         splits="\n".join(markdown_table(("split", "patients", "HER2+"), splits)),
         excluded=", ".join(f"{k}: {n}" for k, n in flow["excluded"].items()) or "nobody",
-        metrics="\n".join(markdown_table(("", "internal test", "external site"), _metric_rows(metrics))),
+        metrics="\n".join(markdown_table(("", "internal test", "external site"), metric_rows(metrics))),
         settings="\n".join(markdown_table(("parameter", "value"), _flat(settings))),
         citation=citation,
         cite=_cite(citation),

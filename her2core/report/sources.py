@@ -1,10 +1,10 @@
 """What a cohort's data are: collections, versions, licences, and what lies on disk of them."""
 
 import hashlib
-import re
 
 import pandas as pd
 
+from her2core.cohorts.ambl import find_ambl_sheet
 from her2core.cohorts.manifest import MANIFESTS, MINCROP_LICENCE
 from her2core.config import Study
 
@@ -28,26 +28,31 @@ def _archive_sources(dataset, path):
             "series": len(part),
             "instances": int(part["instances"].sum()),
             "bytes": int((part["size_MB"] * 1e6).round().sum()),
-            "manifest": f"manifests/{path.name}",
+            "manifest": f"{path.parent.name}/{path.name}",
             "manifest_md5": _md5(path),
         }
 
 
-def _release_source(dataset, address):
-    """BreastDCEDL's MinCrop release; its files and their MD5 are pinned in the code that fetches them."""
-    record = re.search(r"records/(\d+)", address)
-    if not record:
-        raise ValueError(f"zenodo: expected an address with records/<number>, found {address!r}")
+def _release_source(dataset, acquire):
+    """BreastDCEDL's MinCrop release; its files and their MD5 are pinned beside the manifests."""
+    record = acquire["zenodo_record"]
     return {
         "dataset": dataset,
         "source": "Zenodo",
         "collection": "BreastDCEDL, MinCrop release",
-        "doi": f"10.5281/zenodo.{record[1]}",
+        "doi": f"10.5281/zenodo.{record}",
         "described_in": "10.1038/s41597-026-06589-6",
         "licence": MINCROP_LICENCE,
-        "version": f"record {record[1]}",
-        "pinned_in": "her2core/cohorts/archive.py",
+        "version": f"record {record}",
+        "pinned_in": f"{acquire['manifests']}/releases.csv",
     }
+
+
+def _sheet_source(study, acquire):
+    """AMBL's clinical sheet, which has no version but its bytes."""
+    sheet = find_ambl_sheet(study.top / acquire["ambl_clinical"])
+    coding = {"HER2": acquire["ambl_her2"], "pathology_out": list(acquire["ambl_pathology_out"])}
+    return {"dataset": "ambl", "source": "clinical sheet", "file": sheet.name, "md5": _md5(sheet), "coding": coding}
 
 
 def _sources(study):
@@ -64,11 +69,11 @@ def _sources(study):
         return
     for dataset, where in acquire["collections"].items():
         if where == "idc":
-            yield from _archive_sources(dataset, study.top / "manifests" / f"{MANIFESTS[dataset]}.csv")
-        elif where == "zenodo":
-            yield _release_source(dataset, acquire["zenodo"])
+            yield from _archive_sources(dataset, study.top / acquire["manifests"] / f"{MANIFESTS[dataset]}.csv")
         else:
-            raise ValueError(f"{dataset}: expected idc or zenodo, found {where!r}")
+            yield _release_source(dataset, acquire)
+        if dataset == "ambl":
+            yield _sheet_source(study, acquire)
 
 
 def data_sources(study: Study) -> dict:

@@ -1,0 +1,72 @@
+"""Clinical tables as text: what every reader of one checks.
+
+Nothing is corrected: an impossible value is a ValueError with file, patient, column, what was found and what was
+expected.  Unknown is NA.
+"""
+
+import csv
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def read_texts(path: Path) -> pd.DataFrame:
+    """A CSV as text, empty cells as missing; every row must have all cells, so that a cut-off file is noticed."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise ValueError(f"{path}, row {number}: expected {len(header)} values, found {len(row)}")
+    return pd.DataFrame(rows, columns=header, dtype=object).replace("", None)
+
+
+def plain_text(cell: Any) -> str | None:
+    """A cell as text: 1.0, "1.0" and "1 " are "1"; missing stays missing."""
+    return None if pd.isna(cell) else re.sub(r"^(-?[0-9]+)\.0$", r"\1", str(cell).strip()) or None
+
+
+def need_columns(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
+    """Raise ValueError unless the table has rows and every column exactly once."""
+    found = list(table.columns)
+    if missing := [c for c in columns if found.count(c) != 1]:
+        raise ValueError(f"{path}: expected one column each of {', '.join(missing)}; found {', '.join(found)}")
+    if table.empty:
+        raise ValueError(f"{path}: found no rows, expected one per patient")
+
+
+def by_patient(table: pd.DataFrame, column: str, pattern: str, path: Path) -> pd.DataFrame:
+    """The table with its identifiers as index; each must match `pattern` and occur once."""
+    need_columns(table, [column], path)
+    good = table[column].map(lambda text: isinstance(text, str) and bool(re.fullmatch(pattern, text)))
+    if not good.all():
+        found = _quoted(table.loc[~good, column].iloc[0])
+        raise ValueError(f"{path}: {column} cannot be {found}, expected {pattern}")
+    if table[column].duplicated().any():
+        patient = table.loc[table[column].duplicated(), column].iloc[0]
+        raise ValueError(f"{path}: {patient}: expected one row, found {(table[column] == patient).sum()}")
+    return table.set_index(column)
+
+
+def _quoted(value):
+    return "missing" if pd.isna(value) else repr(str(value))
+
+
+def refuse(bad: pd.Series, found: pd.Series, column: str, expected: str, path: Path) -> None:
+    """Raise ValueError for the first patient for whom `bad` is true, if there is one."""
+    if bad.any():
+        patient = bad.index[bad][0]
+        value = _quoted(found[patient])
+        raise ValueError(f"{path}: {patient}: {column} is {value}, expected {expected}; {bad.sum()} such")
+
+
+def numbers_within(texts: pd.Series, path: Path, rule: tuple[float, float, bool, bool]) -> pd.Series:
+    """A column of text, indexed by patient → Int64 or float, each value within its rule of `TABLE_RULES`."""
+    low, high, whole, gaps = rule
+    found = pd.to_numeric(texts, errors="coerce").astype(float)
+    right = found.between(low, high) & (found.mod(1).eq(0) | (not whole))
+    expected = f"{'a whole number' if whole else 'a number'} from {low} to {high}"
+    refuse(~right & ~(texts.isna() & gaps), texts, texts.name, expected, path)
+    return found.astype("Int64") if whole else found

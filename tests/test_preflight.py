@@ -1,0 +1,160 @@
+"""What a study needs is checked before the first byte, and all that is wanting is said at once."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from her2core.cohorts import preflight as p
+from her2core.cohorts.transfer import TransportFault
+from her2core.config import Study
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def compendium(tmp_path, monkeypatch):
+    """A compendium with both committed studies; parameters of the tests' own are written over theirs."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(TOP / name, tmp_path)
+    shutil.copytree(TOP / "studies", tmp_path / "studies")
+    (tmp_path / "manifests").symlink_to(TOP / "manifests")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_the_embedded_study_lacks_nothing_and_its_plan_is_its_patients(compendium):
+    p.main(["embedded"])
+    plan = pd.read_csv(compendium / "data/embedded/preflight/plan.csv")
+    assert plan.set_index("collection")["patients"].to_dict() == {"spy2": 540, "spy1": 384, "ambl": 100}
+
+
+def test_the_plan_of_the_real_study_says_nothing_of_later_stages(compendium):
+    before = p.plan(Study.open("ispy"))
+    edit(compendium / "studies/ispy/params.yaml", "epochs: 30", "epochs: 31")
+    edit(compendium / "params.yaml", "slices: 5", "slices: 6")
+    pd.testing.assert_frame_equal(p.plan(Study.open("ispy")), before)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  - thda_plain\n", "  - thda_plane\n", "thda_plane.*models.variants has"),
+        ("  - vit\n", "  - vit-channel_q97\n", "no stored quantile .0.97.*prepare.quantiles"),
+        ("neighbours: true", "neighbours: false", "thda_adjacent needs prepare.neighbours: true"),
+        ("bias_fields: [raw, n4]", "bias_fields: [raw]", "thda-n4 needs n4 in prepare.bias_fields"),
+        ("patch_px: 4 #", "patch_px: 5 #", "patches of 5 px do not tile an image of 32 px"),
+        ("  seeds: [0, 1, 2]", "  seeds: []", "training needs a seed"),
+        ("  bootstrap: 2000", "  bootstrap: 1", "bootstrap >= 2"),
+        ("  lr: 0.004", "  lrr: 0.004", "lrr"),
+        ("  - thda-global_minmax-raw", "  - thda-global_q98-raw", "runs lack thda-global_minmax-raw"),
+    ],
+    ids=lambda value: value.strip()[:30],
+)
+def test_a_parameter_of_a_later_stage_that_cannot_be_is_found_before_anything_is_made(
+    compendium, old, new, message
+):
+    edit(compendium / "params.yaml", old, new)
+    with pytest.raises(SystemExit, match=f"(?s)preflight: .*{message}"):
+        p.main(["embedded"])
+    assert not (compendium / "data").exists()
+
+
+def test_a_disk_that_is_too_small_for_the_whole_study_is_told(compendium, monkeypatch):
+    usage = shutil.disk_usage(compendium)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(1e9)))
+    with pytest.raises(SystemExit, match=r"preflight: .* GB needed, 1 GB free"):
+        p.main(["embedded"])
+
+
+def test_without_network_the_real_study_stops_in_seconds_and_says_all_that_is_wanting(compendium):
+    own = compendium / "studies/ispy/params.yaml"
+    edit(own, "https://s3.amazonaws.com", "http://127.0.0.1:9")
+    edit(own, "https://zenodo.org", "http://127.0.0.1:8")
+    environment = {"HTTPS_PROXY": "http://127.0.0.1:7", "HOME": str(compendium), "TORCH_HOME": str(compendium)}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "her2core.cohorts.preflight", "ispy"],
+        env={"PYTHONPATH": str(TOP), "PATH": "/usr/bin"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for wanting in (":9", ":8", "resnet34", "no spreadsheet|clinical"):
+        assert re.search(wanting, done.stderr), wanting
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert time.monotonic() - start < 20  # 10 on a machine that does nothing else
+
+
+def test_what_is_no_fault_of_the_study_is_not_hidden(compendium, monkeypatch):
+    monkeypatch.setattr(p, "_check_disk", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        p.problems(Study.open("embedded"))
+
+
+def test_patients_that_are_here_need_no_server(compendium, monkeypatch):
+    study = Study.open("ispy")
+    asked = []
+    monkeypatch.setattr(p, "check_reachable", asked.append)
+    monkeypatch.setattr(p.archive, "read_ispy", lambda config, folder: None)
+    p._idc(study), p._zenodo(study)
+    assert asked == ["https://s3.amazonaws.com", "https://zenodo.org"]
+    records = study.data("acquire") / "records"
+    records.mkdir(parents=True)
+    for number in range(1253):
+        (records / f"{number}.json").touch()
+    (study.data("acquire") / "BreastDCEDL_metadata_min_crop.csv").touch()
+    p._idc(study), p._zenodo(study)
+    assert len(asked) == 2
+
+
+def test_a_server_that_does_not_answer_is_wanting(compendium, monkeypatch):
+    def silent(url):
+        raise TransportFault(f"{url} is silent")
+
+    monkeypatch.setattr(p, "check_reachable", silent)
+    monkeypatch.setattr(p, "_pretrained", lambda study: None)
+    found = p.problems(Study.open("ispy"))
+    assert "https://s3.amazonaws.com is silent" in found and "https://zenodo.org is silent" in found
+
+
+def test_a_dry_run_of_the_real_study_says_what_it_takes_and_needs_no_network(compendium, capsys):
+    p.main(["--dry", "ispy"])
+    text = capsys.readouterr().out
+    for words in (
+        "Patients: 1,253; HER2 status known in BreastDCEDL: 982 \\+ 167 = 1,149",
+        "CC BY 4.0", "CC BY-NC 4.0", "at 100 Mbit/s", r"Disk: \d+\.\d GB in all", "DVC's cache: ",
+        "Pretrained weights: .*resnet34.*", "85 trainings: about .* h on an H100",
+    ):  # fmt: skip
+        assert re.search(words, text), words
+
+
+def test_a_dry_run_of_the_embedded_study_downloads_nothing(compendium, capsys):
+    p.main(["--dry", "embedded"])
+    text = capsys.readouterr().out
+    assert "Patients: 1,024\n" in text and "Download" not in text and "Pretrained weights: none" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dry", "ipsy"), "preflight: no study 'ipsy'; there are embedded,"),
+        (("--dyr", "ispy"), "Before the first byte"),
+        ((), "Before the first byte"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_run_is_refused(compendium, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        p.main([*arguments])
