@@ -17,6 +17,10 @@ test: .venv/ok ## check, and the slow tests, the whole pipeline on a tiny study,
 	ruff format --check
 	pytest -n 2 --dist loadfile
 
+rehearse: .venv/ok ## the real study from end to end, on stand-in archives: minutes; KILL=1: again, killed and cut off
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -e .[rehearse]
+	PYTHONPATH=tests python -m rehearsal $(if $(KILL),--kill)
+
 lab: .venv/ok ## open the notebooks; their kernels inherit the instructions that her2core pins
 	python -c 'import her2core, os; os.execlp("jupyter", "jupyter", "lab")'
 
@@ -28,7 +32,7 @@ lock: .venv/ok ## renew requirements.txt from pyproject.toml, for all platforms
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.txt
 
 clean: ## remove the environment, caches, and what the embedded study can make again; data of other studies stay
-	rm -rf .venv .dvc/tmp data/embedded models/embedded .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .rehearsal .dvc/tmp data/embedded models/embedded .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: ## remove all data and weights too, downloaded ones included; asks twice
@@ -43,4 +47,4 @@ clean-all: ## remove all data and weights too, downloaded ones included; asks tw
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.txt -e .
 	touch $@
 
-.PHONY: repro check test lab figures lock clean clean-all
+.PHONY: repro check test rehearse lab figures lock clean clean-all

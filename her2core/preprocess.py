@@ -286,7 +286,7 @@ def _make_part(job, raw, config):
     except (Incomplete, OSError) as error:
         return str(error), True
     except (ValueError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
-        return str(error), False
+        return str(error).replace(f"{raw}/", ""), False
     return "", False
 
 

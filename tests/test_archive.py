@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from stand_in import serve
 from test_transfer import environment, wait_for
 
+from her2core.cohort import flow, patient_table
 from her2core.cohorts import acquire as a
 from her2core.cohorts import archive, manifest
 from her2core.cohorts import phantom as embedded
 from her2core.cohorts.transfer import NotThere, TransportFault
+from her2core.formats.dicom_write import write_seg
 from her2core.formats.nifti import min_crop, phase_files, read_breastdcedl
 from her2core.formats.volume import PHASE_COLUMNS
 from her2core.phantom.patient import make_patient
@@ -290,6 +293,64 @@ def test_a_patient_that_cannot_be_used_is_a_row_with_a_reason_and_the_others_are
         server.asked.clear()
         a.get_all(at(server, allow_missing=True), tmp_path / "out")
         assert not any(uuid("ISPY2-100001", "dce") in asked for asked in server.asked)  # it was kept
+
+
+def first_phase_alone(files, made):
+    for path in files:
+        if int(pydicom.dcmread(path, stop_before_pixels=True).TemporalPositionIdentifier) > 0:
+            path.unlink()
+
+
+def masked(code, origin_mm=0.0):
+    """Put another mask in place of the patient's: the code of all voxels, and of some in the middle."""
+
+    def change(files, made):
+        geometry, shape = made.series.geometry, made.annotator_mask.shape
+        mask = np.full(shape, 33, np.uint8)
+        mask[4:6, 30:34, 30:34] = code
+        moved = replace(geometry, origin_mm=tuple(o + origin_mm for o in geometry.origin_mm))
+        write_seg(mask, moved, files[0], meaning="tumour_is_zero", patient_id="X", series_description="mask")
+
+    return change
+
+
+def without_a_slice(files, made):
+    files[3].unlink()
+
+
+@pytest.mark.filterwarnings("ignore:.*NumberOfTemporalPositions is 4")
+@pytest.mark.parametrize(
+    ("role", "change", "reason"),
+    [
+        ("dce", first_phase_alone, r"phases unclear: phases \[0, 1, 2\], counted from 0, expected .* the 1 found"),
+        ("dce", without_a_slice, "images unusable: .*unequal slices per phase"),
+        ("seg", masked(33), "mask unusable: .*empty mask, expected at least one tumour voxel"),
+        ("seg", masked(0, origin_mm=500.0), "mask unusable: .*mask on another grid"),
+        ("seg", masked(0), "images contradict the table: mask_count 32, the table says [0-9]+"),
+    ],
+    ids=["one phase", "a slice lacks", "empty mask", "mask outside", "another mask"],
+)
+def test_an_odd_patient_is_out_for_a_reason_of_its_kind(world, tmp_path, monkeypatch, role, change, reason):
+    top, served = copied_compendium(world, tmp_path / "top"), tmp_path / "served"
+    monkeypatch.chdir(top)
+    shutil.copytree(world[1], served)
+    bucket = served / "idc-open-data" / uuid("ISPY2-100001", role)
+    change(sorted(bucket.iterdir()), world[2]["ISPY2-100001"])
+    sizes = [path.stat().st_size for path in bucket.iterdir()]
+    table = pd.read_csv(top / "manifests/ispy2.csv", dtype=str)
+    at_series = (table["patient"] == "ISPY2-100001") & (table["role"] == role)
+    table.loc[at_series, ["instances", "size_MB"]] = [str(len(sizes)), f"{sum(sizes) / 1e6:.6f}"]
+    table.to_csv(top / "manifests/ispy2.csv", index=False)
+    with serve(served) as server:
+        config = at(server, collections={"spy2": "idc"})
+        with pytest.raises(ValueError, match=f"1 patients cannot be used(?s:.*)\nISPY2-100001: {reason}"):
+            a.get_all(config, tmp_path / "out")
+        server.asked.clear()
+        a.get_all(replace(config, allow_missing=True), tmp_path / "out")
+        assert server.asked == []  # its series were kept
+    metadata = pd.read_csv(tmp_path / "out/metadata.csv")
+    assert flow(patient_table(metadata))["excluded"] == {reason.partition(":")[0]: 1}
+    assert pd.read_csv(tmp_path / "out/files.csv")["patient"].tolist() == ["ACRIN-6698-100002"]
 
 
 def leave_out(path, chosen):

@@ -94,7 +94,7 @@ def test_without_network_the_real_study_stops_in_seconds_and_says_all_that_is_wa
     for wanting in (":9", ":8", "resnet34", "no spreadsheet|clinical"):
         assert re.search(wanting, done.stderr), wanting
     assert len(done.stderr.strip().splitlines()) == 1
-    assert time.monotonic() - start < 20  # 10 on a machine that does nothing else
+    assert time.monotonic() - start < 60  # 10 on a machine that does nothing else
 
 
 def test_what_is_no_fault_of_the_study_is_not_hidden(compendium, monkeypatch):
@@ -110,10 +110,8 @@ def test_patients_that_are_here_need_no_server(compendium, monkeypatch):
     monkeypatch.setattr(p.archive, "read_ispy", lambda config, folder: None)
     p._idc(study), p._zenodo(study)
     assert asked == ["https://s3.amazonaws.com", "https://zenodo.org"]
-    records = study.data("acquire") / "records"
-    records.mkdir(parents=True)
-    for number in range(1253):
-        (records / f"{number}.json").touch()
+    study.data("acquire").mkdir(parents=True)
+    (study.data("acquire") / "metadata.csv").write_text("pid,dataset\nA,spy1\nB,spy2\nC,ambl\n")
     (study.data("acquire") / "BreastDCEDL_metadata_min_crop.csv").touch()
     p._idc(study), p._zenodo(study)
     assert len(asked) == 2

@@ -152,7 +152,7 @@ def _get_patient(job, config, folder):
         uids = " ".join(s["SeriesInstanceUID"] for s in series)
         record = write_record(folder, row["pid"], paths, recipe=_digest(config, *job), series_uid=uids, found=found)
     except Unusable as error:
-        record = _out(error)
+        record = _out(str(error).replace(f"{folder}/", ""))  # the same text on every machine
     except NotThere as error:
         _count_fault(faults, error)
         return _out(f"not in the archive: {error}")
@@ -217,7 +217,7 @@ def _keep_mincrop(row, folder, md5):
     try:
         paths, found = check_release(row, folder)
     except Unusable as error:
-        return _out(error)
+        return _out(str(error).replace(f"{folder}/", ""))  # the same text on every machine
     return write_record(folder, row["pid"], paths, recipe=md5, series_uid="", found=found)
 
 

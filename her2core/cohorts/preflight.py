@@ -189,8 +189,9 @@ def _pretrained(study):
 
 
 def _all_here(study):
-    """Whether every patient was acquired before."""
-    return len(list(study.data("acquire").glob("records/*.json"))) >= plan(study)["patients"].sum()
+    """Whether all collections were acquired before."""
+    path = study.data("acquire") / "metadata.csv"
+    return path.is_file() and set(study.section("acquire")["collections"]) <= set(pd.read_csv(path)["dataset"])
 
 
 def _idc(study):
