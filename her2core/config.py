@@ -97,7 +97,10 @@ class Study:
     @property
     def runs(self) -> tuple[str, ...]:
         """The names of what is trained."""
-        return tuple(self.section("runs"))
+        names = self.section("runs")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{self.name}: runs: expected a list of names such as thda-n4, found {names!r}")
+        return tuple(names)
 
     @property
     def is_synthetic(self) -> bool:

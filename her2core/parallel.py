@@ -67,12 +67,12 @@ def _on_cluster(function, items, address):
     """(number, result) of every item as it ends."""
     with _connect(address) as client:
         _check_cluster(client, getattr(function, "func", function).__module__, address)
-        deaths = []
-        client.subscribe_topic("all", partial(_note_death, deaths))
+        events = []
+        client.subscribe_topic("all", events.append)
         task = partial(_on_worker, function, CODE_DIGEST)
         waiting = dict(enumerate(client.map(task, range(len(items)), items, pure=False)))
         try:
-            yield from _as_they_end(client, waiting, deaths)
+            yield from _as_they_end(client, waiting, events)
         except CancelledError as error:  # what a future says once the scheduler is gone
             raise ConnectionError(f"{address}: the Dask scheduler was lost ({error})") from error
         finally:
@@ -84,10 +84,8 @@ def _connect(address):
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"DASK_SCHEDULER is {address}, but the package distributed is missing here: "
-            "install her2core[dev], or unset DASK_SCHEDULER"
-        ) from error
+        missing = "the package distributed is missing here: install her2core[dev], or unset DASK_SCHEDULER"
+        raise ValueError(f"DASK_SCHEDULER is {address}, but {missing}") from error
     try:
         return Client(address, timeout=_CONNECT_S, set_as_default=False)
     except OSError as error:
@@ -134,17 +132,11 @@ def _on_worker(function, digest, number, item):
     return _numbered(function, number, item)
 
 
-def _note_death(deaths, event):
-    """Keep the scheduler's event if a worker left without notice."""
-    _, message = event
-    if message.get("action") == "remove-worker" and not message["expected"]:
-        deaths.append(message)
-
-
-def _as_they_end(client, waiting, deaths):
+def _as_they_end(client, waiting, events):
     """Yield the results of `waiting`, {number: future}, emptying it; raise as soon as a worker dies with one.
 
     Dask would give such a task three more workers to kill, and wait forever where none is left.
+    events: the scheduler's, as they come.
     """
     seen = time.monotonic()
     while waiting:
@@ -154,7 +146,8 @@ def _as_they_end(client, waiting, deaths):
         if ended:
             continue
         keys = {future.key for future in waiting.values()}
-        if dead := [d["worker"] for d in deaths if keys & set(d["processing-tasks"])]:
+        gone = [e for _, e in events if e.get("action") == "remove-worker" and not e["expected"]]
+        if dead := [e["worker"] for e in gone if keys & set(e["processing-tasks"])]:
             raise ConnectionError(f"worker {dead[0]} died at its task: killed, or out of memory; see its log")
         if client.nthreads():
             seen = time.monotonic()

@@ -17,6 +17,7 @@ data/<cohort>/.prepare-parts/            <patient>.<key>.npz of finished patient
 
 import hashlib
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -76,6 +77,8 @@ class PrepareConfig:
     def __post_init__(self):
         if (self.crop_mm is not None and self.crop_mm <= 0) or self.crop_px < 1 or self.slices < 1:
             raise ValueError(f"crop and slices must be positive, found {self}")
+        if not all(0 <= level <= 1 for level in self.quantiles):
+            raise ValueError(f"quantiles must lie in [0, 1], found {self.quantiles}")
         if strangers := set(self.bias_fields) - {"raw", "n4"}:
             raise ValueError(f"bias_fields: {', '.join(sorted(strangers))} unknown, expected raw or n4")
 
@@ -285,8 +288,8 @@ def _make_part(job, raw, config):
         prepare_patient(row, raw, config).save(part)
     except (Incomplete, OSError) as error:
         return str(error), True
-    except (ValueError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
-        return str(error).replace(f"{raw}/", ""), False
+    except (ValueError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors, with addresses in their last line
+        return re.sub(r"\(0x\w+\)", "", str(error).strip().rpartition("\n")[2]).replace(f"{raw}/", ""), False
     return "", False
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PATIENT_ID = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"  # what an identifier must match: it becomes a folder's name
+_AGAIN = "run: python -m her2core.cohorts.acquire COHORT"
 
 
 @contextmanager
@@ -75,33 +76,31 @@ def write_record(folder: Path, patient: str, paths: Iterable[Path], **more) -> d
 
 def read_record(folder: Path, patient: str) -> dict | None:
     """The record of a patient whose files are all there in full size; None where a file or the record lacks."""
+    try:
+        return _record(Path(folder), patient)
+    except Incomplete:
+        return None
+
+
+def _record(folder, patient):
+    """A patient's record; `Incomplete` unless all its files are there in full size."""
     path = record_path(folder, patient)
-    record = json.loads(path.read_text()) if path.is_file() else None
-    return None if record is None or _incomplete_files(record, Path(folder)) else record
-
-
-def _incomplete_files(record, folder):
-    """Files of a patient that are missing or have another size, with what was found."""
-    problems = []
+    if not path.is_file():
+        raise Incomplete(f"{patient}: not acquired; {_AGAIN}")
+    record = json.loads(path.read_text())
     for name, size in record["files"].items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
+        found = (folder / name).stat().st_size if (folder / name).is_file() else "no file"
         if found != size:
-            problems.append(f"{name}: expected {size} bytes, found {'no file' if found is None else found}")
-    return problems
+            raise Incomplete(f"{patient}: {name}: expected {size} bytes, found {found}; {_AGAIN}")
+    return record
 
 
 def check_complete(patient: str, folder: Path) -> None:
     """Raise `Incomplete` with what is missing, cut off or changed; called before each use of a patient's files."""
-    folder, path = Path(folder), record_path(folder, patient)
-    again = "run: python -m her2core.cohorts.acquire COHORT"
-    if not path.is_file():
-        raise Incomplete(f"{patient}: not acquired; {again}")
-    record = json.loads(path.read_text())
-    if problems := _incomplete_files(record, folder):
-        raise Incomplete(f"{patient}: {problems[0]} ({len(problems)} such files); {again}")
-    if _digest(folder / name for name in record["files"]) != record["sha256"]:
-        raise Incomplete(f"{patient}: not the files that were acquired (SHA-256); delete {path.name} and {again}")
+    record = _record(Path(folder), patient)
+    if _digest(Path(folder) / name for name in record["files"]) != record["sha256"]:
+        found = f"not the files that were acquired (SHA-256); delete {patient}.json"
+        raise Incomplete(f"{patient}: {found} and {_AGAIN}")
 
 
 def files_row(record: dict) -> dict:

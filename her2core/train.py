@@ -75,8 +75,15 @@ class TrainConfig:
             raise ValueError(f"aggregate={self.aggregate!r}: expected one of {', '.join(AGGREGATE)}")
         if self.precision not in ("auto", "float32"):
             raise ValueError(f"precision={self.precision!r}: expected auto or float32")
-        if not self.seeds or self.epochs < 1 or self.validate_every < 1:
-            raise ValueError(f"training needs a seed, an epoch and a validation, found {self}")
+        counts = (self.epochs, self.batch_size, self.validate_every, self.threads)
+        if not self.seeds or min(counts) < 1:
+            raise ValueError(f"training needs a seed, an epoch, a batch, a validation and a thread, found {self}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: expected each once")
+        if min(self.lr, self.gradient_clip, *self.lr_of.values()) <= 0 or not 0 <= self.warmup <= 1:
+            raise ValueError(f"expected lr, lr_of, gradient_clip > 0 and 0 <= warmup <= 1, found {self}")
+        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(f"device={self.device!r}: expected auto, cpu, cuda or mps")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience}: expected one validation or more, or null")
 

@@ -23,7 +23,9 @@ from her2core.cohort import flow, patient_table
 from her2core.cohorts import acquire as a
 from her2core.cohorts import archive, manifest
 from her2core.cohorts import phantom as embedded
+from her2core.cohorts.examination import Unusable
 from her2core.cohorts.transfer import NotThere, TransportFault
+from her2core.config import build
 from her2core.formats.dicom_write import write_seg
 from her2core.formats.nifti import min_crop, phase_files, read_breastdcedl
 from her2core.formats.volume import PHASE_COLUMNS
@@ -206,9 +208,11 @@ def test_a_patient_from_the_release_is_what_the_release_holds(world, whole):
 
 def test_a_second_run_asks_the_archives_for_nothing(world, whole, here, tmp_path):
     shutil.copytree(whole, tmp_path / "again")
+    (tmp_path / "again/downloads" / TAR).touch()  # of a run killed just before it deleted it
     with serve(world[1]) as server:
         a.get_all(at(server), tmp_path / "again")
         assert server.asked == []
+    assert not list((tmp_path / "again/downloads").iterdir())
     assert snapshot(tmp_path / "again") == snapshot(whole)
 
 
@@ -421,6 +425,12 @@ def test_a_patient_whom_the_table_describes_otherwise_is_out_with_both_numbers(w
     pin(top, spy1=md5_of(served / RELEASE / TAR), table=md5_of(served / RELEASE / TABLE))
     with serve(served) as server:
         a.get_all(at(server, allow_missing=True), tmp_path / "out")
+        server.asked.clear()
+        a.get_all(at(server, allow_missing=True), tmp_path / "out")
+        assert not any(TAR in asked for asked in server.asked)  # 20 GB, which lie there unpacked
+        (tmp_path / "out/spy1/mask/ISPY1_1002_spy1_vis1_mask.nii.gz").unlink()
+        a.get_all(at(server, allow_missing=True), tmp_path / "out")
+        assert any(TAR in asked for asked in server.asked)
     reasons = pd.read_csv(tmp_path / "out/metadata.csv").set_index("pid")["reason"].dropna()
     said = "images contradict the table: "
     assert reasons["ISPY1_1001"] == f"{said}mask_count {voxels}, the table says 25169"
@@ -455,11 +465,10 @@ def test_other_phases_are_cropped_anew_even_where_early_is_late_and_the_former_g
     np.testing.assert_array_equal(found, box[0])
 
 
-@pytest.mark.parametrize("phases", [(0, 0, 2), (0, 3, 2), (0, 1, 9)], ids=str)
-def test_phases_that_cannot_be_are_refused(world, here, tmp_path, phases):
-    found = re.escape(f"phases {list(phases)}, ") + "(expected pre < early ≤ late|.* among the 5 found)"
+def test_phases_that_a_series_does_not_have_are_refused(world, here, tmp_path):
+    found = r"phases \[0, 1, 9\], .* among the 5 found"
     with serve(world[1]) as server, pytest.raises(ValueError, match=f"AMBL-001: phases unclear: {found}"):
-        a.get_all(at(server, collections={"ambl": "idc"}, ambl_phases=phases), tmp_path)
+        a.get_all(at(server, collections={"ambl": "idc"}, ambl_phases=(0, 1, 9)), tmp_path)
 
 
 def test_without_network_the_run_ends_with_one_clear_line(world, here, tmp_path):
@@ -513,13 +522,77 @@ def test_what_the_archive_does_not_have_is_a_reason(world, here, tmp_path, faili
     assert reasons.to_dict() == {"AMBL-002": "not in the archive: no such series"}
 
 
-@pytest.mark.parametrize("error", [TransportFault("HTTP 503"), NotThere("no such series")], ids=lambda e: str(e))
-def test_several_patients_in_a_row_that_cannot_be_fetched_stop_the_run(tmp_path, error):
-    counted = tmp_path / "faults"
-    archive._count_fault(counted, error)
-    archive._count_fault(counted, error)
-    with pytest.raises(TransportFault, match=f"3 patients in a row could not be fetched, at last: {error}"):
-        archive._count_fault(counted, error)
+def loses(folder, monkeypatch, error):
+    """A function that meets this error at a patient of I-SPY2; allow: is the patient allowed to be missing?"""
+    (folder / "downloads").mkdir(exist_ok=True)
+    monkeypatch.setattr(archive, "_fetch_patient", lambda *_: (_ for _ in ()).throw(error))
+    row = dict.fromkeys(PHASE_COLUMNS, 0) | {"pid": "ISPY2-100001"}
+    return lambda allow=False: archive._get_patient(
+        (row, [{"crdc_series_uuid": "x"}], None), replace(CONFIG, allow_missing=allow), folder
+    )
+
+
+def test_several_patients_in_a_row_that_cannot_be_fetched_stop_the_run(tmp_path, monkeypatch):
+    lose = loses(tmp_path, monkeypatch, TransportFault("HTTP 503"))
+    for _ in range(2):
+        assert lose(allow=True) == {"fault": "HTTP 503"}
+    with pytest.raises(TransportFault, match="3 patients in a row could not be fetched, at last: HTTP 503"):
+        lose(allow=True)
+
+
+@pytest.mark.parametrize("error", [Unusable("mask unusable: empty"), NotThere("no such series")], ids=str)
+def test_many_in_a_row_that_cannot_be_used_stop_the_run_unless_that_is_allowed(tmp_path, monkeypatch, error):
+    lose = loses(tmp_path, monkeypatch, error)
+    for _ in range(9):
+        assert lose()["reason"].endswith(str(error))
+    with pytest.raises(ValueError, match=f"10 patients in a row cannot .*ISPY2-100001: .*{error}.*allow_missing"):
+        lose()
+    assert lose(allow=True)["failed"]
+
+
+def test_a_patient_who_is_here_breaks_the_row_of_losses_but_not_that_of_faults(world, whole, tmp_path, monkeypatch):
+    downloads = tmp_path / "again/downloads"
+    shutil.copytree(whole, tmp_path / "again")
+    (downloads / "ISPY2-100001/dce0").mkdir(parents=True)  # of a run killed just before it deleted them
+    for name in ("faults", "losses"):
+        (downloads / name).write_text("..")
+    monkeypatch.setattr(archive, "_stored", lambda *_: {"files": {}})
+    archive._get_patient(({"pid": "ISPY2-100001"}, [], None), CONFIG, tmp_path / "again")
+    assert [p.name for p in downloads.iterdir()] == ["faults"]
+
+
+def test_a_collection_of_which_nobody_is_left_is_an_error_whatever_is_allowed(
+    world, here, tmp_path, failing, capsys
+):
+    config = {"collections": {"ambl": "idc"}, "allow_missing": True}
+    failing["AMBL-002"] = NotThere("no such series")
+    with serve(world[1]) as server:
+        a.get_all(at(server, **config), tmp_path / "out")
+        assert (
+            "1 patients cannot be used; all others are complete.  metadata.csv says why" in capsys.readouterr().err
+        )
+        failing["AMBL-001"] = failing["AMBL-002"]
+        shutil.rmtree(tmp_path / "out/records")
+        with pytest.raises(
+            ValueError, match="2 patients cannot be used.*nobody is left of ambl:\nAMBL-001: not in"
+        ):
+            a.get_all(at(server, **config), tmp_path / "out")
+
+
+def test_a_patient_of_the_manifest_whom_no_table_has_is_a_row_too(world, here, tmp_path, monkeypatch):
+    sheet = pd.read_excel("ambl.xlsx", header=None)
+    sheet[sheet[0] != "AMBL-002"].to_excel(tmp_path / "less.xlsx", index=False, header=False)
+    config = {"collections": {"ambl": "idc"}, "ambl_clinical": str(tmp_path / "less.xlsx")}
+    with serve(world[1]) as server:
+        a.get_all(at(server, **config), tmp_path / "out")
+    metadata = pd.read_csv(tmp_path / "out/metadata.csv")
+    assert metadata.set_index("pid")["reason"].dropna().to_dict() == {"AMBL-002": "not in the clinical table"}
+    assert flow(patient_table(metadata))["excluded"] == {"not in the clinical table": 1}
+
+
+def test_an_address_may_end_with_a_slash(world, here):
+    _, _, url = replace(CONFIG, zenodo="http://mirror/some/path/").release("table")
+    assert url == f"http://mirror/some/path/{RELEASE}/{TABLE}"
 
 
 def test_a_missing_clinical_sheet_is_told_before_anything_is_downloaded(world, here, tmp_path):
@@ -559,12 +632,20 @@ def test_the_committed_manifests_hold_the_cohort():
     assert set(releases) == {"spy2", "spy1", "table"}
 
 
+def test_the_block_of_ambl_her2_may_be_read_with_numbers_and_with_gaps_which_the_sheets_reader_tells():
+    given = {0: 0, 1.5: None, "pos": "?"}
+    assert build(archive.ArchiveConfig, vars(CONFIG) | {"ambl_her2": given}, "acquire").ambl_her2 == given
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"source": "idc"}, "source='idc': expected archive"),
         ({"collections": {"ambl": "zenodo"}}, "ambl from 'zenodo', expected one of"),
         ({"collections": {"duke": "idc"}}, "duke from 'idc', expected one of"),
+        ({"crop_px": 0}, "crop_px and connections must be positive"),
+        ({"margin_slices": -1}, "margin_slices 0 or more"),
+        ({"ambl_phases": (0, 0, 2)}, r"phases \[0, 0, 2\], expected pre < early ≤ late"),
     ],
     ids=str,
 )

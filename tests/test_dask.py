@@ -179,7 +179,7 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_prepared_arrays_are_the_same_bytes_as_of_one_process(here, cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the workers are elsewhere: relative paths must not reach them
-    table = here(Path("acquire"), Path("there"))
+    table, _ = here(Path("acquire"), Path("there"))
     names = sorted(f.name for f in (tmp_path / "here").iterdir())
     assert names == sorted(f.name for f in (tmp_path / "there").iterdir()) and len(names) == 12
     for name in names:

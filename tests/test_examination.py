@@ -40,6 +40,7 @@ def test_what_the_table_leaves_open_is_not_compared():
         ({"slice_thick": 4.0}, "slice_thick 2, the table says 4"),
         ({"xy_spacing": 1.25}, "xy_spacing 0.5, the table says 1.25"),
         ({"tum_vol": 500.0}, "tum_vol 250, the table says 500"),
+        ({"tum_vol": 125.0}, "tum_vol 250, the table says 125"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -54,6 +55,16 @@ def test_a_contradiction_has_both_numbers(changes, said):
 )
 def test_rounded_numbers_and_either_way_of_counting_slices_agree(changes):
     assert e.contradictions(ROW | changes, MASK, SPACING_MM, 8) == []
+
+
+def test_slices_that_overlap_agree_as_those_of_ispy2_427321_do():
+    assert e.contradictions(ROW | {"slice_thick": 3.0, "tum_vol": 375.0}, MASK, SPACING_MM, 8) == []
+
+
+def test_the_repositorys_table_which_has_the_uncropped_matrix_agrees():
+    row = ROW | {"n_xy": 384, "n_z": 160}
+    assert e.contradictions(row, MASK, SPACING_MM, 8, whole=(160, 384, 384)) == []
+    assert len(e.contradictions(row, MASK, SPACING_MM, 8, whole=(159, 256, 256))) == 2
 
 
 def test_slices_without_tumour_between_others_may_be_counted_or_not():

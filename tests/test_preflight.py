@@ -1,5 +1,6 @@
 """What a study needs is checked before the first byte, and all that is wanting is said at once."""
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from stand_in import serve
 
 from her2core.cohorts import preflight as p
-from her2core.cohorts.transfer import TransportFault
+from her2core.cohorts.transfer import Patience, TransportFault
 from her2core.config import Study
+from her2core.weights import FILES, Weights, load
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -58,6 +62,18 @@ def test_the_plan_of_the_real_study_says_nothing_of_later_stages(compendium):
         ("  seeds: [0, 1, 2]", "  seeds: []", "training needs a seed"),
         ("  bootstrap: 2000", "  bootstrap: 1", "bootstrap >= 2"),
         ("  lr: 0.004", "  lrr: 0.004", "lrr"),
+        ("  lr: 0.004", "  lr: -0.004", "expected lr, lr_of, gradient_clip > 0"),
+        ("vit: 0.001, cvt", "vitt: 0.001, cvt", "train.lr_of: no model is called vitt"),
+        ("  seeds: [0, 1, 2]", "  seeds: [0, 1, 0]", r"seeds=.0, 1, 0.: expected each once"),
+        ("  threads: 1", "  threads: 0", "training needs a seed, .* and a thread"),
+        ("  device: cpu", "  device: gpu", "device='gpu': expected auto, cpu, cuda or mps"),
+        ("  device: cpu", "  device: mps", "train: .*MPS.*; device: auto takes what is there"),
+        ("0.99, 1.0]", "0.99, 1.5]", r"quantiles must lie in \[0, 1\]"),
+        ("  jobs: 3", "  jobs: 0", "train.jobs is 0"),
+        ("  - vit\n", "  - vit\n  - vit\n", "runs has vit twice"),
+        ("last: { attention_stages", "last: { stages", 'models.variants.last: can not match "stages"'),
+        ("separate: { share_weights: false", "separate: { width: '8'", "models.variants.separate: .*width"),
+        ("  ambl: 100", "  ambl: 0", "acquire has no patients of ambl, which later stages need"),
         ("  - thda-global_minmax-raw", "  - thda-global_q98-raw", "runs lack thda-global_minmax-raw"),
     ],
     ids=lambda value: value.strip()[:30],
@@ -69,6 +85,31 @@ def test_a_parameter_of_a_later_stage_that_cannot_be_is_found_before_anything_is
     with pytest.raises(SystemExit, match=f"(?s)preflight: .*{message}"):
         p.main(["embedded"])
     assert not (compendium / "data").exists()
+
+
+def test_all_that_is_wrong_is_said_at_once_and_each_thing_once(compendium):
+    edit(compendium / "params.yaml", "  lr: 0.004", "  lrr: 0.004")
+    edit(compendium / "params.yaml", "  bootstrap: 2000", "  bootstrap: 1")
+    with pytest.raises(ValueError) as stop:
+        p.check_study(Study.open("embedded"))
+    found = str(stop.value).split("; ")
+    assert len(found) == 2 and "lrr" in found[0] and "bootstrap >= 2" in found[1]
+
+
+@pytest.mark.parametrize("runs", ["null", "vit"])
+def test_runs_that_are_no_list_are_told(compendium, runs):
+    study = Study.open("embedded")
+    study.values["runs"] = None if runs == "null" else runs
+    said = f"embedded: runs: expected a list of names such as thda-n4, found {study.values['runs']!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        p.check_study(study)
+
+
+def test_a_study_with_nothing_to_compare_is_told(compendium):
+    study = Study.open("embedded")
+    study.values["runs"] = ["thda-global_minmax-raw", "vit"]
+    with pytest.raises(ValueError, match="^runs need another thda-… to compare with thda-global_minmax-raw$"):
+        p.check_study(study)
 
 
 def test_a_disk_that_is_too_small_for_the_whole_study_is_told(compendium, monkeypatch):
@@ -100,7 +141,7 @@ def test_without_network_the_real_study_stops_in_seconds_and_says_all_that_is_wa
 def test_what_is_no_fault_of_the_study_is_not_hidden(compendium, monkeypatch):
     monkeypatch.setattr(p, "_check_disk", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        p.problems(Study.open("embedded"))
+        p.check_study(Study.open("embedded"))
 
 
 def test_patients_that_are_here_need_no_server(compendium, monkeypatch):
@@ -108,12 +149,13 @@ def test_patients_that_are_here_need_no_server(compendium, monkeypatch):
     asked = []
     monkeypatch.setattr(p, "check_reachable", asked.append)
     monkeypatch.setattr(p.archive, "read_ispy", lambda config, folder: None)
-    p._idc(study), p._zenodo(study)
-    assert asked == ["https://s3.amazonaws.com", "https://zenodo.org"]
+    monkeypatch.setattr(p.archive, "read_ambl", lambda config: None)
+    p._archives(study)
+    assert sorted(asked) == ["https://s3.amazonaws.com", "https://zenodo.org"]
     study.data("acquire").mkdir(parents=True)
     (study.data("acquire") / "metadata.csv").write_text("pid,dataset\nA,spy1\nB,spy2\nC,ambl\n")
     (study.data("acquire") / "BreastDCEDL_metadata_min_crop.csv").touch()
-    p._idc(study), p._zenodo(study)
+    p._archives(study)
     assert len(asked) == 2
 
 
@@ -123,8 +165,49 @@ def test_a_server_that_does_not_answer_is_wanting(compendium, monkeypatch):
 
     monkeypatch.setattr(p, "check_reachable", silent)
     monkeypatch.setattr(p, "_pretrained", lambda study: None)
-    found = p.problems(Study.open("ispy"))
-    assert "https://s3.amazonaws.com is silent" in found and "https://zenodo.org is silent" in found
+    words = "https://s3.amazonaws.com is silent; https://zenodo.org is silent; .*no spreadsheet"
+    with pytest.raises(ValueError, match=words):
+        p.check_study(Study.open("ispy"))
+
+
+@pytest.fixture
+def torchvision(tmp_path, monkeypatch):
+    """A server with a file of one tensor that is called ResNet-34's, its digest, and torch's empty cache."""
+    (tmp_path / "served").mkdir()
+    torch.save({"a": torch.arange(3)}, path := tmp_path / "served" / FILES["resnet34"])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("her2core.cohorts.transfer.PATIENCE", Patience(tries=2, pause_s=0.01))
+    with serve(tmp_path / "served") as server:
+        monkeypatch.setattr("her2core.weights._TORCHVISION", server.url)
+        yield server, Weights(resnet34=hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+
+
+def test_weights_that_lie_nowhere_are_downloaded_once(torchvision, tmp_path):
+    server, weights = torchvision
+    p._fetch_weights("resnet34", weights)
+    assert (tmp_path / "torch/hub/checkpoints" / FILES["resnet34"]).is_file()
+    server.faults = {404: ""}
+    p._fetch_weights("resnet34", weights)
+    assert torch.equal(load("resnet34", weights)["a"], torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"flipped": ""}, "SHA256 [0-9a-f]{64}, expected [0-9a-f]{8}, in each of 2 downloads; deleted"),
+        ({"truncated": ""}, "IncompleteRead"),
+        ({404: ""}, "not available; the server answers HTTP 404"),
+    ],
+    ids=str,
+)
+def test_a_download_of_weights_that_fails_is_told_with_the_other_ways(torchvision, tmp_path, faults, message):
+    server, weights = torchvision
+    server.faults = faults
+    ways = "resnet34.* is not in .*, or set pretrained: false to train from scratch; its download failed: "
+    with pytest.raises(ValueError, match=ways + f"http.*{message}"):
+        p._fetch_weights("resnet34", weights)
+    assert not list((tmp_path / "torch").rglob("[!.]*.pth"))
 
 
 def test_a_dry_run_of_the_real_study_says_what_it_takes_and_needs_no_network(compendium, capsys):

@@ -231,6 +231,15 @@ def test_where_nobody_can_be_prepared_the_study_does_not_go_on(raw, patients, tm
         p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
 
 
+def test_the_reason_for_what_simpleitk_refuses_is_one_line_and_the_same_on_every_machine(tmp_path, monkeypatch):
+    def refuse(row, raw, config):
+        raise RuntimeError(f"thrown in N4:\n/src/N4.cxx:9:\nITK ERROR: N4(0x55d0c7a1): {raw}/a.nii.gz is flat")
+
+    monkeypatch.setattr(p, "prepare_patient", refuse)
+    found = p._make_part(({"patient": "A"}, tmp_path / "part"), tmp_path, CONFIG)
+    assert found == ("ITK ERROR: N4: a.nii.gz is flat", False)
+
+
 SCRIPT = """
 import sys
 import pandas as pd

@@ -35,8 +35,7 @@ def rehearsed(archive, tmp_path_factory):
     zenodo = Zenodo(folder / "served", ranges=False, cut=(TAR,))
     with serve(folder / "served") as idc:
         top = compendium.make_compendium(tmp_path_factory.mktemp("copy"), folder, idc.url, zenodo.url, tiny=True)
-        stages.repro(top, until="report")
-        compendium.run(top, "dvc", "repro", "--single-item", f"{stages.PIPELINE}:page")
+        stages.without_dvc(top, left_out=("preparation", "network"))
     zenodo.stop()
     assert zenodo.asked.count((TAR, None)) == 2
     return people, top

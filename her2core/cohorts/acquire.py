@@ -22,7 +22,8 @@ _INTEGERS = ("test", "HER2", "HR", "n_times", "pre", "post_early", "post_late") 
 
 
 def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Path) -> None:
-    """Get all patients that are not there yet, then write the three tables; ValueError lists who is missing."""
+    """Get all patients that are not there yet, then write the three tables; ValueError lists who is missing, unless
+    that is allowed and somebody of each collection is left."""
     if isinstance(config, embedded.EmbeddedConfig):
         records, missing = embedded.make(config, folder), []
         truth = [{"patient": r["patient"]} | r["truth"] for r in records]
@@ -30,7 +31,8 @@ def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Pat
         records, missing = archive.get(config, folder)
         counts = ("mask_voxels", "mask_count")  # tumour voxels in the archive's mask and in the table
         truth = [{"patient": r["patient"]} | {c: r["metadata"].get(c) for c in counts} for r in records]
-    failed = [f"{row['pid']}: {row['reason']}" for row in missing if row.pop("failed", False)]
+    failed = {row["pid"]: row["reason"] for row in missing if row.pop("failed", False)}
+    gone = {row["dataset"] for row in missing if row["pid"] in failed} - {r["metadata"]["dataset"] for r in records}
     metadata = pd.DataFrame([r["metadata"] for r in records] + missing)
     tables = {
         "files": pd.DataFrame([files_row(r) for r in records]),
@@ -40,11 +42,14 @@ def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Pat
     for name, table in tables.items():
         with whole(folder / f"{name}.csv") as part:
             table.to_csv(part, index=False)
-    if failed and not config.allow_missing:
-        raise ValueError(
-            f"{len(failed)} patients cannot be used; all others are complete.  Their rows in metadata.csv say why; "
-            "acquire.allow_missing: true goes on without them:\n" + "\n".join(failed)
-        )
+    if failed:
+        said = f"{len(failed)} patients cannot be used; all others are complete.  metadata.csv says why"
+        listed = "\n".join([":", *(f"{pid}: {reason}" for pid, reason in failed.items())])
+        if gone:
+            raise ValueError(f"{said}; nobody is left of {', '.join(sorted(gone))}{listed}")
+        if not config.allow_missing:
+            raise ValueError(f"{said}; acquire.allow_missing: true goes on without them{listed}")
+        print(said, file=sys.stderr)
 
 
 def main(arguments: list[str]) -> None:

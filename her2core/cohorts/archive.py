@@ -23,17 +23,18 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from her2core.cohorts.ambl import find_ambl_sheet, index_lesion, read_ambl_clinical
+from her2core.cohorts.ambl import index_lesion, read_ambl_clinical
 from her2core.cohorts.examination import Recipe, Unusable, check_release, crop_patient
 from her2core.cohorts.labels import check_against, read_breastdcedl_table, read_idc_clinical
 from her2core.cohorts.manifest import MANIFESTS, read_manifest, read_releases
 from her2core.cohorts.transfer import NotThere, TransportFault, fetch_file, fetch_series
 from her2core.config import root
-from her2core.formats.volume import PHASE_COLUMNS
+from her2core.formats.volume import PHASE_COLUMNS, Phases
 from her2core.parallel import each
-from her2core.records import read_record, whole, write_record
+from her2core.records import read_record, record_path, whole, write_record
 
 _FAULTS = 3  # patients in a row that could not be fetched: then it is the archive or the network, not the patient
+_LOSSES = 10  # patients in a row that cannot be used: then it is the tables, or another archive
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class ArchiveConfig:
     early_s, late_s: wanted times after the first phase, in seconds, where no table names the phases (AMBL).
     ambl_phases: indices of pre, early and late instead, where the files have no times either; null: by time.
     crop_px, margin_slices: MinCrop keeps 256 × 256 pixels around the tumour and two slices beyond it.
-    allow_missing: false ends with an error when an expected patient cannot be used; true goes on without.  Patients
-        that the manifests leave out are known beforehand and no error.  Either way a patient that is missing has a
-        row that says why.  A network or a disk that fails is always an error.
+    allow_missing: false ends with an error when an expected patient cannot be used; true goes on without, though
+        not without a whole collection.  Patients that the manifests leave out are known beforehand and no error.
+        Whoever is missing has a row that says why.  A network or a disk that fails is always an error.
     idc, zenodo: addresses, of the archive or a mirror.  zenodo_record: of the release.  All folders and files are
         relative to the compendium.  connections: at once, per patient.  jobs: patients at once.
     """
@@ -61,7 +62,7 @@ class ArchiveConfig:
     manifests: str
     collections: dict[str, str]
     ambl_clinical: str
-    ambl_her2: dict[str, int | None]
+    ambl_her2: dict[str | int | float, str | int | None]
     ambl_pathology_out: tuple[int, ...]
     idc_clinical: tuple[str, ...]
     early_s: float
@@ -83,6 +84,10 @@ class ArchiveConfig:
         for name, where in self.collections.items():
             if where not in allowed.get(name, ()):
                 raise ValueError(f"collections: {name} from {where!r}, expected one of {allowed}")
+        if min(self.crop_px, self.connections) < 1 or self.margin_slices < 0:
+            raise ValueError(f"crop_px and connections must be positive, margin_slices 0 or more, found {self}")
+        if self.ambl_phases is not None:
+            Phases(*self.ambl_phases)
 
     @property
     def recipe(self) -> Recipe:
@@ -92,7 +97,7 @@ class ArchiveConfig:
     def release(self, name: str) -> tuple[str, str, str]:
         """A file of the release, "spy1", "spy2" or "table": its name, MD5 and address."""
         file, md5 = read_releases(root() / self.manifests / "releases.csv")[name]
-        return file, md5, f"{self.zenodo}/records/{self.zenodo_record}/files/{file}"
+        return file, md5, f"{self.zenodo.rstrip('/')}/records/{self.zenodo_record}/files/{file}"
 
 
 def read_series(dataset: str, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -143,34 +148,41 @@ def _get_patient(job, config, folder):
     If that fails, the series stay in downloads/<patient>, and the next run fetches only what is missing there.
     """
     row, series, lesions = job
+    downloads = folder / "downloads"
+    raw, faults, losses = (downloads / name for name in (row["pid"], "faults", "losses"))
     if record := _stored(job, config, folder):
+        losses.unlink(missing_ok=True)
+        shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed at the last moment
         return record
-    raw, faults = folder / "downloads" / row["pid"], folder / "downloads" / "faults"
     try:
         dce, seg = _fetch_patient(series, raw, config)
         paths, found = crop_patient(row, lesions, dce, seg, folder, config.recipe)
         uids = " ".join(s["SeriesInstanceUID"] for s in series)
         record = write_record(folder, row["pid"], paths, recipe=_digest(config, *job), series_uid=uids, found=found)
-    except Unusable as error:
-        record = _out(str(error).replace(f"{folder}/", ""))  # the same text on every machine
-    except NotThere as error:
-        _count_fault(faults, error)
-        return _out(f"not in the archive: {error}")
+    except (Unusable, NotThere) as error:
+        faults.unlink(missing_ok=True)
+        kind = "not in the archive: " if isinstance(error, NotThere) else ""
+        reason = kind + str(error).replace(f"{folder}/", "")  # the same text on every machine
+        if _in_a_row(losses) >= _LOSSES and not config.allow_missing:
+            found = f"{_LOSSES} patients in a row cannot be used, at last {row['pid']}: {reason}"
+            how = "Compare tables, manifest and archive; acquire.allow_missing: true goes on all the same"
+            raise ValueError(f"{found}.  {how}") from error
+        return _out(reason)
     except OSError as error:  # the next patient may do better, and this one in the next run
-        _count_fault(faults, error)
+        if _in_a_row(faults) >= _FAULTS:
+            raise TransportFault(f"{_FAULTS} patients in a row could not be fetched, at last: {error}") from error
         return {"fault": str(error)}
-    else:
-        shutil.rmtree(raw)
-    faults.unlink(missing_ok=True)
+    shutil.rmtree(raw)
+    for path in (faults, losses):
+        path.unlink(missing_ok=True)
     return record
 
 
-def _count_fault(path, error):
-    """Several patients in a row that could not be fetched stop the run; the file at `path` counts them."""
+def _in_a_row(path):
+    """Counts one more, in the file at `path`, which all processes share and any better patient deletes."""
     with open(path, "a") as file:
         file.write(".")
-        if file.tell() >= _FAULTS:
-            raise TransportFault(f"{_FAULTS} patients in a row could not be fetched, at last: {error}") from error
+        return file.tell()
 
 
 def _get_idc(dataset, rows, lesions, config, folder):
@@ -179,7 +191,8 @@ def _get_idc(dataset, rows, lesions, config, folder):
     parts = {patient: part.to_dict("records") for patient, part in series.groupby("patient")}
     jobs = [(row, parts[row["pid"]], lesions.get(row["pid"])) for row in rows if row["pid"] in parts]
     (folder / "downloads").mkdir(exist_ok=True)
-    (folder / "downloads" / "faults").unlink(missing_ok=True)
+    for name in ("faults", "losses"):
+        (folder / "downloads" / name).unlink(missing_ok=True)
     made = each(partial(_get_patient, config=config, folder=folder), jobs, config.jobs, dataset)
     results = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
     return results | {row["pid"]: result for (row, *_), result in zip(jobs, made, strict=True)}
@@ -202,13 +215,16 @@ def _unpack(archive, home, dataset):
 def _get_mincrop(dataset, rows, config, folder):
     """A collection of the MinCrop release → {patient: its record, or the reason why there is none}."""
     name, md5, url = config.release(dataset)
+    unpacked, archive = folder / dataset / f".{md5}", folder / "downloads" / name
     known = {row["pid"]: read_record(folder, row["pid"]) for row in rows}
     if missing := [row for row in rows if (known[row["pid"]] or {}).get("recipe") != md5]:
-        archive = fetch_file(url, folder / "downloads" / name, md5)
-        _unpack(archive, folder / dataset, dataset)
+        # who has a record was complete once; the others could not be used, and nothing new would be in the release
+        if not unpacked.exists() or any(record_path(folder, row["pid"]).exists() for row in missing):
+            _unpack(fetch_file(url, archive, md5), folder / dataset, dataset)
+            unpacked.touch()
         kept = each(partial(_keep_mincrop, folder=folder, md5=md5), missing, config.jobs, dataset)
         known |= {row["pid"]: result for row, result in zip(missing, kept, strict=True)}
-        archive.unlink()
+    archive.unlink(missing_ok=True)
     return known
 
 
@@ -228,8 +244,7 @@ def _plain(value):
 
 def read_ambl(config: ArchiveConfig) -> tuple[pd.DataFrame, dict[str, dict]]:
     """AMBL's patients in BreastDCEDL's columns; {patient: count of lesions in the sheet, malignant ones, sides}."""
-    sheet = find_ambl_sheet(root() / config.ambl_clinical)
-    lesions = read_ambl_clinical(sheet, config.ambl_her2, config.ambl_pathology_out)
+    lesions = read_ambl_clinical(root() / config.ambl_clinical, config.ambl_her2, config.ambl_pathology_out)
     known, table = index_lesion(lesions)
     counted = lesions[lesions["malignant"].notna()].groupby("patient").size()
     return table, {
@@ -294,6 +309,10 @@ def get(config: ArchiveConfig, folder: Path) -> tuple[list[dict], list[dict]]:
             known = _get_mincrop(dataset, todo, config, folder)
         else:
             known = _get_idc(dataset, todo, lesions, config, folder)
+            listed = read_series(dataset, root() / config.manifests)[0]["patient"].unique()
+            strangers = [pid for pid in listed if pid not in {row["pid"] for row in rows}]
+            why = {"dataset": dataset, "reason": "not in the clinical table"}
+            results += [{"pid": pid} | why for pid in strangers]
         faults += [f"{pid}: {result['fault']}" for pid, result in known.items() if "fault" in result]
         results += [_complete(row, known.get(row["pid"], unlisted)) for row in todo]
     if faults:

@@ -19,7 +19,8 @@ from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Phases, nearest_ph
 
 _MEANING = {"spy2": "tumour_is_zero", "spy1": "segments"}
 _SAME = 0.02  # of a count of voxels: the table's masks are those of the archive
-_ALIKE = 0.1  # of a length or volume: rounded numbers agree, a spacing that is twice another's does not
+_ALIKE = 0.1  # of a length: rounded numbers agree, a spacing that is twice another's does not
+_OVERLAP = 0.4  # of a slice, and of a volume: those of ISPY2-427321 are 3 mm thick and 2 mm apart
 _MIDLINE_MM = 10.0  # a lesion nearer to it may be said to lie on either side
 
 
@@ -88,27 +89,32 @@ def _check_side(seg, mask, number, side, geometry):
 
 
 def contradictions(
-    row: Mapping, mask: np.ndarray, spacing_mm: tuple[float, ...] | None = None, phases: int | None = None
+    row: Mapping,
+    mask: np.ndarray,
+    spacing_mm: tuple[float, ...] | None = None,
+    phases: int | None = None,
+    whole: tuple[int, ...] = (),
 ) -> list[str]:
     """What a patient's row of BreastDCEDL's table says otherwise than its images do, with both numbers.
 
     mask: the cropped one, bool `(Z, Y, X)`.  spacing_mm: of the series, None where the files do not say.
-    phases: how many the series has.  What the table leaves open is not compared.
+    phases: how many the series has.  whole: (z, y, x) of the uncropped images, which the repository's table has in
+    n_z and n_xy.  What the table leaves open is not compared.
     """
     z = np.flatnonzero(mask.any((1, 2)))
     extent, voxels = int(z[-1] - z[0] + 1), int(mask.sum())
     found = {"mask_count": (voxels, _SAME), "n_times": (phases, 0)}
     if spacing_mm is not None:
-        found |= {"slice_thick": (spacing_mm[0], _ALIKE), "xy_spacing": (spacing_mm[2], _ALIKE)}
-        found["tum_vol"] = (voxels * float(np.prod(spacing_mm)), _ALIKE)
+        found |= {"slice_thick": (spacing_mm[0], _OVERLAP), "xy_spacing": (spacing_mm[2], _ALIKE)}
+        found["tum_vol"] = (voxels * float(np.prod(spacing_mm)), _OVERLAP)
     wrong = {
         name: (value, row[name])
         for name, (value, tolerance) in found.items()
         if None not in (value, row.get(name)) and abs(value - row[name]) > tolerance * row[name]
     }
-    if row.get("n_xy") not in (None, *mask.shape[1:]):
+    if row.get("n_xy") not in (None, *mask.shape[1:], *whole[1:]):
         wrong["n_xy"] = (mask.shape[2], row["n_xy"])
-    if row.get("n_z") not in (None, z.size, extent, len(mask)):  # the table counts slices with tumour
+    if row.get("n_z") not in (None, z.size, extent, len(mask), *whole[:1]):  # the table counts slices with tumour
         wrong["n_z"] = (extent, row["n_z"])
     return [f"{name} {value:g}, the table says {told:g}" for name, (value, told) in wrong.items()]
 
@@ -136,7 +142,7 @@ def crop_patient(
         chosen.check(len(series.array))
     phases, cropped, _ = min_crop(series.array[list(chosen)], mask, recipe.margin_slices, recipe.crop_px)
     spacing_mm = series.geometry.spacing_mm
-    _agree(row, cropped, spacing_mm=spacing_mm, phases=len(series.array))
+    _agree(row, cropped, spacing_mm=spacing_mm, phases=len(series.array), whole=mask.shape)
     home = folder / row["dataset"]
     for stale in home.glob(f"dce/{row['pid']}_*"):  # of an earlier recipe, perhaps with other phases
         stale.unlink()

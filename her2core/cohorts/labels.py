@@ -56,14 +56,12 @@ def _datasets(table, path):
 
 def _check_phases(table, path):
     """All three phases are named or none is; pre < early ≤ late, all within the series."""
-    named = table[_PHASES].notna()
-    some = named.any(axis=1) & ~named.all(axis=1)
+    named, columns = table[_PHASES].notna(), ", ".join(_PHASES)
     shown = table[_PHASES].apply(lambda row: ", ".join(map(str, row)), axis=1)
-    refuse(some, shown, "pre, post_early, post_late", "three phases or none", path)
+    refuse(named.any(axis=1) & ~named.all(axis=1), shown, columns, "three phases or none", path)
     early, late = table["post_early"], table["post_late"]
     wrong = (table["pre"] >= early) | (early > late) | (late >= table["n_times"])
-    expected = "pre < early ≤ late < n_times"
-    refuse(wrong.fillna(False).astype(bool), shown, "pre, post_early, post_late", expected, path)
+    refuse(wrong, shown, columns, "pre < early ≤ late < n_times", path)
 
 
 def read_breastdcedl_table(path: Path) -> pd.DataFrame:
@@ -119,9 +117,8 @@ def read_idc_clinical(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: parquet needs pyarrow; pip install pyarrow, or save it as CSV") from error
     table = table.map(plain_text).set_axis([str(c).strip().lower() for c in table.columns], axis=1)
     column = next((c for c in _IDC_IDS if c in table), _IDC_IDS[0])
-    need_columns(table, [column], path)
     digits = {r"^([0-9]{6})$": r"ISPY2-\1", r"^([0-9]{4})$": r"ISPY1_\1"}
-    table[column] = table[column].replace(digits, regex=True)
+    table = table.replace({column: digits}, regex=True)
     table = by_patient(table, column, r"(ISPY2-|ACRIN-6698-)[0-9]{6}|ISPY1_[0-9]{4}", path)
     if "hrher4g" in table:
         texts = table["hrher4g"].str.lower().str.replace("[−–]", "-", regex=True)
@@ -145,11 +142,11 @@ def _status(texts, path):
 def check_against(table: pd.DataFrame, clinical: pd.DataFrame) -> dict[str, str]:
     """Patients of BreastDCEDL's table whose HER2, or else HR, is another in IDC's → {pid: what differs}."""
     # by number alone: ACRIN-6698 is a part of I-SPY2, with its numbers of six digits; those of I-SPY1 have four
-    numbered = [frame.assign(number=frame["pid"].str.extract("([0-9]+)$")[0]) for frame in (table, clinical)]
-    both = numbered[0].merge(numbered[1], on="number", suffixes=("", "_idc"))
+    number = {"number": lambda frame: frame["pid"].str.extract("([0-9]+)$")[0]}
+    both = table.assign(**number).merge(clinical.assign(**number), on="number", suffixes=("", "_idc"))
     found = {}
     for column in ("HR", "HER2"):
-        differ = both[(both[column] != both[f"{column}_idc"]).fillna(False)]
+        differ = both[both[column] != both[f"{column}_idc"]]
         for pid, ours, idc in differ[["pid", column, f"{column}_idc"]].itertuples(index=False):
             found[pid] = f"{column} differs between tables: BreastDCEDL {ours}, IDC {idc}"
     return found

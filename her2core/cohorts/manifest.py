@@ -4,12 +4,11 @@
 its manifest or a row with a reason in excluded.csv.  A `crdc_series_uuid` names one revision of a series, for good.
 """
 
-import csv
-import re
 from pathlib import Path
 
 import pandas as pd
 
+from her2core.cohorts.tables import read_texts
 from her2core.records import PATIENT_ID
 
 IDC_COLLECTIONS = ("ispy2", "acrin_6698", "ispy1", "advanced_mri_breast_lesions")
@@ -35,20 +34,15 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
     Rows are counted as a spreadsheet shows them: the header is row 1.
     """
-    with open(path, newline="", encoding="utf-8") as file:  # pandas would accept lines that are too long
-        header, *rows = [*csv.reader(file)] or [[]]
-    if header != list(MANIFEST_COLUMNS) or not rows:
+    table = read_texts(path)
+    if list(table) != list(MANIFEST_COLUMNS) or table.empty:
         expected = f"columns {', '.join(MANIFEST_COLUMNS)} and rows"
-        raise ValueError(f"{path}: expected {expected}; found {header}, {len(rows)} rows")
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(MANIFEST_COLUMNS):
-            raise ValueError(f"{path}, row {number}: expected {len(MANIFEST_COLUMNS)} values, found {len(row)}")
-    table = pd.DataFrame(rows, columns=header)
+        raise ValueError(f"{path}: expected {expected}; found {list(table)}, {len(table)} rows")
     for column, (_, pattern) in MANIFEST_COLUMNS.items():
-        bad = ~table[column].map(lambda text, rule=re.compile(pattern): bool(rule.fullmatch(text)))
-        if bad.any():
-            row = bad.idxmax()
-            found = table.loc[row, column]
+        good = table[column].str.fullmatch(pattern, na=False)
+        if not good.all():
+            row = good.idxmin()
+            found = table.loc[row, column] or ""
             raise ValueError(f"{path}, row {row + 2}: {column} cannot be {found!r}, expected {pattern}")
     for column in ("SeriesInstanceUID", "crdc_series_uuid"):
         if table[column].duplicated().any():

@@ -8,27 +8,29 @@ data/<cohort>/preflight/plan.csv   what will be acquired.  The download depends 
 
 import math
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from her2core.auc import EvaluateConfig
-from her2core.baselines import build_model, needed_weights
+from her2core.baselines import ModelConfig, build_model, is_model, needed_weights
+from her2core.cohort import COLLECTIONS
 from her2core.cohorts import archive
 from her2core.cohorts import phantom as embedded
 from her2core.cohorts.acquire import SOURCES
 from her2core.cohorts.manifest import MINCROP_LICENCE, totals
-from her2core.cohorts.transfer import check_reachable, check_space
-from her2core.config import Study, steady_dependencies
+from her2core.cohorts.transfer import check_reachable, check_space, fetch_file
+from her2core.config import Study, build, steady_dependencies
+from her2core.model import ThdaConfig
 from her2core.normalize import LANDMARKS, Window, columns
 from her2core.preprocess import PrepareConfig
 from her2core.records import whole
 from her2core.runs import Run
-from her2core.train import TrainConfig
-from her2core.weights import fetch
+from her2core.train import TrainConfig, choose_device
+from her2core.weights import find, published
 
 _BREASTDCEDL = {"spy2": (982, 982), "spy1": (172, 167)}  # its patients, and those with a HER2 status
 _MINCROP_MB = 12  # per patient of the release, about: all of it is 22 to 25 GB for 2,063
@@ -36,52 +38,42 @@ _KEPT_MB = 16.7  # per real patient: three cropped phases, uncompressed; 16.4 GB
 _TRAINED = 0.77  # share of the patients in training: 885 of 1,149
 # Of an H100's 989 TFLOP/s in bfloat16, as published for ResNet-50 (11 to 18 %, MLPerf 3.0); not measured here
 _GPU_FLOPS = 0.12 * 989e12
-_CLASSES = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+_PLAN = ("collection", "from", "patients", "series", "files", "download_GB", "licences")  # its columns
+_CLASSES = {"acquire": SOURCES, "prepare": PrepareConfig, "models": ModelConfig, "train": TrainConfig}
+_CLASSES |= {"evaluate": EvaluateConfig}
 
 
 # --- what it takes ------------------------------------------------------------------------------------------
 
 
-def plan(study: Study) -> pd.DataFrame:
-    """What will be acquired, a row per collection: where from, patients, series, files, GB (of MinCrop about)."""
+def _collections(study):
+    """A row per collection: the plan, and the disk of its files: what stays, and at most is under way beside it."""
     config = study.params("acquire", SOURCES)
     if isinstance(config, embedded.EmbeddedConfig):
-        sites = pd.DataFrame(embedded.draw_cohort(config))["dataset"].value_counts(sort=False)
-        return pd.DataFrame({"collection": sites.index, "from": "phantom", "patients": sites.to_numpy()})
+        table = pd.DataFrame(embedded.draw_cohort(config)).assign(patients=1)
+        sites = [embedded.site_of(row, config.coarse) for row in table.to_dict("records")]
+        table["kept_GB"] = [2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites]  # 16 bits per voxel
+        table = table.groupby("dataset", sort=False)[["patients", "kept_GB"]].sum().reset_index(names="collection")
+        return table.assign(**{"from": "phantom", "under_way_GB": 0.0})
     rows = []
     for dataset, where in config.collections.items():
         if where == "idc":
-            row = totals(archive.read_series(dataset, study.top / config.manifests)[0])
+            series = archive.read_series(dataset, study.top / config.manifests)[0]
+            largest = series.groupby("patient")["size_MB"].sum().max() / 1000
+            row = totals(series) | {"under_way_GB": largest * max(config.jobs, 1)}
         else:
             patients, _ = _BREASTDCEDL[dataset]
             row = {"patients": patients, "series": 0, "instances": 1, "licences": [MINCROP_LICENCE]}
-            row["GB"] = patients * _MINCROP_MB / 1000
+            row["GB"] = row["under_way_GB"] = patients * _MINCROP_MB / 1000
         rows.append({"collection": dataset, "from": where} | row)
     table = pd.DataFrame(rows).rename(columns={"instances": "files", "GB": "download_GB"})
-    return table.assign(licences=table["licences"].str.join(", "))
+    return table.assign(licences=table["licences"].str.join(", "), kept_GB=table["patients"] * _KEPT_MB / 1000)
 
 
-def _raw_gb(study):
-    """Disk of the stage acquire: what stays, and the most that is under way beside it."""
-    config = study.params("acquire", SOURCES)
-    if isinstance(config, embedded.EmbeddedConfig):
-        sites = [embedded.site_of(row, config.coarse) for row in embedded.draw_cohort(config)]
-        return sum(2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites), 0.0  # 16 bits per voxel
-    under_way = [0.0]
-    for dataset, where in config.collections.items():
-        if where == "idc":
-            series = archive.read_series(dataset, study.top / config.manifests)[0]
-            under_way.append(series.groupby("patient")["size_MB"].sum().max() / 1000 * max(config.jobs, 1))
-        else:
-            under_way.append(_BREASTDCEDL[dataset][0] * _MINCROP_MB / 1000)
-    return plan(study)["patients"].sum() * _KEPT_MB / 1000, max(under_way)
-
-
-def _prepared_gb(study, patients):
-    """The packed arrays."""
-    config = study.params("prepare", PrepareConfig)
-    pictures = len(config.bias_fields) * 3 * (3 if config.neighbours else 1)  # 16 bits; the masks have 8
-    return patients * config.slices * config.crop_px**2 * (2 * pictures + 1) / 1e9
+def plan(study: Study) -> pd.DataFrame:
+    """What will be acquired, a row per collection: where from, patients, series, files, GB (of MinCrop about)."""
+    table = _collections(study)
+    return table[[c for c in _PLAN if c in table]]
 
 
 def _networks(study: Study) -> pd.DataFrame:
@@ -104,12 +96,13 @@ def _disk_gb(study: Study, trained: pd.DataFrame) -> dict[str, float]:
     DVC's cache holds arrays and weights a second time, where the file system cannot share blocks; packed arrays
     stand twice while they are assembled; a checkpoint has the best weights and two moments as well.
     """
-    raw, under_way = _raw_gb(study)
-    arrays = _prepared_gb(study, plan(study)["patients"].sum())
+    table, config = _collections(study), study.params("prepare", PrepareConfig)
+    pictures = len(config.bias_fields) * 3 * (3 if config.neighbours else 1)  # 16 bits; the masks have 8
+    arrays = table["patients"].sum() * config.slices * config.crop_px**2 * (2 * pictures + 1) / 1e9
     of_run = 4e-9 * trained["parameters"] * trained["seeds"]  # 32 bits
     return {
-        "raw files": raw,
-        "downloads under way": under_way,
+        "raw files": table["kept_GB"].sum(),
+        "downloads under way": table["under_way_GB"].max(),
         "packed arrays, twice while assembled": 2 * arrays,
         "weights": of_run.sum(),
         "checkpoints": 4 * of_run.max(),
@@ -134,27 +127,36 @@ def describe(study: Study) -> str:
     if "download_GB" in table:
         size = table["download_GB"].sum()
         hours = size * 8 / 3600  # at 1 Gbit/s
-        speeds = f"{hours / 0.1:.1f} h at 100 Mbit/s, {hours:.1f} h at 1 Gbit/s"
-        lines.append(f"Download: {size:.0f} GB; {speeds}")
+        lines.append(f"Download: {size:.0f} GB; {hours / 0.1:.1f} h at 100 Mbit/s, {hours:.1f} h at 1 Gbit/s")
     parts = _disk_gb(study, trained)
-    lines += [
-        f"Disk: {sum(parts.values()):.1f} GB in all",
-        *(f"  {what}: {gb:.2g} GB" for what, gb in parts.items()),
-    ]
+    lines.append(f"Disk: {sum(parts.values()):.1f} GB in all")
+    lines += [f"  {what}: {gb:.2g} GB" for what, gb in parts.items()]
     weights = needed_weights(Run.of(study).models, trained["model"])
     lines.append(f"Pretrained weights: {', '.join(weights) or 'none'}")
-    hours = f"about {_gpu_hours(study, trained):.1f} h on an H100, by their operations"
-    return "\n".join([*lines, f"{trained['seeds'].sum()} trainings: {hours}"])
+    hours = _gpu_hours(study, trained)
+    lines.append(f"{trained['seeds'].sum()} trainings: about {hours:.1f} h on an H100, by their operations")
+    return "\n".join(lines)
 
 
 # --- what is wanting ----------------------------------------------------------------------------------------
 
 
-def _parameters(study):
-    """Every section can be read, every run be made of what prepare will store, and all of it fits on the disk."""
-    for section, into in _CLASSES.items():
-        study.params(section, into)
-    config = study.params("prepare", PrepareConfig)
+def _section(study, name):
+    """A section can be read."""
+    study.params(name, _CLASSES[name])
+    if study.section(name).get("jobs") == 0:
+        raise ValueError(f"{study.name}: {name}.jobs is 0, expected a number of processes, or -1: one per core")
+
+
+def _runs(study):
+    """Every run can be made of what prepare will store, and all of it fits on the disk."""
+    config, training, models = (study.params(name, _CLASSES[name]) for name in ("prepare", "train", "models"))
+    if twice := {name for name in study.runs if study.runs.count(name) > 1}:
+        raise ValueError(f"runs has {', '.join(sorted(twice))} twice")
+    if strangers := [name for name in training.lr_of if not is_model(name)]:
+        raise ValueError(f"train.lr_of: no model is called {', '.join(strangers)}")
+    for name, changes in models.variants.items():
+        build(ThdaConfig, study.section("models")["thda"] | changes, f"{study.name}: models.variants.{name}")
     for run in (Run.of(study, name) for name in study.runs):
         window = Window.parse(run.window)
         if window.method != "zscore":
@@ -163,9 +165,30 @@ def _parameters(study):
             raise ValueError(f"run {run.name} needs {run.bias_field} in prepare.bias_fields {config.bias_fields}")
         if run.sees_neighbours and not config.neighbours:
             raise ValueError(f"run {run.name} needs prepare.neighbours: true")
-    if Run.of(study).name not in study.runs:
-        raise ValueError(f"runs lack {Run.of(study).name}, with which all others are compared")
+    if training.reference not in study.runs:
+        raise ValueError(f"runs lack {training.reference}, with which all others are compared")
+    if sum(name.startswith("thda-") for name in study.runs) < 2:
+        raise ValueError(f"runs need another thda-… to compare with {training.reference}")
     _check_disk(study, _networks(study))
+
+
+def _all_three(study):
+    """Later stages need patients of all collections: they train on two, tell them apart, and test on the third."""
+    found = plan(study)["collection"].tolist()
+    if lacking := [name for name in COLLECTIONS if name not in found]:
+        raise ValueError(f"{study.name}: acquire has no patients of {', '.join(lacking)}, which later stages need")
+
+
+def _device(study):
+    """The device is there, and the compiler if it is wanted."""
+    training = study.params("train", TrainConfig)
+    try:
+        sample = torch.zeros(8, device=choose_device(training.device))
+        if training.compile:
+            torch.compile(torch.sin)(sample)
+    except (RuntimeError, AssertionError) as error:
+        how = "device: auto takes what is there, compile: false needs no compiler"
+        raise ValueError(f"train: {str(error).strip().splitlines()[0]}; {how}") from error
 
 
 def _check_disk(study, trained):
@@ -178,61 +201,63 @@ def _check_disk(study, trained):
 
 def _pretrained(study):
     """Weights lie in a cache or a folder, or are fetched there now."""
-    models, wanting = Run.of(study).models, []
-    for name in needed_weights(models, [Run.of(study, run).model for run in study.runs]):
+    models = Run.of(study).models
+    names = needed_weights(models, [Run.of(study, run).model for run in study.runs])
+    _need([partial(_fetch_weights, name, models.weights) for name in names])
+
+
+def _fetch_weights(name, weights):
+    try:
+        find(name, weights)
+    except FileNotFoundError as missing:
+        path, url = published(name)
         try:
-            fetch(name, models.weights)
+            check_reachable(url)
+            fetch_file(url, path, getattr(weights, name), "sha256")
         except (ValueError, OSError) as error:
-            wanting.append(str(error))
-    if wanting:
-        raise ValueError("; ".join(wanting))
+            raise ValueError(f"{missing}; its download failed: {error}") from error
 
 
-def _all_here(study):
-    """Whether all collections were acquired before."""
-    path = study.data("acquire") / "metadata.csv"
-    return path.is_file() and set(study.section("acquire")["collections"]) <= set(pd.read_csv(path)["dataset"])
-
-
-def _idc(study):
-    """IDC answers, if it is needed."""
-    config = study.params("acquire", SOURCES)
-    if "idc" in config.collections.values() and not _all_here(study):
-        check_reachable(config.idc)
-
-
-def _zenodo(study):
-    """Zenodo answers, if it is needed, and BreastDCEDL's table can be read."""
+def _archives(study):
+    """IDC and Zenodo answer where they are needed; BreastDCEDL's table and AMBL's sheet can be read."""
     config, folder = study.params("acquire", SOURCES), study.data("acquire")
-    if not set(config.collections) & {"spy1", "spy2"}:
-        return
-    if not ((folder / config.release("table")[0]).is_file() and _all_here(study)):
+    table, wanted, checks = folder / "metadata.csv", set(config.collections), []
+    all_here = table.is_file() and wanted <= set(pd.read_csv(table)["dataset"])  # acquired before
+    if "idc" in config.collections.values() and not all_here:
+        checks.append(partial(check_reachable, config.idc))
+    if wanted & {"spy1", "spy2"}:
+        checks.append(partial(_zenodo, config, folder, all_here))
+    if "ambl" in wanted:
+        checks.append(partial(archive.read_ambl, config))
+    _need(checks)
+
+
+def _zenodo(config, folder, all_here):
+    if not (all_here and (folder / config.release("table")[0]).is_file()):
         check_reachable(config.zenodo)
     archive.read_ispy(config, folder)
 
 
-def _sheet(study):
-    """AMBL's sheet is there, and says what its values mean."""
-    config = study.params("acquire", SOURCES)
-    if "ambl" in config.collections:
-        archive.read_ambl(config)
+def check_study(study: Study) -> None:
+    """Raise ValueError with all that the study lacks."""
+    checks = [partial(_section, name=name) for name in _CLASSES] + [_all_three, _runs, _device, _pretrained]
+    checks += [] if study.is_synthetic else [_archives]
+    _need([partial(check, study) for check in checks])
 
 
-def problems(study: Study) -> list[str]:
-    """All that the study lacks, a line each."""
-    checks: list[Callable] = [_parameters, _pretrained]
-    if not study.is_synthetic:
-        checks += [_idc, _zenodo, _sheet]
+def _need(checks):
+    """Raise ValueError with the words of all the checks that fail, each once."""
     with ThreadPoolExecutor() as pool:  # side by side: without a network each waits for its own server
-        done = [pool.submit(check, study) for check in checks]
-    return [str(error) for error in (one.exception() for one in done) if _expected(error)]
+        if wanting := dict.fromkeys(words for words in pool.map(_wanting, checks) if words):
+            raise ValueError("; ".join(wanting))
 
 
-def _expected(error):
-    """Whether a check failed; what is no fault of the study's is raised."""
-    if error and not isinstance(error, ValueError | OSError):
-        raise error
-    return bool(error)
+def _wanting(check):
+    """What a check finds wanting; what is no fault of the study's is raised."""
+    try:
+        check()
+    except (ValueError, OSError) as error:
+        return str(error)
 
 
 def main(arguments: list[str]) -> None:
@@ -246,8 +271,7 @@ def main(arguments: list[str]) -> None:
             print(describe(study))
             return
         with steady_dependencies("her2core/cohorts/preflight.py", study):
-            if wanting := problems(study):
-                raise ValueError("; ".join(wanting))
+            check_study(study)
             with whole(study.data("preflight") / "plan.csv") as part:
                 plan(study).to_csv(part, index=False)
     except (ValueError, OSError) as error:

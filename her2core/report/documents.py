@@ -62,7 +62,7 @@ def _reported():
 _BEST = "thda-channel_q98-raw"  # the paper's
 
 
-def _flow(results):
+def flow_in_use(results: Path) -> dict:
     """flow.json, where those of unprepared.csv are out as well; what follows a reason's colon is left out."""
     flow, path = json.loads((results / "flow.json").read_text()), results / "unprepared.csv"
     for lost in pd.read_csv(path).itertuples() if path.is_file() else ():
@@ -82,7 +82,7 @@ def _shortfalls(results):
 
     A real cohort without any patient of I-SPY has none of the paper's.
     """
-    flow, wanted = _flow(results), {r.key: int(r.ends[0]) for r in _reported() if r.table == "flow.json"}
+    flow, wanted = flow_in_use(results), {r.key: int(r.ends[0]) for r in _reported() if r.table == "flow.json"}
     used = {split: counts["patients"] for split, counts in flow["splits"].items()}
     external, short = used.pop("external", 0), {}
     internal, reasons = 0, {"not in this cohort": wanted["patients"]}
@@ -130,7 +130,7 @@ def _judge_auc(path, reported, sections):
 
 
 def _judge_count(path, reported, sections):
-    splits = _flow(path.parent)["splits"]
+    splits = flow_in_use(path.parent)["splits"]
     inside = [v for k, v in splits.items() if k != "external"]
     sums = {key: sum(v[key] for v in inside) for key in ("patients", "her2_positive")}
     ours = (sums | {k: v["patients"] for k, v in splits.items()}).get(reported.key)
@@ -264,7 +264,7 @@ def model_card(study: Study, citation: dict) -> str:
 
     citation: CITATION.cff as a dictionary.  Raises `Unready` where no weights of the reference were recorded.
     """
-    metrics, flow = json.loads((study.results / "metrics.json").read_text()), _flow(study.results)
+    metrics, flow = json.loads((study.results / "metrics.json").read_text()), flow_in_use(study.results)
     path = study.results / "weights" / f"{metrics['reference']}.csv"
     study.need(f"train@{metrics['reference']}", path)
     weights = pd.read_csv(path)

@@ -50,7 +50,7 @@ def _release_source(dataset, acquire):
 
 def _sheet_source(study, acquire):
     """AMBL's clinical sheet, which has no version but its bytes."""
-    sheet = find_ambl_sheet(study.top / acquire["ambl_clinical"])
+    sheet, _ = find_ambl_sheet(study.top / acquire["ambl_clinical"])
     coding = {"HER2": acquire["ambl_her2"], "pathology_out": list(acquire["ambl_pathology_out"])}
     return {"dataset": "ambl", "source": "clinical sheet", "file": sheet.name, "md5": _md5(sheet), "coding": coding}
 

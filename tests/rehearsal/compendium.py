@@ -55,7 +55,9 @@ TINY = {
     "runs": ["thda-channel_q98-raw", "thda-n4"],
     "models.thda": {"width": 8, "pretrained": False},
     "models.weights.folder": "",
-    "prepare.n4": {"iterations": [10, 10]},
+    "prepare.n4": {"iterations": [5]},
+    "prepare.jobs": 1,  # the start of a process takes longer than its patients
+    "acquire.jobs": 1,
 }
 
 
@@ -79,7 +81,10 @@ def changes_for(archive: Path, idc: str, zenodo: str, tiny: bool) -> dict[str, A
 
 
 def make_compendium(folder: Path, archive: Path, idc: str, zenodo: str, tiny: bool = False) -> Path:
-    """A clone-like copy in `folder` with studies/rehearsal, which points at the stand-ins; returns `folder`."""
+    """A copy in `folder` with studies/rehearsal, which points at the stand-ins; returns `folder`.
+
+    A clone in all respects, for DVC too; tiny: without git and DVC.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_*", "*.part.ipynb")
     for name in (*_COPIED, *(f"studies/{study}" for study in PUBLISHED_STUDIES)):
@@ -95,9 +100,9 @@ def make_compendium(folder: Path, archive: Path, idc: str, zenodo: str, tiny: bo
     values = overridden(read_yaml(TOP / "studies/ispy/params.yaml"), changes_for(archive, idc, zenodo, tiny))
     with open(home / "params.yaml", "w") as out:
         YAML().dump(values, out)
-    for command in ("git init -q", "dvc init -q", f"python -m her2core.study study {NAME}", "git add -A"):
+    run(folder, "python", "-m", "her2core.study", "study", NAME)
+    for command in () if tiny else ("git init -q", "dvc init -q", "git add -A", "git commit -qm rehearsal"):
         run(folder, *command.split())
-    run(folder, "git", "commit", "-qm", "a rehearsal")
     return folder
 
 

@@ -6,11 +6,13 @@ import re
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 
-from rehearsal.compendium import NAME, environment, noted, put_shim
+from her2core.config import read_yaml
+from rehearsal.compendium import NAME, environment, noted, put_shim, run
 
 PIPELINE = f"studies/{NAME}/dvc.yaml"
 _KILLED = 137
@@ -18,8 +20,8 @@ _SCRATCH = re.compile(r"\.part\.ipynb$|/downloads/|/\.[^/]*$")
 _AWAY_S = 8  # how long the archives are away
 
 
-def repro(top: Path, *, until: str = "", disturbed: bool = False) -> None:
-    """`dvc repro` of all stages, or of those `until` one of them, again and again until it ends well.
+def repro(top: Path, disturbed: bool = False) -> None:
+    """`dvc repro`, again and again until it ends well.
 
     RuntimeError for a failure that is not of our making: where the run is not disturbed, for any; else for one that
     is neither a kill nor the archives' absence.
@@ -27,18 +29,48 @@ def repro(top: Path, *, until: str = "", disturbed: bool = False) -> None:
     put_shim(top)
     log, allowed = top / "repro.log", 2 if disturbed else 0  # failures of acquire while the archives are away
     while True:
+        before = len(noted(top))
         with open(log, "ab") as out:
-            command = ["dvc", "repro", PIPELINE + (f":{until}" if until else "")]
+            command = ["dvc", "repro", PIPELINE]
             done = subprocess.run(command, cwd=top, env=environment(top), stdout=out, stderr=out)
         if done.returncode == 0:
             return
-        last = noted(top)[-1] if noted(top) else {"command": "dvc", "status": None}
+        last = noted(top)[-1] if len(noted(top)) > before else {"command": "dvc", "status": done.returncode}
         if disturbed and last["status"] == _KILLED:
             continue
         allowed -= "cohorts.acquire" in last["command"]
         if not disturbed or allowed < 0 or "cohorts.acquire" not in last["command"]:
             tail = re.sub(r"[^\n]*\r", "", log.read_text(errors="replace"))[-4000:]
             raise RuntimeError(f"{last['command']} ended with {last['status']}; {log}:\n{tail}")
+
+
+def without_dvc(top: Path, left_out: tuple[str, ...] = ()) -> None:
+    """All stages by their commands, two at a time, each after those whose results it needs.  RuntimeError if one
+    fails.  left_out: stages that nothing else needs."""
+    put_shim(top)
+    stages, params = (read_yaml(top / "studies" / NAME / f"{file}.yaml") for file in ("dvc", "params"))
+    wanted = [stage for name, stage in stages["stages"].items() if name not in left_out]
+    todo = [job for stage in wanted for job in _jobs(stage, params["runs"])]
+    with ThreadPoolExecutor(2) as pool:
+        while todo:
+            ready = [job for job in todo if not any(_needs(job, other) for other in todo)]
+            list(pool.map(lambda job: run(top, *job["cmd"].split()), ready))
+            todo = [job for job in todo if job not in ready]
+
+
+def _jobs(stage, runs):
+    """A stage as its commands, one for each run where it has a matrix: cmd, deps, outs."""
+    entries = [*stage["outs"], *stage.get("metrics", [])]
+    plain = {"cmd": stage["cmd"], "deps": stage["deps"], "outs": [next(iter(entry)) for entry in entries]}
+    for name in runs if "matrix" in stage else [""]:
+        text = json.dumps(plain).replace("${name}", NAME).replace("${item.run}", name)
+        yield json.loads(text)
+
+
+def _needs(job, other):
+    """Whether a command reads what another writes: the same path, one within it or around it."""
+    pairs = [(f"{dep}/", f"{out}/") for dep in job["deps"] for out in other["outs"]]
+    return job != other and any(a.startswith(b) or b.startswith(a) for a, b in pairs)
 
 
 def plan_kills(top: Path, undisturbed: list[dict]) -> None:
