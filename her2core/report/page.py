@@ -1,19 +1,23 @@
 """All executed notebooks of a cohort as one HTML page:  python -m her2core.report.page COHORT
 
-The page stands alone: pictures are inside it, and it loads nothing and runs no script.  Prose, tables and figures
-are open, code is folded.  The same notebooks give the same bytes.
+The page stands alone: pictures are inside it, it loads nothing, and its content security policy lets no script run
+but its own, without which all of it can be read.  What notebooks bring is held to a list of tags and attributes;
+identifiers and absolute paths in their outputs are replaced.  The same notebooks give the same bytes.
 """
 
 import base64
+import hashlib
 import io
 import re
 import sys
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from html.parser import HTMLParser
 from itertools import count, groupby
 from pathlib import Path
 
 import nbformat
+import nh3
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 from markupsafe import Markup
@@ -22,74 +26,92 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from her2core.config import BANNER, Study, steady_dependencies
+from her2core.config import BANNER, Study, read_yaml, steady_dependencies
 from her2core.records import whole
 
 _PATTERN = "0[0-9]_*.ipynb"  # the study; 10_predict_case is somebody's own examination
-_LIMIT = 4_000_000  # bytes of the page; larger, and its images are reduced to 256 colours
-_FOREIGN = set("script iframe frame object embed base form link meta".split())  # tags that load, run or send
+_LIMIT = 6_000_000  # bytes of the page
 _ESCAPE_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # a progress bar's earlier states
 
-_ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-_FORMATTER = HtmlFormatter(style="default", cssclass="highlight")
+# What notebooks may bring: the tags of Markdown and of pandas' tables, with attributes that are kept and attributes
+# that are left out without a word; and what a value must be.  All else is an error.
+_TAGS = "p div br hr em strong code pre blockquote ul ol li table caption thead tbody tr".split()
+_KEPT = dict.fromkeys(_TAGS, set()) | dict.fromkeys(("h2", "h3", "h4", "h5", "h6"), {"id"})
+_KEPT |= dict.fromkeys(("th", "td"), {"colspan", "rowspan"}) | {"a": {"href"}}
+_LEFT_OUT = {"class", "border", "halign", "valign", "start", "title", "style"}
+_VALUES = {"href": r"https?:|mailto:|#|(?![\s/\\])[^:]*$", "style": r"text-align:[\w ;]+$", "colspan": r"\d+$"}
+_PANDAS_STYLE = re.compile(r"<style scoped>[^<]*</style>")
+
+# What the page does not tell: folders, UIDs, patients as archives name them, and what stands in such a column.
+_FOLDERS = re.compile(r"(?:file://|(?<![\w/\\.:<+=-]))(?:/|\\\\|[A-Za-z]:[/\\]+)(?:[\w.+@~-]+[/\\]+)+")
+_UID = re.compile(r"\b\d+(?:\.\d+){6,}\b")
+_PATIENT = re.compile(r"\b(?:ISPY[12]?|ACRIN-6698|AMBL|DUKE|Breast_MRI|PHANTOM-[A-Z0-9]+)[-_]\d{3,}\b")
+_NAMING = {"patient", "pid", "patient_id", "patientid", "mrn", "series_uid", "seriesinstanceuid"}
+_CELL = re.compile(r'(<t[hd](?: (?:colspan="(\d+)"|rowspan="[^"]*"))*>)(.*?)</t[hd]>', re.S)
+
+# How notebooks name a figure's files, after its variable or when they collect it, and the tables that it shows.
+_SAVED = re.compile(r'figures\.save\((\w+), "(\w+)"|"(\w+)": (\w+_figure)\b')
+_DRAWN = re.compile(r'^(?:drawn\["(\w+)"\]|(\w+)) = ', re.M)
+_READ = re.compile(r'results / "(\w+\.csv)"')
+
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_LIGHT, _DARK = (HtmlFormatter(style=style, cssclass="highlight") for style in ("default", "github-dark"))
+_ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+_ENVIRONMENT.filters["hash"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+_FIGURE = Markup("""<figure>
+<img src="data:image/png;base64,{source}" alt="{alt}">
+<figcaption>{caption} {links}</figcaption>
+</figure>""")
 
 
 def _slug(text):
     return re.sub(r"\W+", "-", text.lower()).strip("-")
 
 
-# --- one notebook -------------------------------------------------------------------------------------------
-
-
 class _Page:
     """One notebook on its way to HTML; of a notebook that several runs share, one run.
 
-    palette: pictures in 256 colours.  After `render`: body, and headings as (level, id, text).
+    patients: identifier → stand-in, for the whole report.  After `render`: title, body, headings (level, id, text).
     """
 
-    def __init__(self, path, palette):
-        self.path, self.palette = path, palette
+    def __init__(self, path, patients):
+        self.path, self.patients = path, patients
         notebook, _, self.run = path.stem.partition("-")
         self.notebook, self.id = _slug(notebook), _slug(path.stem)
-        self.headings, self.figures = [], 0
+        self.headings, self.said, self.figures, self.cells = [], "", 0, 0
+        self.title = self.above = self.run or self.notebook
 
     def render(self):
         notebook = nbformat.read(self.path, as_version=4)
+        saved = _SAVED.findall("\n".join(c.source for c in notebook.cells))
+        self.saved = {variable or figure: name or title for variable, name, title, figure in saved}
         parts = [self.prose(c.source) if c.cell_type == "markdown" else self.code(c) for c in notebook.cells]
         self.body = Markup("\n".join(part for part in parts if part))
+        self.title = self.headings[0][2] if self.headings else self.title
         return self
 
-    @property
-    def title(self):
-        return self.headings[0][2] if self.headings else self.run or self.notebook
-
-    @property
-    def contents(self):
-        """(id, text) of its sections; none of a run, whose closed box hides them."""
-        return [(anchor, text) for level, anchor, text in self.headings if level == 2 and not self.run]
-
     def prose(self, source):
-        """Markdown with headings that sink, have ids, and are remembered."""
-        tokens = _MARKDOWN.parse(source)
+        """Markdown with headings that sink, have ids, and are remembered, as is the last paragraph."""
+        tokens, self.said = _MARKDOWN.parse(source), ""
         for number, token in enumerate(tokens):
             if token.type == "heading_open":
                 self.open_heading(token, tokens[number + 1])
                 tokens[number + 2].tag = token.tag
+            if token.type == "paragraph_open":
+                self.said = _text(tokens[number + 1])
             for child in token.children or ():
                 if child.type == "link_open":
                     child.attrs["href"] = self.link(child.attrs["href"])
-        return _scrolling(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
+        return self.clean(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
 
     def open_heading(self, token, inline):
-        level = int(token.tag[1])
-        text = "".join(c.content for c in inline.children if c.type in ("text", "code_inline")).strip()
+        level, self.above = int(token.tag[1]), _text(inline)
         token.tag = f"h{min(level + (2 if self.run else 1), 6)}"
-        name, taken = f"{self.id}--{_slug(text)}", {known for _, known, _ in self.headings}
+        name, taken = f"{self.id}--{_slug(self.above)}", {known for _, known, _ in self.headings}
         names = (f"{name}-{number}" if number > 1 else name for number in count(1))
         token.attrs["id"] = next(n for n in names if n not in taken)
-        self.headings.append((level, token.attrs["id"], text))
+        self.headings.append((level, token.attrs["id"], self.above))
 
     def link(self, href):
         """Where a notebook's link leads from the page, which stands in results/<cohort>/."""
@@ -104,32 +126,78 @@ class _Page:
     def code(self, cell):
         folded = ""
         if cell.source.strip():
-            source = highlight(cell.source, PythonLexer(), _FORMATTER)
-            folded = f'<details class="code"><summary>code</summary>{source}</details>'
-        return "\n".join([folded, *(self.output(o) for o in cell.outputs)])
+            self.cells += 1
+            source = highlight(cell.source, PythonLexer(), _LIGHT)
+            folded = f'<div class="code" id="{self.id}-code-{self.cells}">{source}</div>'
+        names = filter(None, (name or self.saved.get(variable) for name, variable in _DRAWN.findall(cell.source)))
+        return "\n".join([folded, *(self.output(o, cell.source, names) for o in cell.outputs)])
 
-    def output(self, output):
-        if output.output_type == "stream":
-            return _preformatted(output.text)
+    def output(self, output, source, names):
         if output.output_type == "error":
             raise ValueError(f"{self.path.name}: a cell failed with {output.ename}: the notebook is half-run")
-        data = output.data
+        data = output.data if "data" in output else {"text/plain": output.text}
         if "text/html" in data:
-            return _scrolling(re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.S))
+            return self.anonymous(self.clean(data["text/html"]))
+        if "text/markdown" in data:
+            return self.prose(self.anonymous(data["text/markdown"]))
         if "image/png" in data:
-            return self.figure(data["image/png"], output.metadata.get("image/png", {}).get("width"))
-        return _preformatted(data.get("text/plain", ""))
+            return self.figure(data["image/png"], next(names, None), _READ.findall(source))
+        return _preformatted(self.anonymous(data.get("text/plain", "")))
 
-    def figure(self, png, width):
-        """A picture inside the page; its text alternative is the heading above it."""
+    def figure(self, png, name, tables):
+        """A picture inside the page, described by what stands above it, with links to its files."""
         self.figures += 1
-        png = "".join(png.split())
-        if self.palette:
-            png = base64.b64encode(in_256_colours(base64.b64decode(png))).decode()
-        above = self.headings[-1][2] if self.headings else self.title
-        size = f' width="{int(width)}"' if width else ""
-        alt = Markup.escape(f"{above} (figure {self.figures} of {self.path.stem})")
-        return f'<p><img src="data:image/png;base64,{png}" alt="{alt}"{size}></p>'
+        try:
+            png = in_256_colours(base64.b64decode("".join(png.split()), validate=True))
+        except (ValueError, OSError, SyntaxError) as error:
+            raise ValueError(f"{self.path.name}: picture {self.figures} is no PNG: {error}") from None
+        files = [("PDF", f"../../figures/{self.path.parents[1].name}/{name}.pdf")] if name else []
+        files += [(table, table) for table in tables]
+        files += [("code", f"#{self.id}-code-{self.cells}")] if self.cells else []
+        return _FIGURE.format(
+            source=base64.b64encode(png).decode(),
+            alt=f"{self.above}: {self.said}" if self.said else self.above,
+            caption=f"Figure {int(self.path.name[:2])}.{self.figures}. {self.above}",
+            links=Markup(" · ").join(Markup('<a href="{}">{}</a>').format(to, text) for text, to in files),
+        )
+
+    def clean(self, html):
+        """HTML held to what is allowed: what acts or loads is an error; tables scroll in a box of their own."""
+        html = _PANDAS_STYLE.sub("", html)
+        if foreign := _Inspection(html).foreign:
+            raise ValueError(f"{self.path.name}: the report must stand alone, found {foreign[0]}")
+        html = nh3.clean(html, tags=set(_KEPT), attributes=_KEPT | {"*": set()}, link_rel=None)
+        return re.sub(r"<table>(?:(?!<table>).)*?</table>", self.table, html, flags=re.S)
+
+    def table(self, match):
+        naming, label = set(), Markup.escape(f"Table: {self.above}")
+        rows = re.sub(r"<tr>(.*?)</tr>", lambda row: self.row(row[1], naming), match[0], flags=re.S)
+        return f'<div class="scroll" role="group" aria-label="{label}" tabindex="0">{rows}</div>'
+
+    def row(self, row, naming):
+        """A row with human headings and, in columns that name patients, stand-ins; counted from the right."""
+        at, cells = sum(int(span or 1) for _, span, _ in _CELL.findall(row)), []
+        for start, span, text in _CELL.findall(row):
+            if "<td" not in row:
+                naming |= {at} if text.lower() in _NAMING else set()
+                start, text = start if text else start.replace("<th", "<td"), text.replace("_", " ")
+            elif at in naming and text and not text.startswith("patient "):
+                text = self.stand_in(text)
+            at -= int(span or 1)
+            cells.append(f"{start}{text}</{start[1:3]}>")
+        return f"<tr>{''.join(cells)}</tr>"
+
+    def stand_in(self, patient):
+        return self.patients.setdefault(patient, f"patient {len(self.patients) + 1}")
+
+    def anonymous(self, text):
+        """Without folders, which lead to somebody's computer, and without identifiers."""
+        return _PATIENT.sub(lambda patient: self.stand_in(patient[0]), _UID.sub("(UID)", _FOLDERS.sub("…/", text)))
+
+
+def _text(inline):
+    """The words of a heading or paragraph, without markup."""
+    return "".join(" " if c.type == "softbreak" else c.content for c in inline.children).strip()
 
 
 def _preformatted(text):
@@ -137,14 +205,9 @@ def _preformatted(text):
     return f"<pre>{Markup.escape(text)}</pre>" if text else ""
 
 
-def _scrolling(html):
-    """Every table in a box of its own that scrolls sideways."""
-    return re.sub(r"<table.*?</table>", r'<div class="scroll" tabindex="0">\g<0></div>', html, flags=re.S)
-
-
 def in_256_colours(png: bytes) -> bytes:
     """A PNG with a palette, on white; as it was, where that is no smaller."""
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    image = Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     smaller = io.BytesIO()
     flat.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
@@ -155,7 +218,7 @@ def in_256_colours(png: bytes) -> bytes:
 
 
 class _Inspection(HTMLParser):
-    """Anchors of a page, and what in it would load or run something."""
+    """Ids and anchors of some HTML, and what in it no notebook may bring."""
 
     def __init__(self, html):
         super().__init__()
@@ -166,23 +229,18 @@ class _Inspection(HTMLParser):
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             value = value or ""
-            loads = name in ("src", "srcset", "poster", "background") or (name.endswith("href") and tag != "a")
-            runs = name.startswith("on") or (name == "style" and "url(" in value)
-            if runs or (loads and not value.startswith("data:")):
+            if name not in _KEPT.get(tag, set()) | _LEFT_OUT or not re.match(_VALUES.get(name, ""), value):
                 self.foreign.append(f"<{tag} {name}={value[:60]!r}>")
             if name == "id":
                 self.ids.append(value)
             if (tag, name) == ("a", "href") and value.startswith("#"):
                 self.targets.append(value[1:])
-        if tag in _FOREIGN:
+        if tag not in _KEPT:
             self.foreign.append(f"<{tag}>")
 
 
-def _check(html, pages):
-    """Raise ValueError unless the page stands alone, its ids are unique and its anchors lead somewhere."""
-    for page in pages:
-        if foreign := _Inspection(page.body).foreign:
-            raise ValueError(f"{page.path.name}: the report must stand alone, found {foreign[0]}")
+def _check(html):
+    """Raise ValueError unless the ids of the page are unique and its anchors lead somewhere."""
     found = _Inspection(html)
     if double := {i for i in found.ids if found.ids.count(i) > 1}:
         raise ValueError(f"the report has an id twice: {min(double)}")
@@ -190,36 +248,37 @@ def _check(html, pages):
         raise ValueError(f"the report has a link to #{min(lost)}, which is nowhere in it")
 
 
-def _compose(folder: Path, title: str, synthetic: bool, palette: bool = False) -> str:
-    """The report as text; folder: of the executed notebooks.  palette: pictures in 256 colours."""
+def _links(citation):
+    """(text, address) of what the first screen leads to; citation: the path of CITATION.cff."""
+    known = read_yaml(citation) if citation.is_file() else {}
+    papers = [work["url"] for work in known.get("references", ()) if "url" in work]
+    return [("Repository", known.get("repository-code", "../../README.md")), *((url[8:], url) for url in papers)]
+
+
+def write_page(folder: Path, title: str, out: Path, synthetic: bool, links: Sequence[tuple[str, str]] = ()) -> int:
+    """Write the report of the executed notebooks in `folder` to `out`; returns its size in bytes.
+
+    links: (text, address) of what the first screen leads to.  Pictures get 256 colours where that is smaller.
+    ValueError where a notebook failed or brings what would load or run something, or the page is too large.
+    """
     paths = sorted(p for p in Path(folder).glob(_PATTERN) if not p.name.endswith(".part.ipynb"))
     if not paths:
         raise ValueError(f"{folder}: no executed notebook; run the study first")
-    pages = [_Page(path, palette).render() for path in paths]
-    groups = [list(runs) for _, runs in groupby(pages, key=lambda page: page.notebook)]
-    html = _ENVIRONMENT.from_string(Path(__file__).with_name("page.html.jinja").read_text()).render(
+    patients = {}
+    pages = [_Page(path, patients).render() for path in paths]
+    html = _ENVIRONMENT.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8")).render(
         title=title,
         banner=BANNER if synthetic else "",
-        style=Markup(_FORMATTER.get_style_defs(".highlight")),
-        groups=groups,
+        links=links,
+        light=Markup(_LIGHT.get_style_defs(".highlight")),
+        dark=Markup(_DARK.get_style_defs(".highlight")),
+        groups=[list(runs) for _, runs in groupby(pages, key=lambda page: page.notebook)],
     )
-    _check(html, pages)
-    return html
-
-
-def write_page(folder: Path, title: str, out: Path, synthetic: bool, limit: int = _LIMIT) -> int:
-    """Write the report of the executed notebooks in `folder` to `out`; returns its size in bytes.
-
-    Pictures stay as they are unless the page would exceed `limit`; then they get 256 colours.  ValueError where
-    that is not enough, where a notebook failed, or where something in it would be loaded from elsewhere.
-    """
-    html = _compose(folder, title, synthetic)
-    if len(html.encode()) > limit:
-        html = _compose(folder, title, synthetic, palette=True)
-    if (size := len(html.encode())) > limit:
-        raise ValueError(f"{out}: expected at most {limit} bytes, found {size} even with pictures in 256 colours")
+    _check(html)
+    if (size := len(html.encode())) > _LIMIT:
+        raise ValueError(f"{out}: expected at most {_LIMIT} bytes, found {size}; draw smaller figures")
     with whole(out) as part:
-        part.write_text(html)
+        part.write_bytes(html.encode())
     return size
 
 
@@ -230,8 +289,9 @@ def main(arguments: list[str]) -> None:
     try:
         study = Study.open(arguments[0])
         with steady_dependencies("her2core/report/page.py", study):
+            out, links = study.results / "report.html", _links(study.top / "CITATION.cff")
             title = f"HER2 on breast DCE-MRI: the study on the {study.name} cohort"
-            write_page(study.results / "executed", title, study.results / "report.html", study.is_synthetic)
+            write_page(study.results / "executed", title, out, study.is_synthetic, links)
     except (ValueError, OSError) as error:
         sys.exit(f"\nreport: {error}")
 
