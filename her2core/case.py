@@ -27,7 +27,7 @@ from her2core.formats.nifti import min_crop, read_breastdcedl
 from her2core.formats.seg import read_seg
 from her2core.formats.volume import PHASE_COLUMNS, Geometry, Phases, nearest_phases
 from her2core.kinetics import lesion_features
-from her2core.normalize import Window, knots, piecewise
+from her2core.normalize import maps, piecewise
 from her2core.preprocess import PrepareConfig, as_uint16, pack
 from her2core.runs import Run
 
@@ -191,11 +191,11 @@ def network_input(case: Case, config: PrepareConfig, run: Run) -> tuple[np.ndarr
     Returns images `(n, 3, H, W)` uint8, the lesion in them, bool `(n, H, W)`, and what the networks are fed: the
     images or, where heads see adjacent slices, `(n, 9, H, W)` as `Prepared.under`.
     """
-    window, neighbours = Window.parse(run.window), run.sees_neighbours
+    neighbours = run.sees_neighbours
     config = replace(config, bias_fields=(run.bias_field,), neighbours=neighbours)
     _, masks, packed = pack(case.phases, case.mask, case.geometry, config)
     found = packed[run.bias_field]
-    x, y = knots(window, found["quantiles"], config.quantiles, found["moments"], run.opened.standard(window))
+    x, y = maps(run.window, found["quantiles"], config.quantiles, found["moments"], run.opened.training)
     images = piecewise(found["images"], x, y)
     if not neighbours:
         return images, masks, images

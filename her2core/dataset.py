@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from her2core.normalize import PHASES, SCOPES, Window, columns, knots, learn_standard, piecewise
+from her2core.normalize import PHASES, SCOPES, Window, columns, maps, piecewise
 
 BIAS_FIELDS = ("raw", "n4")
 
@@ -117,16 +117,12 @@ class Prepared:
         _, first, count = np.unique(self.patient, return_index=True, return_counts=True)
         return np.sort(first + count // 2)
 
-    def standard(self, window: Window) -> np.ndarray | None:
-        """What a window has learnt on the training patients: Nyúl's standard, None for any other method.
-
-        A case outside the cohort needs it for its own `knots`.
-        """
-        if window.method != "nyul":
-            return None
+    @property
+    def training(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a window may learn from: quantiles `(n, scopes, P, L)` and names `(n,)` of the training patients."""
         train = np.flatnonzero(self.split == "train")
         names, first = np.unique(self.patient[train], return_index=True)  # a patient counts once
-        return learn_standard(window, self.quantiles[train[first]], self.levels, names)
+        return self.quantiles[train[first]], names
 
     def under(
         self,
@@ -140,9 +136,8 @@ class Prepared:
         neighbours: images are `(N, 3·P, H, W)` instead, of each phase the slice below, the slice, the slice above;
         all three under the window of the slice.
         """
-        window = Window.parse(window) if isinstance(window, str) else window
         rows = np.arange(len(self.images)) if rows is None else rows
-        x, y = knots(window, self.quantiles[rows], self.levels, self.moments[rows], self.standard(window))
+        x, y = maps(window, self.quantiles[rows], self.levels, self.moments[rows], self.training)
         _, phases, height, width = self.images.shape
         shape = (len(rows), phases * (3 if neighbours else 1), height, width)
         out = torch.empty(shape, dtype=torch.uint8, device=device)

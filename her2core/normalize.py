@@ -200,6 +200,23 @@ def knots(
     return x, y.astype(np.float32)
 
 
+def maps(
+    window: Window | str,
+    quantiles: np.ndarray,
+    levels: Sequence[float],
+    moments: np.ndarray,
+    training: tuple[np.ndarray, Sequence[str]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `knots` of every slice under a window, or its name, which learns first what it needs.
+
+    quantiles, levels, moments: as for `limits`.  training: `(n, scopes, P, L)` quantiles of n training patients and
+    their names.
+    """
+    window = Window.parse(window) if isinstance(window, str) else window
+    standard = learn_standard(window, training[0], levels, training[1]) if window.method == "nyul" else None
+    return knots(window, quantiles, levels, moments, standard)
+
+
 def _grey_levels(images, x, y):
     """Float32 images `(N, P, H, W)` through knots `(N, P, K)`: the sum of one clipped ramp from knot to knot.
 

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from her2core.baselines import MODELS, ModelConfig, build_model, is_model
 from her2core.config import Study
 from her2core.dataset import BIAS_FIELDS, Prepared, Slices
-from her2core.normalize import Window
 from her2core.parallel import CODE_DIGEST, each
 from her2core.records import whole
 from her2core.train import TrainConfig, choose_device, fit, predict, seed_everything
@@ -135,7 +134,6 @@ def parse_run(name: str, window: str) -> tuple[str, str, str]:
             f"models {', '.join(MODELS)} or thda_<variant>, bias fields {', '.join(BIAS_FIELDS)}"
         )
     window = rest[0] if rest else window
-    Window.parse(window)
     return model, window, bias_field
 
 

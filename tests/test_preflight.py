@@ -56,6 +56,7 @@ def test_the_plan_of_the_real_study_says_nothing_of_later_stages(compendium):
     [
         ("  - thda_plain\n", "  - thda_plane\n", "thda_plane.*models.variants has"),
         ("  - vit\n", "  - vit-channel_q97\n", "no stored quantile .0.97.*prepare.quantiles"),
+        ("  - vit\n", "  - vit-chanel_q98\n", "window 'chanel_q98': expected scope_limits such as channel_q98"),
         ("neighbours: true", "neighbours: false", "thda_adjacent needs prepare.neighbours: true"),
         ("bias_fields: [raw, n4]", "bias_fields: [raw]", "thda-n4 needs n4 in prepare.bias_fields"),
         ("patch_px: 4 #", "patch_px: 5 #", "patches of 5 px do not tile an image of 32 px"),
