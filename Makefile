@@ -21,6 +21,9 @@ rehearse: .venv/ok ## the real study from end to end, on stand-in archives: minu
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -e .[rehearse]
 	PYTHONPATH=tests python -m rehearsal $(if $(KILL),--kill)
 
+fuzz: .venv/ok ## mutated inputs against every reader, half an hour on two cores: COUNT=20000 tries fewer; Linux
+	python tests/fuzz.py $(if $(COUNT),--count $(COUNT))
+
 lab: .venv/ok ## open the notebooks; their kernels inherit the instructions that her2core pins
 	python -c 'import her2core, os; os.execlp("jupyter", "jupyter", "lab")'
 
@@ -47,4 +50,4 @@ clean-all: ## remove all data and weights too, downloaded ones included; asks tw
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.txt -e .
 	touch $@
 
-.PHONY: repro check test rehearse lab figures lock clean clean-all
+.PHONY: repro check test rehearse fuzz lab figures lock clean clean-all
