@@ -151,12 +151,12 @@ def test_patients_that_are_here_need_no_server(compendium, monkeypatch):
     monkeypatch.setattr(p, "check_reachable", asked.append)
     monkeypatch.setattr(p.archive, "read_ispy", lambda config, folder: None)
     monkeypatch.setattr(p.archive, "read_ambl", lambda config: None)
-    p._archives(study)
+    p._archives(study, network=True)
     assert sorted(asked) == ["https://s3.amazonaws.com", "https://zenodo.org"]
     study.data("acquire").mkdir(parents=True)
     (study.data("acquire") / "metadata.csv").write_text("pid,dataset\nA,spy1\nB,spy2\nC,ambl\n")
     (study.data("acquire") / "BreastDCEDL_metadata_min_crop.csv").touch()
-    p._archives(study)
+    p._archives(study, network=True)
     assert len(asked) == 2
 
 
@@ -165,7 +165,7 @@ def test_a_server_that_does_not_answer_is_wanting(compendium, monkeypatch):
         raise TransportFault(f"{url} is silent")
 
     monkeypatch.setattr(p, "check_reachable", silent)
-    monkeypatch.setattr(p, "_pretrained", lambda study: None)
+    monkeypatch.setattr(p, "_pretrained", lambda *_, **__: None)
     words = "https://s3.amazonaws.com is silent; https://zenodo.org is silent; .*no spreadsheet"
     with pytest.raises(ValueError, match=words):
         p.check_study(Study.open("ispy"))
@@ -211,13 +211,17 @@ def test_a_download_of_weights_that_fails_is_told_with_the_other_ways(torchvisio
     assert not list((tmp_path / "torch").rglob("[!.]*.pth"))
 
 
-def test_a_dry_run_of_the_real_study_says_what_it_takes_and_needs_no_network(compendium, capsys):
+def test_a_dry_run_of_the_real_study_says_what_it_takes_and_lacks_and_needs_no_network(
+    compendium, capsys, monkeypatch
+):
+    monkeypatch.setattr(p, "check_reachable", None)
     p.main(["--dry", "ispy"])
     text = capsys.readouterr().out
     for words in (
         "Patients: 1,253; HER2 status known in BreastDCEDL: 982 \\+ 167 = 1,149",
         "CC BY 4.0", "CC BY-NC 4.0", "at 100 Mbit/s", r"Disk: \d+\.\d GB in all", "DVC's cache: ",
         "Pretrained weights: .*resnet34.*", "85 trainings: about .* h on an H100",
+        "Wanting here: .*no spreadsheet has AMBL's columns",
     ):  # fmt: skip
         assert re.search(words, text), words
 
@@ -225,6 +229,7 @@ def test_a_dry_run_of_the_real_study_says_what_it_takes_and_needs_no_network(com
 def test_a_dry_run_of_the_embedded_study_downloads_nothing(compendium, capsys):
     p.main(["--dry", "embedded"])
     text = capsys.readouterr().out
+    assert text.endswith("Wanting here: nothing\n")
     assert "Patients: 1,024\n" in text and "Download" not in text and "Pretrained weights: none" in text
 
 

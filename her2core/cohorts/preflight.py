@@ -1,6 +1,6 @@
 """Before the first byte: is everything there that the study will need?
     python -m her2core.cohorts.preflight COHORT          checks it all, and lists all that is wanting at once
-    python -m her2core.cohorts.preflight --dry COHORT    says what the study takes, without network
+    python -m her2core.cohorts.preflight --dry COHORT    says what the study takes and lacks, without network
 
 data/<cohort>/preflight/plan.csv   what will be acquired.  The download depends on it, and it says nothing of later
                                    stages: a parameter of theirs is checked here and leaves the download alone
@@ -199,11 +199,11 @@ def _check_disk(study, trained):
     check_space(sum(_disk_gb(study, trained).values()) - sum(there) / 1e9, nearest)
 
 
-def _pretrained(study):
+def _pretrained(study, network):
     """Weights lie in a cache or a folder, or are fetched there now."""
     models = Run.of(study).models
     names = needed_weights(models, [Run.of(study, run).model for run in study.runs])
-    _need([partial(_fetch_weights, name, models.weights) for name in names])
+    _need([partial(_fetch_weights if network else find, name, models.weights) for name in names])
 
 
 def _fetch_weights(name, weights):
@@ -218,14 +218,14 @@ def _fetch_weights(name, weights):
             raise ValueError(f"{missing}; its download failed: {error}") from error
 
 
-def _archives(study):
+def _archives(study, network):
     """IDC and Zenodo answer where they are needed; BreastDCEDL's table and AMBL's sheet can be read."""
     config, folder = study.params("acquire", SOURCES), study.data("acquire")
     table, wanted, checks = folder / "metadata.csv", set(config.collections), []
     all_here = table.is_file() and wanted <= set(pd.read_csv(table)["dataset"])  # acquired before
-    if "idc" in config.collections.values() and not all_here:
+    if network and "idc" in config.collections.values() and not all_here:
         checks.append(partial(check_reachable, config.idc))
-    if wanted & {"spy1", "spy2"}:
+    if network and wanted & {"spy1", "spy2"}:
         checks.append(partial(_zenodo, config, folder, all_here))
     if "ambl" in wanted:
         checks.append(partial(archive.read_ambl, config))
@@ -238,10 +238,10 @@ def _zenodo(config, folder, all_here):
     archive.read_ispy(config, folder)
 
 
-def check_study(study: Study) -> None:
-    """Raise ValueError with all that the study lacks."""
-    checks = [partial(_section, name=name) for name in _CLASSES] + [_all_three, _runs, _device, _pretrained]
-    checks += [] if study.is_synthetic else [_archives]
+def check_study(study: Study, network: bool = True) -> None:
+    """Raise ValueError with all that the study lacks; network: ask servers too, and fetch pretrained weights."""
+    checks = [partial(_section, name=name) for name in _CLASSES] + [_all_three, _runs, _device]
+    checks += [partial(each, network=network) for each in [_pretrained] + [_archives] * (not study.is_synthetic)]
     _need([partial(check, study) for check in checks])
 
 
@@ -269,6 +269,7 @@ def main(arguments: list[str]) -> None:
         study = Study.open(arguments[-1])
         if is_dry:
             print(describe(study))
+            print(f"Wanting here: {_wanting(partial(check_study, study, network=False)) or 'nothing'}")
             return
         with steady_dependencies("her2core/cohorts/preflight.py", study):
             check_study(study)
