@@ -2,6 +2,9 @@
 
 import ast
 import json
+import os
+import shutil
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +33,25 @@ MAKERS = ("01_data_preparation", "02_training")
 STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
 PUBLISHED_STUDIES = {"ispy", "templates"}  # the folders of studies/ that are in git
+_OF_A_COMPENDIUM = (".dvcignore", ".gitignore", "CITATION.cff", "dvc.yaml", "params.yaml")
+_OF_A_COMPENDIUM += ("her2core", "notebooks", "manifests", *(f"studies/{study}" for study in PUBLISHED_STUDIES))
+
+
+def copy_compendium(folder):
+    """Into `folder` what a stage needs of the compendium: code, notebooks, parameters, published studies."""
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_*", "*.part.ipynb")
+    for name in _OF_A_COMPENDIUM:
+        if (TOP / name).is_dir():
+            shutil.copytree(TOP / name, folder / name, ignore=ignore)
+        else:
+            shutil.copy(TOP / name, folder / name)
+
+
+def environment_in(folder, *programs):
+    """For commands in such a copy: its code, and `programs`, folders that come before this Python's own."""
+    path = os.pathsep.join([*map(str, programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    who = {f"GIT_{role}_{what}": "x@y" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return os.environ | who | {"PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "PATH": path}
 
 
 def file_of(module):

@@ -6,37 +6,21 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
-from house import NOTEBOOKS, PUBLISHED_STUDIES, STAGES, TOP
+from house import NOTEBOOKS, STAGES, copy_compendium, environment_in
 
 pytestmark = pytest.mark.slow
 RUNS = ["thda-channel_q98-raw", "thda-n4", "thda-channel_nyul-raw", "thda_adjacent"]
 PIPELINE = "studies/tiny/dvc.yaml"
-COPIED = (
-    ".dvcignore",
-    ".gitignore",
-    "CITATION.cff",
-    "dvc.yaml",
-    "params.yaml",
-    "her2core",
-    "notebooks",
-    "manifests",
-)
 
 
 def copy_of_the_compendium(folder):
-    for name in (*COPIED, *(f"studies/{study}" for study in PUBLISHED_STUDIES)):
-        if (TOP / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", ".ipynb_*")
-            shutil.copytree(TOP / name, folder / name, ignore=ignore)
-        else:
-            shutil.copy(TOP / name, folder / name)
+    copy_compendium(folder)
     for command in (
         "git init -q",
         "dvc init -q",
@@ -52,15 +36,9 @@ def copy_of_the_compendium(folder):
     return folder
 
 
-def environment(folder):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    who = {f"GIT_{role}_{what}": "x@y" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return os.environ | who | {"PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "PATH": path}
-
-
 def shell(folder, *arguments, timeout=900):
     return subprocess.run(
-        arguments, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=timeout
+        arguments, cwd=folder, env=environment_in(folder), capture_output=True, text=True, timeout=timeout
     )
 
 
@@ -327,7 +305,7 @@ def test_a_typo_in_the_parameters_leaves_every_result_in_place_and_is_named(stud
 def test_a_kill_leaves_every_result_in_place(study, stage):
     before = everything(study)
     repro = subprocess.Popen(
-        ["dvc", "repro", "--single-item", "--force", name_of(stage)], cwd=study, env=environment(study),
+        ["dvc", "repro", "--single-item", "--force", name_of(stage)], cwd=study, env=environment_in(study),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     part = study / "results/tiny/executed" / NOTEBOOK_OF[stage].replace(".ipynb", "")

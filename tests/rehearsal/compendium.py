@@ -13,23 +13,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from house import PUBLISHED_STUDIES, TOP
+from house import TOP, copy_compendium, environment_in
 from ruamel.yaml import YAML
 
 from her2core.config import read_yaml
 from rehearsal.weights import digests
 
 NAME = "rehearsal"
-_COPIED = (
-    ".dvcignore",
-    ".gitignore",
-    "CITATION.cff",
-    "dvc.yaml",
-    "params.yaml",
-    "her2core",
-    "notebooks",
-    "manifests",
-)
 # Every key in which the rehearsal differs from studies/ispy; a test holds that nothing else does.
 SMALL = {
     "name": NAME,
@@ -86,12 +76,7 @@ def make_compendium(folder: Path, archive: Path, idc: str, zenodo: str, tiny: bo
     A clone in all respects, for DVC too; tiny: without git and DVC.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_*", "*.part.ipynb")
-    for name in (*_COPIED, *(f"studies/{study}" for study in PUBLISHED_STUDIES)):
-        if (TOP / name).is_dir():
-            shutil.copytree(TOP / name, folder / name, ignore=ignore)
-        else:
-            shutil.copy(TOP / name, folder / name)
+    copy_compendium(folder)
     home = folder / "studies" / NAME
     shutil.copytree(archive / "manifests", home / "manifests")
     shutil.copytree(archive / "labels", folder / "labels")
@@ -108,9 +93,7 @@ def make_compendium(folder: Path, archive: Path, idc: str, zenodo: str, tiny: bo
 
 def environment(folder: Path) -> dict[str, str]:
     """For commands in the copy: its code, and the shim in place of Python."""
-    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    who = {f"GIT_{role}_{what}": "x@y" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return os.environ | who | {"PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "PATH": path}
+    return environment_in(folder, folder / "bin")
 
 
 def run(folder: Path, *command: str, tests: bool = False) -> str:
