@@ -41,6 +41,19 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Whose images they are and where they lie: what a mask of them has to agree with.  None where unknown.
+
+    patient: digits of the SHA-256 of PatientID, as no identifier leaves a reader.  frame_of_reference: its UID.
+    series: SeriesInstanceUID of each series.
+    """
+
+    patient: str | None = None
+    frame_of_reference: str | None = None
+    series: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DceSeries:
     """All phases of one examination on one grid.
 
@@ -51,6 +64,7 @@ class DceSeries:
     array: np.ndarray
     geometry: Geometry
     times_s: tuple[float, ...]
+    source: Source = Source()
 
     def __post_init__(self):
         if self.array.ndim != 4 or 0 in self.array.shape:
