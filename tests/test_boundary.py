@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from her2core.boundary import reading
+from her2core.formats.boundary import reading
 
 A = Path("here/a.json")
 
@@ -27,8 +27,8 @@ def test_every_kind_of_error_becomes_a_value_error_that_names_file_and_expectati
 
 
 def test_an_error_without_words_is_known_by_its_kind():
-    with pytest.raises(ValueError, match=r"^here/a\.json: MemoryError, expected JSON; try less$"):
-        leaving(MemoryError(), remedy="try less")
+    with pytest.raises(ValueError, match=r"^here/a\.json: RecursionError, expected JSON; nest less$"):
+        leaving(RecursionError(), remedy="nest less")
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
@@ -37,9 +37,11 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
             (tmp_path / "none").read_bytes()
 
 
-def test_a_failing_disk_is_not_the_files_fault():
+def test_a_failing_disk_and_short_memory_are_not_the_files_fault():
     with pytest.raises(OSError, match="No space left"):
         leaving(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(MemoryError):
+        leaving(MemoryError())
 
 
 def test_a_long_text_is_cut_to_one_line():

@@ -12,13 +12,15 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 def reading(path: Path, expected: str, remedy: str = "") -> Iterator[None]:
     """Any error inside the block becomes ValueError "path: what was found, expected …; remedy".
 
-    For calls of libraries, which raise errors of many kinds on a bad file, and rarely name it.  An OSError with a
-    number is the disk's or the network's and passes, as it says nothing about the file; a missing file does not.
+    For calls of libraries, which raise errors of many kinds on a bad file, and rarely name it.  What says nothing
+    about the file passes: a MemoryError, and an OSError with a number, which is the disk's or the network's, unless
+    there is no file.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno and not isinstance(error, _NO_FILE):
+        is_fault = isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno
+        if is_fault and not isinstance(error, _NO_FILE):
             raise
         found = "no such file" if isinstance(error, _NO_FILE) else shorten(str(error) or type(error).__name__, 300)
         ways = f"; {remedy}" if remedy else ""
