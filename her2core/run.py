@@ -51,7 +51,7 @@ def _execute(source, part, parameters):
     if unknown := ", ".join(sorted(parameters.keys() - known.keys())):
         raise ValueError(f"notebooks/{source.name} has no parameter {unknown}; it has {', '.join(known) or 'none'}")
     part.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("papermill", "asyncio", "tornado"):  # they warn of what an interrupt or a dead kernel leaves undone
+    for name in ("papermill", "asyncio", "tornado"):  # they warn of what a stop leaves undone
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
     return papermill.execute_notebook(
