@@ -17,7 +17,8 @@ from her2core.config import lookup
 
 def assumptions() -> list[dict[str, str]]:
     """The open choices: rows of parameter, known, alternative, model."""
-    return list(csv.DictReader(Path(__file__).with_name("assumptions.csv").read_text("utf-8").splitlines()))
+    with open(Path(__file__).with_name("assumptions.csv"), newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _shown(value):
