@@ -31,8 +31,12 @@ figures: .venv/ok ## redraw the figures, from the tables in git; those of images
 	if [ -d models/embedded ]; then dvc repro --single-item --force cohort phantom preparation network external; fi
 	dvc repro --single-item --force report
 
-lock: .venv/ok ## renew requirements.txt from pyproject.toml, for all platforms
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.txt
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --no-header
+HASHED = $(LOCK) --no-annotate --no-emit-index-url --no-emit-find-links --generate-hashes
+lock: .venv/ok ## renew requirements.txt (for conda, no hashes) and requirements*.lock from pyproject.toml, for all platforms
+	$(LOCK) --upgrade --extra dev pyproject.toml -o requirements.txt
+	$(HASHED) requirements.txt -o requirements.lock
+	echo uv | $(HASHED) --upgrade - -o requirements.uv.lock
 
 clean: ## remove the environment, caches, and what the embedded study can make again; data of other studies stay
 	rm -rf .venv .rehearsal .dvc/tmp data/embedded models/embedded .pytest_cache .ruff_cache .hypothesis *.egg-info
@@ -44,10 +48,12 @@ clean-all: ## remove all data and weights too, downloaded ones included; asks tw
 	$(MAKE) clean
 	rm -rf .dvc/cache data models
 
-.venv/ok: requirements.txt pyproject.toml
+.venv/ok: requirements.lock requirements.uv.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.txt -e .
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.uv.lock
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --build-constraint requirements.lock \
+		--require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --build-constraint requirements.lock --no-deps -e .
 	touch $@
 
 .PHONY: repro check test rehearse fuzz lab figures lock clean clean-all

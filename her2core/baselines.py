@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from her2core.formats.weights import Weights, fill, load
 from her2core.model import IMAGENET_MEAN, IMAGENET_STD, AttentionResNet, ThdaConfig, ThdaResNet
-from her2core.weights import Weights, fill, load
 
 MODELS = ("thda", "resnet34_rgb", "vit", "cvt")
 _CVT_13 = ((7, 3, 3), (4, 2, 2), (64, 192, 384), (1, 3, 6), (1, 2, 10))

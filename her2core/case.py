@@ -22,13 +22,14 @@ import pandas as pd
 
 from her2core.config import build
 from her2core.dataset import with_neighbours
+from her2core.formats.boundary import reading
 from her2core.formats.dicom import read_dce
 from her2core.formats.nifti import min_crop, read_breastdcedl
 from her2core.formats.seg import read_seg
-from her2core.formats.volume import PHASE_COLUMNS, Geometry, Phases, nearest_phases
+from her2core.formats.volume import PHASE_COLUMNS, Geometry, Phases, as_uint16, nearest_phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import maps, piecewise
-from her2core.preprocess import PrepareConfig, as_uint16, pack
+from her2core.preprocess import PrepareConfig, pack
 from her2core.runs import Run
 
 _TAILS = (0.01, 0.99)  # quantiles of the training patients that bound their range
@@ -49,9 +50,9 @@ _CUT_OFF = 0.5  # of its largest section; a sphere cut there has 6 % of its volu
 class Sidecar:
     """case.json: what the files of a case cannot say.
 
-    pre, post_early, post_late: acquisition indices of the phases, from 0.  slice_thick, xy_spacing: mm, as in
-    BreastDCEDL's table.  NIfTI needs these five.  early_s, late_s: seconds from pre to the other two.
-    With DICOM the indices choose the phases where the times in the files are absent or wrong.
+    pre, post_early, post_late: acquisition indices of the phases, from 0.  NIfTI needs them; with DICOM they choose
+    the phases where the times in the files are absent or wrong.  slice_thick, xy_spacing: mm, as in BreastDCEDL's
+    table, for NIfTI with headers like its own.  early_s, late_s: seconds from pre to the other two.
     """
 
     pre: int | None = None
@@ -66,6 +67,9 @@ class Sidecar:
         named = [getattr(self, c) for c in PHASE_COLUMNS]
         if self.phases is None and named != [None] * 3:
             raise ValueError(f"phases {named}, expected {', '.join(PHASE_COLUMNS)}, or none of them")
+        numbers = {name: getattr(self, name) for name in ("slice_thick", "xy_spacing", "early_s", "late_s")}
+        if wrong := {name: n for name, n in numbers.items() if n is not None and (n is True or not 0 < n < np.inf)}:
+            raise ValueError(f"{wrong}, expected positive numbers")
 
     @property
     def phases(self) -> Phases | None:
@@ -96,19 +100,26 @@ def _read_sidecar(folder):
     path = folder / "case.json"
     if not path.is_file():
         return Sidecar()
-    try:
-        return build(Sidecar, json.loads(path.read_text()), path)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    with reading(path, f"a JSON object with some of {', '.join(Sidecar.__dataclass_fields__)}, each once"):
+        values = json.loads(path.read_bytes(), object_pairs_hook=_once)  # in UTF-8, UTF-16 or UTF-32
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__}")
+    return build(Sidecar, values, path, optional=True)
 
 
-def _read_series(folder):
-    """`read_dce` with what it doubts: the series, and its warnings as text."""
+def _once(pairs):
+    """A JSON object as a dictionary; ValueError where a key stands twice."""
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key twice among {', '.join(key for key, _ in pairs)}")
+    return values
+
+
+def _remarked(folder, read, *args, **kwargs):
+    """What a reader returns, and what it doubts of files below a folder: its warnings as text."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.filterwarnings("always", message=re.escape(f"{folder}: "))
-        series = read_dce(folder)
-    remarks = [str(w.message) for w in caught if str(w.message).startswith(f"{folder}: ")]
-    return series, remarks
+        warnings.filterwarnings("always", message=re.escape(str(folder)))
+        found = read(*args, **kwargs)
+    return found, [str(w.message) for w in caught if str(w.message).startswith(str(folder))]
 
 
 def _read_dicom(folder, sidecar, config):
@@ -116,17 +127,15 @@ def _read_dicom(folder, sidecar, config):
 
     A series that announces other phases than are there is an error, unless the sidecar names those to take.
     """
-    series, remarks = _read_series(folder / "dce")
+    series, remarks = _remarked(folder, read_dce, folder / "dce")
     if remarks and sidecar.phases is None:
         raise ValueError(f"doubtful series, export it again or name the phases to take in case.json ({remarks[0]})")
     chosen = sidecar.phases or nearest_phases(series.times_s, config.early_s, config.late_s)
-    try:
-        chosen.check(len(series.array))
-    except ValueError as error:
-        raise ValueError(f"case.json's {error}") from error
-    mask = read_seg(folder / "seg.dcm", series.geometry, series.array.shape[1:], meaning="segments")
+    chosen.check(len(series.array))
+    grid, whose = (series.geometry, series.array.shape[1:]), {"meaning": "segments", "source": series.source}
+    mask, doubts = _remarked(folder, read_seg, folder / "seg.dcm", *grid, **whose)
     times_s = sidecar.known_times([series.times_s[k] - series.times_s[chosen.pre] for k in chosen])
-    return series.array[list(chosen)], mask, series.geometry, times_s, tuple(remarks)
+    return series.array[list(chosen)], mask, series.geometry, times_s, (*remarks, *doubts)
 
 
 def _patient_of(folder):
@@ -139,7 +148,7 @@ def _patient_of(folder):
 def _read_nifti(folder, sidecar):
     """dce/, mask/ and case.json → the fields of `Case` after its name."""
     known = {k: v for k, v in asdict(sidecar).items() if v is not None}
-    if missing := [k for k in (*PHASE_COLUMNS, "slice_thick", "xy_spacing") if k not in known]:
+    if missing := [k for k in PHASE_COLUMNS if k not in known]:
         raise ValueError(f"{folder}: these NIfTI files say nothing of {', '.join(missing)}; expected in case.json")
     if (patient := _patient_of(folder)) is None:
         raise ValueError(f"{folder}/mask: expected one file <patient>_<collection>_vis1_mask.nii.gz")
@@ -176,10 +185,12 @@ def read_case(folder: Path, config: PrepareConfig, cut: tuple[int, int] | None =
     folder = Path(folder)
     try:
         phases, mask, geometry, times_s, remarks = _read_files(folder, config)
-        phases = as_uint16(phases, folder.name)
+        phases, factor = as_uint16(phases, folder.name)
     except (ValueError, OSError) as error:
         text = _anonymous(str(error), folder)
         raise ValueError(text if text.startswith(folder.name) else f"{folder.name}: {text}") from None
+    if factor != 1:
+        remarks += (f"intensities were multiplied by {factor:.10g} to keep their levels as whole numbers",)
     if cut:
         phases, mask, _ = min_crop(phases, mask, *cut)
     return Case(folder.name, phases, mask, geometry, times_s, tuple(_anonymous(r, folder) for r in remarks))

@@ -2,22 +2,30 @@
 
 The top-level `params.yaml` is the embedded study, complete.  Any other study is a folder, studies/<name>/.  Its
 `params.yaml` has a name, runs and patients (`acquire`) of its own; of every other section it holds what differs,
-and the rest is that of the top level.  The dataclasses live beside the code they configure; an unknown key or a
-wrong type is an error that names it.
+and the rest is that of the top level.  The dataclasses live beside the code they configure; a key that lacks, is
+unknown or has a wrong value is an error that names it: no default in the code fills a gap of the file.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
 import dacite
 from ruamel.yaml import YAML  # YAML 1.2, the parser DVC uses: PyYAML reads 1e-5 as a string
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.error import MarkedYAMLError
+
+from her2core.formats.boundary import reading
 
 OWN = ("name", "runs", "acquire")  # what stands whole in every study
 MERGED = ("prepare", "models", "train", "evaluate")  # what a study takes from the top level, but for what differs
+_KINDS = {"name": str, "runs": tuple[str, ...], "acquire": dict, **dict.fromkeys(MERGED, dict)}
+_Sections = make_dataclass("_Sections", _KINDS.items())  # of a `params.yaml`
+_LARGEST_YAML = 200_000  # characters; the largest of ours, dvc.yaml, has 21,000
 BANNER = "embedded synthetic cohort: phantom images, no patients; no number here tests a number of the paper"
 
 
@@ -41,9 +49,39 @@ def root() -> Path:
     raise Unready(f"no params.yaml in {here} or above it: start inside the compendium")
 
 
-def read_yaml(path: Path) -> Any:
-    """A YAML file as dictionaries, lists and values."""
-    return YAML(typ="safe").load(Path(path))
+class _Plain(Composer):
+    def compose_node(self, parent, index):
+        event = self.parser.peek_event()
+        if event.anchor or len(self.parser.states) > 60:  # of about two for a level; ruamel takes seconds for 300
+            found = f"anchor or alias {event.anchor!r}" if event.anchor else "too many levels"
+            raise ComposerError(problem=found, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's keys with their values; ValueError for any other, and for aliases: ten lines of them can stand
+    for a billion values."""
+    with reading(path, "keys with their values, as YAML without aliases, in UTF-8"):
+        if len(text := Path(path).read_text("utf-8-sig")) > _LARGEST_YAML:
+            raise ValueError(f"{len(text):,} characters, more than {_LARGEST_YAML:,}")
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Composer = _Plain
+        try:
+            values = yaml.load(text)
+        except MarkedYAMLError as error:  # its own text has six lines
+            raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from error
+        if not isinstance(values, dict):
+            raise ValueError("nothing in it" if values is None else f"a {type(values).__name__}")
+    return values
+
+
+def _read_sections(path, top):
+    """A `params.yaml`: all its sections, and no other."""
+    try:
+        build(_Sections, values := read_yaml(path), path.relative_to(top))
+    except ValueError as error:
+        raise Unready(str(error)) from error
+    return values
 
 
 @dataclass(frozen=True)
@@ -61,19 +99,16 @@ class Study:
     def open(cls, name: str | None = None) -> "Study":
         """The study of that name; the top level's without one."""
         top = root()
-        common = read_yaml(top / "params.yaml")
-        if name in (None, common.get("name")):
+        common = _read_sections(top / "params.yaml", top)
+        if name in (None, common["name"]):
             return cls(common["name"], top, common)
         path = top / "studies" / str(name) / "params.yaml"
         if not path.is_file():
             known = ", ".join([common["name"], *sorted(p.parent.name for p in top.glob("studies/*/params.yaml"))])
             raise Unready(f"no study {name!r}; there are {known}.  A new one is made by: her2 study {name}")
-        own = read_yaml(path)
-        where = path.relative_to(top)
-        if missing := [key for key in (*OWN, *MERGED) if key not in own]:
-            raise Unready(f"{where} lacks {', '.join(missing)}; where nothing differs write: {missing[-1]}: {{}}")
+        own = _read_sections(path, top)
         if own["name"] != name:
-            raise Unready(f"{where}: name is {own['name']!r}, expected {name!r}, the folder's")
+            raise Unready(f"{path.relative_to(top)}: name is {own['name']!r}, expected {name!r}, the folder's")
         return cls(name, top, {k: merge(common[k], v) if k in MERGED else v for k, v in own.items()})
 
     @property
@@ -84,28 +119,27 @@ class Study:
 
     def section(self, name: str) -> Any:
         """One section's values as they are."""
-        if name not in self.values:
-            raise ValueError(f"{self.name} has no section {name!r}; it has {', '.join(self.values)}")
         return self.values[name]
 
     def params(self, section: str, into: type | dict[str, type]) -> Any:
         """A section as the frozen dataclass `into`, which may be {source: dataclass}: then the section's own
         `source` chooses."""
-        values, where = self.section(section), f"{self.name}: {section}"
-        return build(of_source(into, values, where) if isinstance(into, dict) else into, values, where)
+        values, where = self.section(section), f"{(self.folder / 'params.yaml').relative_to(self.top)}: {section}"
+        if isinstance(into, dict):
+            if (source := values.get("source")) not in [*into]:
+                raise Unready(f"{where}: source is {source!r}, expected one of {', '.join(into)}")
+            into = into[source]
+        return build(into, values, where)
 
     @property
     def runs(self) -> tuple[str, ...]:
         """The names of what is trained."""
-        names = self.section("runs")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{self.name}: runs: expected a list of names such as thda-n4, found {names!r}")
-        return tuple(names)
+        return tuple(self.section("runs"))
 
     @property
     def is_synthetic(self) -> bool:
         """Whether its patients are phantoms."""
-        return self.section("acquire")["source"] == "phantom"
+        return lookup(self.values, "acquire.source") == "phantom"
 
     @property
     def title(self) -> str:
@@ -146,21 +180,42 @@ def merge(common: Any, own: Any) -> Any:
     return own
 
 
-def of_source(classes: dict[str, type], values: dict, where: str) -> type:
-    """The dataclass that a section's `source` names."""
-    if values.get("source") not in classes:
-        raise ValueError(f"{where}: source is {values.get('source')!r}, expected one of {', '.join(classes)}")
-    return classes[values["source"]]
+def build(into: type, values: dict, where: str, optional: bool = False) -> Any:
+    """Dictionary → frozen dataclass; lists become tuples, integers may become floats, nothing else is converted.
 
-
-def build(into: type, values: dict | None, where: str) -> Any:
-    """Dictionary → frozen dataclass; lists become tuples, integers may become floats, nothing else is converted."""
-    hooks = {float: lambda v: float(v) if isinstance(v, int) and not isinstance(v, bool) else v}
+    optional: keys may be left out; otherwise every field, of a dataclass inside too, has to be among `values`.
+    """
+    hooks = {float: lambda v: float(v) if type(v) is int else v}
+    hooks[int] = lambda v: str(v) if isinstance(v, bool) else v  # Python takes True for 1
     try:
-        return dacite.from_dict(into, values or {}, dacite.Config(strict=True, cast=[tuple], type_hooks=hooks))
-    except (dacite.DaciteError, ValueError, TypeError) as error:
-        fields = ", ".join(into.__dataclass_fields__)
-        raise ValueError(f"{where}: {error} (known: {fields})") from error
+        if not isinstance(values, dict):
+            raise TypeError(f"a {type(values).__name__}, not keys with their values")
+        built = dacite.from_dict(into, _frozen(values), dacite.Config(strict=True, type_hooks=hooks))
+        if not optional and (lacking := [*_lacking(built, values)]):
+            raise ValueError(f"missing {', '.join(lacking)}")
+    except Exception as error:  # a wrong value may raise anything in a dataclass
+        raise Unready(f"{where}: {error} (expected: {', '.join(into.__dataclass_fields__)})") from error
+    return built
+
+
+def _frozen(value, place=""):
+    """Lists as tuples, however deep; ValueError for a number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _frozen(item, f"{place}{key}: ") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item, place) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place}{value} is no finite number")
+    return value
+
+
+def _lacking(built, values):
+    """The fields of a dataclass, and of those inside, that are not among `values`."""
+    for name, item in vars(built).items():
+        if name not in values:
+            yield name
+        elif is_dataclass(item):
+            yield from (f"{name}.{inner}" for inner in _lacking(item, values[name]))
 
 
 def lookup(values: Any, dotted: str) -> Any:
@@ -168,6 +223,13 @@ def lookup(values: Any, dotted: str) -> Any:
     for key in dotted.split("."):
         values = values[key] if isinstance(values, dict) and key in values else None
     return values
+
+
+def stages_of(pipeline: Path) -> dict[str, dict]:
+    """The stages of a `dvc.yaml`."""
+    values = read_yaml(pipeline)
+    with reading(pipeline, "stages as DVC has them"):
+        return {name: dict(stage) for name, stage in values["stages"].items()}
 
 
 def tracked(stage: dict) -> set[str]:
@@ -195,8 +257,8 @@ def steady_dependencies(entry: str, study: Study, **item: str) -> Iterator[None]
 
 def _stage_of(entry, pipeline):
     """The stage whose dependencies name the notebook or module; an empty one if none does."""
-    stages = read_yaml(pipeline)["stages"] if pipeline.is_file() else {}
-    return next((s for s in stages.values() if entry in s["deps"]), {})
+    stages = stages_of(pipeline) if pipeline.is_file() else {}
+    return next((stage for stage in stages.values() if entry in stage.get("deps", ())), {})
 
 
 def _state(stage, study, item):

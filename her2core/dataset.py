@@ -6,15 +6,19 @@ image can be replayed from its draw.
 """
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from her2core.formats.boundary import reading
 from her2core.normalize import PHASES, SCOPES, Window, columns, maps, piecewise
+from her2core.records import file_digest, read_digests
 
 BIAS_FIELDS = ("raw", "n4")
 
@@ -48,6 +52,21 @@ class Slices:
         return first, np.diff(np.append(first, self.patient.size))
 
 
+_digest_of = cache(lambda path, *state: file_digest(path))  # state: what changes when the file does
+
+
+def read_prepared(folder: Path, name: str, read: Callable = np.load, **options) -> Any:
+    """read(path, **options) of a file of the stage `prepare`; ValueError unless it is what was written."""
+    path, again = Path(folder) / name, f"delete {folder} and run the stage prepare (dvc repro)"
+    known = read_digests(path.with_name("digests.csv"), again)
+    with reading(path, "what the stage prepare wrote", again):
+        stat = path.stat()
+        found = _digest_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if found != known.get(name):
+            raise ValueError(f"its SHA-256 is {found[:12]}, in digests.csv {known.get(name, 'none')[:12]}")
+        return read(path, **options)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What the stage `prepare` wrote of a cohort, opened: unnormalised slices and exact statistics.
@@ -71,30 +90,25 @@ class Prepared:
 
     @classmethod
     def open(cls, folder: Path, bias_field: str = "raw") -> "Prepared":
-        """folder: of the stage `prepare`; bias_field: "raw" or "n4".  ValueError where its arrays disagree."""
+        """folder: of the stage `prepare`; bias_field: "raw" or "n4".  ValueError where a file is not as written."""
         folder = Path(folder)
         if bias_field not in BIAS_FIELDS:
             raise ValueError(f"bias_field={bias_field!r}: expected one of {', '.join(BIAS_FIELDS)}")
-        if not (folder / "slices.csv").is_file():
-            raise ValueError(f"{folder}: no slices.csv there; run the stage prepare first")
-        with open(folder / "slices.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        arrays = {
-            name: np.load(folder / f"{name}_{bias_field}.npy", mmap_mode="r")
-            for name in ("images", "quantiles", "moments")
-        }
+        rows = list(csv.DictReader(read_prepared(folder, "slices.csv", Path.read_text).splitlines()))
+        kinds = ("images", "quantiles", "moments")
+        arrays = {k: read_prepared(folder, f"{k}_{bias_field}.npy", mmap_mode="r") for k in kinds}
         if any(len(array) != len(rows) for array in arrays.values()):
             found = ", ".join(f"{len(array)} {name}" for name, array in arrays.items())
             raise ValueError(f"{folder}: {len(rows)} rows, {found}; run the stage prepare again")
         texts = {name: np.array([row[name] for row in rows]) for name in ("patient", "split", "dataset")}
         label, pixel_mm = np.array([int(r["her2"]) for r in rows]), np.array([float(r["pixel_mm"]) for r in rows])
-        levels = np.load(folder / "levels.npy")
+        levels = read_prepared(folder, "levels.npy")
         return cls(folder, bias_field, **arrays, levels=levels, **texts, label=label, pixel_mm=pixel_mm)
 
     @cached_property
     def masks(self) -> np.ndarray:
         """The lesion in each slice, bool `(N, H, W)`."""
-        return np.load(self.folder / "masks.npy", mmap_mode="r")
+        return read_prepared(self.folder, "masks.npy", mmap_mode="r")
 
     @cached_property
     def neighbours(self) -> np.ndarray:
@@ -102,7 +116,7 @@ class Prepared:
         path = self.folder / f"neighbours_{self.bias_field}.npy"
         if not path.is_file():
             raise ValueError(f"{path}: no such file; adjacent slices need prepare.neighbours: true")
-        return np.load(path, mmap_mode="r")
+        return read_prepared(self.folder, path.name, mmap_mode="r")
 
     def quantile(self, scope: str, phase: str, level: float) -> np.ndarray:
         """One stored quantile of every slice, `(N,)` uint16, such as ("channel", "early", 0.98)."""

@@ -5,6 +5,7 @@ probability.  What is computed for a run stands in `auc` and `calibration`.
 """
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +22,40 @@ from her2core.auc import (
     hanley_mcneil_variance,
     holm,
 )
+from her2core.formats.boundary import reading
 
 COLUMNS = ("cohort", "patient", "split", "label", "run", "model", "window", "bias_field", "seed", "probability")
+_AGAIN = "run the stage that wrote it again (dvc repro)"
 _FEWEST = 5  # patients of either class, below which a subgroup gets no AUC
 
 
-def read_predictions(paths: Iterable[Path]) -> pd.DataFrame:
-    """Prediction tables joined and checked; raises ValueError on a missing column, a NaN or a double row."""
-    paths = sorted(paths)
-    if not paths:
-        raise ValueError("no prediction table: run the training stage first")
-    table = pd.concat([pd.read_csv(p, dtype={"patient": str}) for p in paths], ignore_index=True)
-    if missing := set(COLUMNS) - set(table.columns):
-        raise ValueError(f"{paths[0].parent}: predictions lack {', '.join(sorted(missing))}")
-    if not table["probability"].between(0, 1).all():  # NaN is not between either
-        raise ValueError(f"{paths[0].parent}: probabilities outside [0, 1] or missing")
-    double = table.duplicated(["cohort", "patient", "run", "seed"])
-    if double.any():
-        raise ValueError(f"a patient is predicted twice by one run and seed: {table[double].iloc[0].to_dict()}")
+def _read_table(path):
+    """One prediction table, whose cells can all be true."""
+    with reading(path, f"a table with columns {', '.join(COLUMNS)}", _AGAIN):
+        table = pd.read_csv(path, dtype={"patient": str}, index_col=False)
+        right = table["probability"].between(0, 1) & table["label"].isin([0, 1])
+        if not (right.all() and table[[*COLUMNS]].notna().all(axis=None) and path.read_bytes().endswith(b"\n")):
+            raise ValueError("cut off, or with a value that is missing, outside [0, 1] or no label")
     return table
+
+
+def read_predictions(paths: Iterable[Path], cohort: Iterable[tuple] | None = None) -> pd.DataFrame:
+    """Prediction tables joined and checked; ValueError unless every run and seed has the same patients, each once.
+
+    cohort: (patient, split, label) of all patients, where it is at hand: then those of the splits predicted.
+    """
+    if not (paths := sorted(paths)):
+        raise ValueError("no prediction table: run the training stage first")
+    table = pd.concat([_read_table(p) for p in paths], ignore_index=True)
+    table["key"] = list(zip(table["patient"], table["split"], table["label"], strict=True))
+    splits = set(table["split"])
+    expected = set(table["key"]) if cohort is None else {key for key in cohort if key[1] in splits}
+    for run, seed in product(table["run"].unique(), table["seed"].unique()):
+        found = table.loc[(table["run"] == run) & (table["seed"] == seed), "key"]
+        if (odd := expected ^ set(found)) or len(found) > len(expected):
+            such = f"expected each patient once with its split and label, not so: {min(odd, default='doubles')}"
+            raise ValueError(f"{paths[0].parent}: {run}, seed {seed}: {len(found)} rows, {such}; {_AGAIN}")
+    return table.drop(columns="key")
 
 
 def matrix(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

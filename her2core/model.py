@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from her2core.formats.weights import fill
 from her2core.normalize import PHASES
-from her2core.weights import fill
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ATTENTION = ("both", "channel", "spatial", "none")

@@ -5,14 +5,18 @@ Its machines need this version of the package and the folders of this machine un
 have one thread each:  dask worker ADDRESS --nthreads 1 --nworkers -1
 and the variables of `her2core.PINS` in their environment, as they load numpy before they know this package.
 Tasks are Dask's futures: joblib's Dask backend waits forever where a worker dies or a package is missing there.
+Whoever reaches a scheduler or worker can run code there, so it listens on the loopback, or through TLS (README).
 """
 
 import hashlib
 import os
+import socket
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError
+from concurrent.futures import BrokenExecutor, CancelledError
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 from joblib import Parallel, delayed, parallel_config
@@ -22,6 +26,7 @@ from tqdm import tqdm
 from her2core import INSTRUCTIONS, PINS
 
 _CONNECT_S = 10  # a scheduler, and then a worker, must answer in that time
+_SILENT_S = 300  # then a heartbeat is lost: a training may take hours, but never keeps Python's lock for so long
 _POLL_S = 0.5
 
 
@@ -41,24 +46,38 @@ def each(function: Callable, items: Iterable, jobs: int, label: str, unit: str =
     """[function(item) for item in items], each on one thread: on the cluster at DASK_SCHEDULER if that is set,
     else on `jobs` processes here (-1: one per core).
 
-    The first exception stops everything and is raised here.  ConnectionError where a worker dies with a task or no
-    cluster can be reached; ValueError where its code or instructions differ, or a worker has several threads.
+    The first exception stops everything and is raised here.  ConnectionError where the cluster or a worker is lost;
+    ValueError where it is unlike this machine or open to strangers; ChildProcessError where memory is short here.
     """
     items = list(items)
     address = os.environ.get("DASK_SCHEDULER")
     done = _on_cluster(function, items, address) if address else _on_this_machine(function, items, jobs)
-    results = dict(tqdm(done, total=len(items), desc=label, unit=unit))
+    try:
+        results = dict(tqdm(done, total=len(items), desc=label, unit=unit))
+    except (MemoryError, BrokenExecutor) as error:
+        why = f"{label}: {type(error).__name__}: memory was short, or a process was killed"
+        raise ChildProcessError(f"{why}; what is complete is kept: run it again, with fewer jobs") from error
     return [results[number] for number in range(len(items))]
 
 
 def _on_this_machine(function, items, jobs):
     """(number, result) of every item as it ends."""
-    tasks = (delayed(_numbered)(function, number, item) for number, item in enumerate(items))
-    with parallel_config(backend="loky", inner_max_num_threads=1):
+    tasks = (delayed(_numbered)(function, CODE_DIGEST, number, item) for number, item in enumerate(items))
+    follow = {"initializer": start_new_thread, "initargs": (_follow, (os.getpid(),))}
+    with parallel_config(backend="loky", inner_max_num_threads=1, **follow):
         return Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
 
 
-def _numbered(function, number, item):
+def _follow(parent):
+    """In a worker: end with the process that started it, which may be killed while a task has hours to go."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _numbered(function, digest, number, item):
+    if digest != CODE_DIGEST:  # a worker that came after an edit, or to the cluster after the check
+        raise ValueError(f"this worker has her2core {CODE_DIGEST[:12]}, the caller has {digest[:12]}: restart it")
     with threadpool_limits(1):  # more threads are slower here, and give other last bits
         return number, function(item)
 
@@ -66,15 +85,18 @@ def _numbered(function, number, item):
 def _on_cluster(function, items, address):
     """(number, result) of every item as it ends."""
     with _connect(address) as client:
-        _check_cluster(client, getattr(function, "func", function).__module__, address)
-        events = []
-        client.subscribe_topic("all", events.append)
-        task = partial(_on_worker, function, CODE_DIGEST)
-        waiting = dict(enumerate(client.map(task, range(len(items)), items, pure=False)))
+        events, waiting = [], {}
         try:
+            _check_cluster(client, getattr(function, "func", function).__module__, address)
+            client.subscribe_topic("all", events.append)
+            task = partial(_numbered, function, CODE_DIGEST)
+            waiting |= enumerate(client.map(task, range(len(items)), items, pure=False))
             yield from _as_they_end(client, waiting, events)
         except CancelledError as error:  # what a future says once the scheduler is gone
             raise ConnectionError(f"{address}: the Dask scheduler was lost ({error})") from error
+        except TimeoutError:  # a worker keeps its answer to itself, or the task itself had a limit
+            _heard(client)
+            raise
         finally:
             client.cancel(list(waiting.values()))
 
@@ -83,13 +105,28 @@ def _connect(address):
     """A client of the scheduler at `address`, to be closed by `with`."""
     try:
         from distributed import Client
+        from distributed.comm import get_address_host_port, parse_address
     except ModuleNotFoundError as error:
-        missing = "the package distributed is missing here: install her2core[dev], or unset DASK_SCHEDULER"
-        raise ValueError(f"DASK_SCHEDULER is {address}, but {missing}") from error
+        raise ValueError("DASK_SCHEDULER: distributed is missing: install her2core[dev], or unset it") from error
     try:
+        _check_private(address)
+        if parse_address(address)[0] == "tcp":  # Dask itself waits for a frozen scheduler's greeting without limit
+            with socket.create_connection(get_address_host_port(address), _CONNECT_S) as line:
+                line.recv(1)
         return Client(address, timeout=_CONNECT_S, set_as_default=False)
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: without TLS's certificates
         raise ConnectionError(f"DASK_SCHEDULER: no scheduler answers at {address} ({error})") from error
+
+
+def _check_private(address):
+    """Raise ValueError where others can reach what listens at `address`, unless Dask is told that they may."""
+    from dask import config
+    from distributed.comm import get_address_host, resolve_address
+
+    allowed = address.startswith("tls:") or config.get("distributed.comm.require-encryption") is False
+    if not allowed and not ip_address(get_address_host(resolve_address(address))).is_loopback:
+        ways = "--host 127.0.0.1, tls://, or for trusted networks DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=False"
+        raise ValueError(f"at {address} anybody who reaches it can run code as you; take {ways}")
 
 
 def _check_cluster(client, module, address):
@@ -102,13 +139,11 @@ def _check_cluster(client, module, address):
         twin = import_module("her2core.parallel")
         return twin._CODE, twin.INSTRUCTIONS
 
+    for where in (client.scheduler_info()["address"], *_heard(client)):
+        _check_private(where)
+    answers = client.run(twin_there, on_error="return", callback_timeout=2 * _SILENT_S)
     try:
-        client.wait_for_workers(1, timeout=_CONNECT_S)
-    except TimeoutError as error:
-        raise ConnectionError(f"{address}: the scheduler has no workers after {_CONNECT_S} s") from error
-    answers = client.run(twin_there, on_error="return")
-    try:
-        answers[address] = client.run_on_scheduler(twin_there)
+        answers[address] = client.run_on_scheduler(twin_there, callback_timeout=_SILENT_S)
     except Exception as error:
         answers[address] = error
     for where, answer in sorted(answers.items()):
@@ -126,31 +161,36 @@ def _check_cluster(client, module, address):
         raise ValueError(f"workers need --nthreads 1, as threads share random states; found {crowded}")
 
 
-def _on_worker(function, digest, number, item):
-    if digest != CODE_DIGEST:  # a worker that came after the check
-        raise ValueError(f"this worker has her2core {CODE_DIGEST[:12]}, the caller has {digest[:12]}: restart it")
-    return _numbered(function, number, item)
+def _heard(client):
+    """Workers; ConnectionError where one has no heartbeat any more, none comes, or the scheduler is silent."""
+
+    def silence(dask_scheduler):  # by the clock that stamps the heartbeats
+        return {worker: time.time() - state.last_seen for worker, state in dask_scheduler.workers.items()}
+
+    end, silent = time.monotonic() + _CONNECT_S, {}
+    while not silent:
+        try:
+            silent = client.run_on_scheduler(silence, callback_timeout=_SILENT_S)
+        except OSError as error:
+            raise ConnectionError(f"the Dask scheduler was lost ({error}): start the cluster anew") from error
+        if lost := [worker for worker, seconds in silent.items() if seconds > _SILENT_S]:
+            raise ConnectionError(f"worker {lost[0]} was lost: it is frozen, or cut off; end it and start another")
+        if not silent and time.monotonic() > end:
+            raise ConnectionError(f"the scheduler has no workers after {_CONNECT_S} s")
+        time.sleep(_POLL_S)
+    return silent
 
 
 def _as_they_end(client, waiting, events):
     """Yield the results of `waiting`, {number: future}, emptying it; raise as soon as a worker dies with one.
 
-    Dask would give such a task three more workers to kill, and wait forever where none is left.
-    events: the scheduler's, as they come.
+    Dask would give such a task three more workers to kill.  events: the scheduler's, as they come.
     """
-    seen = time.monotonic()
     while waiting:
-        ended = [number for number, future in waiting.items() if future.done()]
-        for number in ended:
-            yield waiting.pop(number).result(timeout=_CONNECT_S)
-        if ended:
-            continue
         keys = {future.key for future in waiting.values()}
         gone = [e for _, e in events if e.get("action") == "remove-worker" and not e["expected"]]
         if dead := [e["worker"] for e in gone if keys & set(e["processing-tasks"])]:
             raise ConnectionError(f"worker {dead[0]} died at its task: killed, or out of memory; see its log")
-        if client.nthreads():
-            seen = time.monotonic()
-        elif time.monotonic() - seen > _CONNECT_S:
-            raise ConnectionError(f"no workers are left, and {len(waiting)} tasks are not done")
-        time.sleep(_POLL_S)
+        _heard(client)
+        for number in [number for number, future in waiting.items() if future.done()]:
+            yield waiting.pop(number).result(timeout=2 * _SILENT_S)

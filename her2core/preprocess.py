@@ -12,6 +12,7 @@ data/<cohort>/prepare/
     levels.npy                           (L,) which quantiles they are
     slices.csv                           one row per slice: patient, split, her2, dataset, z, tumour_mm2, pixel_mm
     kinetics.csv                         one row per patient: size and kinetics of the lesion, voxels and times
+    digests.csv                          size and SHA-256 of each file above, compared before any use
 data/<cohort>/.prepare-parts/            <patient>.<key>.npz of finished patients, until the files above stand
 """
 
@@ -23,7 +24,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,20 +33,18 @@ from scipy import ndimage
 
 from her2core.audit import AuditConfig
 from her2core.bias_field import N4Config, correct_patient
+from her2core.formats.boundary import reading
 from her2core.formats.dicom import read_dce
 from her2core.formats.nifti import read_breastdcedl
 from her2core.formats.seg import read_seg
-from her2core.formats.volume import Geometry, Phases, nearest_phases
+from her2core.formats.volume import Geometry, Phases, as_uint16, native_crop, nearest_phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import SCOPES, statistics
 from her2core.parallel import CODE_DIGEST, each
-from her2core.records import Incomplete, check_complete, record_path, whole
+from her2core.records import Incomplete, check_complete, record_path, whole, write_digests
 
 _KEPT = ("patient", "split", "her2", "dataset")  # columns of the patient table that go on into those of slices
 _MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
-# Interpolation on the scanner undershoots at sharp edges; a magnitude image has no other values below zero, so
-# more of them mean another scale (a difference of phases, a wrong rescale).
-_MOST_UNDERSHOOT = 0.001  # of all voxels
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,8 @@ def read_patient(
     else:
         home = folder / row["dataset"] / row["patient"]
         series = read_dce(home / "dce")
-        shape, meaning = series.array.shape[1:], _MEANINGS[row["layout"]]
-        mask = read_seg(home / "seg.dcm", series.geometry, shape, meaning=meaning)
+        whose = {"meaning": _MEANINGS[row["layout"]], "source": series.source}
+        mask = read_seg(home / "seg.dcm", series.geometry, series.array.shape[1:], **whose)
         chosen = list(_choose_phases(row, series.times_s, config))
     return series.array[chosen], mask, series.geometry, [series.times_s[k] for k in chosen]
 
@@ -116,13 +114,12 @@ def _choose_phases(row, times_s, config):
     """The phases the table names, else the nearest in time after the first."""
     named = _named(row)
     try:
-        if named is None:
-            return nearest_phases(times_s, config.early_s, config.late_s)
-        named.check(len(times_s))
+        chosen = named or nearest_phases(times_s, config.early_s, config.late_s)
+        chosen.check(len(times_s))
+        return chosen
     except ValueError as error:
-        says = "the table names no phases, and" if named is None else "the table's"
+        says = "the table's" if named else "the table names no phases, and"
         raise ValueError(f"{row['patient']}: {says} {error}") from error
-    return named
 
 
 def _choose_slices(mask, count):
@@ -139,22 +136,12 @@ def _crop(volume, z, centre_px, spacing_mm, config):
     inside the image.  Beyond the edge of the image the outermost voxel is repeated.
     """
     if config.crop_mm is None:
-        return _native_crop(volume[:, z], centre_px, config.crop_px)
+        return native_crop(volume[:, z], centre_px, config.crop_px)
     offset = ((np.arange(config.crop_px) + 0.5) / config.crop_px - 0.5) * config.crop_mm
     y, x = (centre_px[k] + offset / spacing_mm[k + 1] for k in (0, 1))
     grid = np.meshgrid(y, x, indexing="ij")
     planes = [ndimage.map_coordinates(v[z].astype(np.float32), grid, order=1, mode="nearest") for v in volume]
     return np.rint(planes).astype(np.uint16)
-
-
-def _native_crop(image, centre_px, size_px):
-    """`size_px` square of `(P, Y, X)` around `centre_px`, inside the image; a smaller image is padded evenly."""
-    for axis, centre in enumerate(centre_px, start=1):
-        last_start = max(image.shape[axis] - size_px, 0)
-        start = int(np.clip(np.ceil(centre - size_px / 2), 0, last_start))  # the rounding of nifti.min_crop
-        image = image.take(range(start, min(start + size_px, image.shape[axis])), axis)
-    lacking = [size_px - n for n in image.shape[1:]]
-    return np.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in lacking)], mode="edge")
 
 
 def pixel_mm(geometry: Geometry, config: PrepareConfig) -> float:
@@ -211,27 +198,6 @@ def pack(
     return chosen, masks, packed
 
 
-def as_uint16(phases: np.ndarray, patient: str) -> np.ndarray:
-    """Signed or real intensities as uint16, rounded; undershoot below zero becomes 0.
-
-    What does not fit is an error, not a wrap-around: not finite, above 65535, or more than one voxel in a thousand
-    below zero.
-    """
-    if phases.dtype == np.uint16:
-        return phases
-    low, high = phases.min(), phases.max()
-    if not (np.isfinite([low, high]).all() and high <= np.iinfo(np.uint16).max):
-        raise ValueError(f"{patient}: intensities from {low} to {high}, expected 0 to 65535")
-    rounded = np.rint(phases)
-    negative = np.mean(rounded < 0)
-    if negative >= _MOST_UNDERSHOOT:
-        raise ValueError(
-            f"{patient}: intensities from {low} to {high}, {100 * negative:.2g} % of them below zero; "
-            f"expected less than {100 * _MOST_UNDERSHOOT:g} %, which interpolation may leave"
-        )
-    return np.maximum(rounded, 0).astype(np.uint16)
-
-
 @dataclass(frozen=True)
 class Part:
     """One prepared patient, n slices.
@@ -250,22 +216,22 @@ class Part:
         """Write one npz file."""
         own = {name: getattr(self, name) for name in ("z", "tumour_mm2", "pixel_mm")}
         with whole(path, uuid4().hex) as part, open(part, "wb") as file:  # a cluster may run one task twice
-            np.savez(file, **own, **self.arrays, **{f"kinetics_{k}": v for k, v in self.kinetics.items()})
+            np.savez(file, kinetics=json.dumps(self.kinetics, default=float), **own, **self.arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Part":
-        """What `save` wrote; one of `arrays` is read from the disk each time it is asked for."""
-        stored = np.load(path)
-        names = [k for k in stored.files if k.startswith("kinetics_")]
-        kinetics = {k.removeprefix("kinetics_"): float(stored[k]) for k in names}
-        return cls(*(stored[name] for name in ("z", "tumour_mm2", "pixel_mm")), stored, kinetics)
+        """What `save` wrote."""
+        with reading(path, "a prepared patient", "delete it and run again"), np.load(path) as stored:
+            arrays = dict(stored)
+            own = [arrays.pop(name) for name in ("z", "tumour_mm2", "pixel_mm")]
+            return cls(*own, arrays, json.loads(str(arrays.pop("kinetics"))))
 
 
 def prepare_patient(row: Mapping, raw: Path, config: PrepareConfig) -> Part:
     """One patient, a row of the patient table; raw: the folder of the stage `acquire`."""
     check_complete(row["patient"], raw)
     phases, mask, geometry, times_s = read_patient(row, raw, config)
-    phases = as_uint16(phases, row["patient"])
+    phases, factor = as_uint16(phases, row["patient"])
     chosen, masks, packed = pack(phases, mask, geometry, config)
     area = mask.sum((1, 2)) * geometry.spacing_mm[1] * geometry.spacing_mm[2]
     kinetics = lesion_features(phases, mask, geometry.spacing_mm) | {
@@ -273,6 +239,7 @@ def prepare_patient(row: Mapping, raw: Path, config: PrepareConfig) -> Part:
         "pixel_native_mm": geometry.spacing_mm[1],
         "early_s": times_s[1] - times_s[0],
         "late_s": times_s[2] - times_s[0],
+        "intensity_factor": factor,
     }
     arrays = {f"{kind}_{name}": values for name, kinds in packed.items() for kind, values in kinds.items()}
     edges = np.full(len(chosen), pixel_mm(geometry, config))
@@ -280,24 +247,30 @@ def prepare_patient(row: Mapping, raw: Path, config: PrepareConfig) -> Part:
 
 
 def _make_part(job, raw, config):
-    """Prepare one patient (row, part), if need be → why it cannot be, "" if it can; whether a file is at fault."""
+    """Prepare one patient (row, part), if need be → why it cannot be, "" if it can; is this machine at fault."""
     row, part = job
     if zipfile.is_zipfile(part):
         return "", False
+    begun = part.with_suffix(".begun")
     try:
+        begun.touch()  # names the patient, as a process that is killed cannot
         prepare_patient(row, raw, config).save(part)
+        return "", False
     except (Incomplete, OSError) as error:
         return str(error), True
-    except (ValueError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors, with addresses in their last line
+    except (ValueError, RuntimeError, MemoryError) as error:  # RuntimeErrors are SimpleITK's, with addresses
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            return f"out of memory ({error}); lower prepare.jobs", True
         return re.sub(r"\(0x\w+\)", "", str(error).strip().rpartition("\n")[2]).replace(f"{raw}/", ""), False
-    return "", False
+    finally:
+        begun.unlink(missing_ok=True)
 
 
 def _part_key(row, raw, config):
     """Digest of all that a part depends on: sources, parameters, the patient's row and the record of its files."""
     record = record_path(raw, row["patient"])
     parameters = {k: v for k, v in asdict(config).items() if k not in ("jobs", "audit", "allow_missing")}
-    text = json.dumps([CODE_DIGEST, parameters, row, record.read_text() if record.is_file() else None], default=str)
+    text = json.dumps([CODE_DIGEST, parameters, row, record.is_file() and record.read_bytes()], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -320,7 +293,12 @@ def prepare(
     for stale in set(scratch.iterdir()) - set(parts):  # of other parameters, or of a writer that was killed
         stale.unlink()
     make = partial(_make_part, raw=raw, config=config)
-    answers = each(make, zip(rows, parts, strict=True), config.jobs, "prepare")
+    try:
+        answers = each(make, zip(rows, parts, strict=True), config.jobs, "prepare")
+    except (RuntimeError, ConnectionError, ChildProcessError) as error:  # a process was killed
+        at = ", ".join(sorted(path.name.partition(".")[0] for path in scratch.glob("*.begun"))) or out
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"{at}: {said}; if memory is short, lower prepare.jobs and run again") from error
     unprepared = _unprepared(rows, answers, config)
     done = [(row, part) for row, part, (reason, _) in zip(rows, parts, answers, strict=True) if not reason]
     if lost := [part for _, part in done if not part.is_file()]:
@@ -335,11 +313,11 @@ def prepare(
 
 def _unprepared(rows, answers, config):
     """Who cannot be prepared, and why; ValueError where that is no reason to go on without."""
-    named = zip(rows, answers, strict=True)
-    reasons = [(row, text.removeprefix(f"{row['patient']}: ")) for row, (text, _) in named if text]
+    both = zip(rows, answers, strict=True)
+    reasons = [(row, why.removeprefix(f"{row['patient']}: ")) for row, (why, _) in both if why]
     said = "\n".join(f"{row['patient']}: {text}" for row, text in reasons)
     if faults := sum(is_fault for _, is_fault in answers):
-        raise ValueError(f"{len(reasons)} of {len(rows)} patients, {faults} because of files on this disk:\n{said}")
+        raise ValueError(f"{len(reasons)} of {len(rows)} patients, {faults} because of files or memory:\n{said}")
     if reasons and (not config.allow_missing or len(reasons) == len(rows)):
         how = "prepare.allow_missing: true goes on without them"
         raise ValueError(f"{len(reasons)} of {len(rows)} patients cannot be prepared; {how}:\n{said}")
@@ -347,34 +325,29 @@ def _unprepared(rows, answers, config):
     return pd.DataFrame(lines, columns=[*_KEPT, "reason"])
 
 
-def _assemble(rows, parts, out, config):
+def _assemble(rows, paths, out, config):
     """Parts → the files of `out`, which replace it when all are written; returns the table of slices."""
-    table = pd.DataFrame([line for row, part in zip(rows, parts, strict=True) for line in _lines_of(row, part)])
-    of_patients = [{k: row[k] for k in _KEPT} | Part.load(p).kinetics for row, p in zip(rows, parts, strict=True)]
-    kinds = ("images", "quantiles", "moments", "neighbours")[: 4 if config.neighbours else 3]
+    lines, kinetics = [], []
     with whole(out) as fresh:
         fresh.mkdir()
-        table.to_csv(fresh / "slices.csv", index=False)
+        for row, path in zip(rows, paths, strict=True):
+            part, keep = Part.load(path), {k: row[k] for k in _KEPT}
+            of_slices = zip(part.z.tolist(), part.tumour_mm2.tolist(), part.pixel_mm.tolist(), strict=True)
+            lines += [keep | {"z": z, "tumour_mm2": round(a, 1), "pixel_mm": p} for z, a, p in of_slices]
+            kinetics.append(keep | part.kinetics)
+            for name, values in part.arrays.items():
+                _append(values, len(lines), fresh / f"{name}.npy")
+        (table := pd.DataFrame(lines)).to_csv(fresh / "slices.csv", index=False)
         np.save(fresh / "levels.npy", np.asarray(config.quantiles))
-        pd.DataFrame(of_patients).round(6).to_csv(fresh / "kinetics.csv", index=False)
-        for name in ("masks", *(f"{kind}_{field}" for kind, field in product(kinds, config.bias_fields))):
-            _concatenate(name, parts, len(table), fresh)
+        pd.DataFrame(kinetics).round(6).to_csv(fresh / "kinetics.csv", index=False)
+        write_digests(fresh / "digests.csv", sorted(fresh.iterdir()))
     return table
 
 
-def _lines_of(row, path):
-    """A patient's rows of slices.csv."""
-    part, keep = Part.load(path), {k: row[k] for k in _KEPT}
-    columns = part.z.tolist(), part.tumour_mm2.tolist(), part.pixel_mm.tolist()
-    return [keep | {"z": z, "tumour_mm2": round(a, 1), "pixel_mm": p} for z, a, p in zip(*columns, strict=True)]
-
-
-def _concatenate(name, paths, count, folder):
-    """Array `name` of all parts, `count` rows, as folder/<name>.npy; one part in memory at a time."""
-    with open(folder / f"{name}.npy", "wb") as file:
-        for path in paths:
-            values = Part.load(path).arrays[name]
-            if file.tell() == 0:
-                header = np.lib.format.header_data_from_array_1_0(values)
-                np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *values.shape[1:])})
-            file.write(values.tobytes())
+def _append(values, count, path):
+    """Rows behind those of an npy file, which has `count` rows then."""
+    header = np.lib.format.header_data_from_array_1_0(values) | {"shape": (count, *values.shape[1:])}
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)  # of one length for all counts
+        file.seek(0, 2)  # to the end
+        file.write(values.tobytes())

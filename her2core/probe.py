@@ -13,7 +13,6 @@ import pandas as pd
 
 from her2core.baselines import build_model
 from her2core.dataset import Slices
-from her2core.parallel import each
 from her2core.runs import Run
 from her2core.train import fit, predict
 
@@ -47,11 +46,7 @@ def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame:
     labelled, names = label_by_site(run.placed(slices), site)
     config = replace(run.training, epochs=max(run.training.epochs // 4, 1))
     train = partial(_probe_seed, run=run, slices=labelled, config=config)
-    if run.device.type == "cpu":
-        parts = each(train, config.seeds, config.jobs, f"sites {names[0]}, {names[1]}", unit="training")
-    else:
-        parts = [train(seed) for seed in config.seeds]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(run.each_seed(train, f"sites {names[0]}, {names[1]}"), ignore_index=True)
 
 
 def her2_by_site(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,29 +1,39 @@
 """What lies on disk of each patient: a record, written last, says which files make the patient complete.
 
-Raw files are many and large, so DVC tracks only a table of their digests; whether they are all there and have
-the right size is checked against the record before every use.
+Raw files are many and large, so DVC tracks only a table of their digests; whether they are all there and are what
+was written is checked against the record before every use.
 
 <folder>/records/<patient>.json   files with their sizes, digest, row of the patient table, and what else belongs
 """
 
+import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from her2core.formats.boundary import reading
+
 PATIENT_ID = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"  # what an identifier must match: it becomes a folder's name
 _AGAIN = "run: python -m her2core.cohorts.acquire COHORT"
+
+
+def alias(patient: str) -> str:
+    """What figures and the report call a patient: enough of the identifier's SHA-256 to tell patients apart."""
+    return f"patient {hashlib.sha256(patient.encode()).hexdigest()[:8]}"
 
 
 @contextmanager
 def whole(path: Path, mark: str = "") -> Iterator[Path]:
     """A path beside `path` to write a file or folder to; it takes the name `path` when the block ends.
 
-    So that name only ever stands for the whole of it: a block that fails leaves what was there before.  An older
-    folder is put aside first, as a folder cannot be replaced at once; the next writer brings it back if a kill came
-    between.  mark: tells two writers of the same path apart.
+    So that name only ever stands for the whole of it, safe on the disk: a block that fails, or finds the disk full,
+    leaves what was there before.  An older folder is put aside first, as a folder cannot be replaced at once; the
+    next writer brings it back if a kill came between.  mark: tells two writers of the same path apart.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +43,8 @@ def whole(path: Path, mark: str = "") -> Iterator[Path]:
     _remove(part)
     try:
         yield part
+        with ThreadPoolExecutor(16) as pool:  # together ten times as fast as one by one
+            list(pool.map(_flush, [p for p in (part, *part.rglob("*")) if not p.is_dir()]))
         if part.is_dir() and path.exists():
             _remove(aside)
             path.rename(aside)
@@ -40,6 +52,11 @@ def whole(path: Path, mark: str = "") -> Iterator[Path]:
         _remove(aside)
     finally:
         _remove(part)
+
+
+def _flush(path):
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _remove(path):
@@ -64,43 +81,46 @@ def _digest(paths):
     return hashlib.sha256(b"".join(each)).hexdigest()
 
 
+def _sealed(text):
+    """A record's text behind its own SHA-256, so that a damaged one is none."""
+    return b'{"seal": "%s", %s' % (hashlib.sha256(text).hexdigest().encode(), text)
+
+
 def write_record(folder: Path, patient: str, paths: Iterable[Path], **more) -> dict:
     """Record that `paths` make the patient whole; returns the record.  Written after all of them."""
     folder, paths = Path(folder), sorted(paths)
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}
     record = {"patient": patient, "files": sizes, "sha256": _digest(paths)} | more
     with whole(record_path(folder, patient)) as part:
-        part.write_text(json.dumps(record))
+        part.write_bytes(_sealed(json.dumps(record)[1:].encode()))
     return record
 
 
 def read_record(folder: Path, patient: str) -> dict | None:
-    """The record of a patient whose files are all there in full size; None where a file or the record lacks."""
+    """The record of a patient whose files are those that were acquired; None where a file or the record is not."""
     try:
-        return _record(Path(folder), patient)
+        return check_complete(patient, folder)
     except Incomplete:
         return None
 
 
-def _record(folder, patient):
-    """A patient's record; `Incomplete` unless all its files are there in full size."""
+def check_complete(patient: str, folder: Path) -> dict:
+    """A patient's record; `Incomplete` with what is missing, cut off or changed.  Called before each use."""
     path = record_path(folder, patient)
     if not path.is_file():
         raise Incomplete(f"{patient}: not acquired; {_AGAIN}")
-    record = json.loads(path.read_text())
+    text = path.read_bytes()
+    record = json.loads(text) if text == _sealed(text.partition(b", ")[2]) else {}
+    if record.get("patient") != patient:
+        raise Incomplete(f"{patient}: {path.name} is damaged or another patient's; {_AGAIN}")
     for name, size in record["files"].items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else "no file"
+        path = Path(folder, name)
+        found = path.stat().st_size if path.is_file() else "no file"
         if found != size:
             raise Incomplete(f"{patient}: {name}: expected {size} bytes, found {found}; {_AGAIN}")
+    if _digest(Path(folder, name) for name in record["files"]) != record["sha256"]:
+        raise Incomplete(f"{patient}: not the files that were acquired (SHA-256); {_AGAIN}")
     return record
-
-
-def check_complete(patient: str, folder: Path) -> None:
-    """Raise `Incomplete` with what is missing, cut off or changed; called before each use of a patient's files."""
-    record = _record(Path(folder), patient)
-    if _digest(Path(folder) / name for name in record["files"]) != record["sha256"]:
-        found = f"not the files that were acquired (SHA-256); delete {patient}.json"
-        raise Incomplete(f"{patient}: {found} and {_AGAIN}")
 
 
 def files_row(record: dict) -> dict:
@@ -113,3 +133,22 @@ def files_row(record: dict) -> dict:
         "bytes": sum(record["files"].values()),
         "sha256": record["sha256"],
     }
+
+
+def write_digests(table: Path, paths: Iterable[Path]) -> None:
+    """A CSV of files: columns file, bytes, sha256."""
+    rows = [(p.name, p.stat().st_size, file_digest(p)) for p in paths]
+    with whole(table) as part, open(part, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("file", "bytes", "sha256"), *rows])
+
+
+def read_digests(table: Path, remedy: str) -> dict[str, str]:
+    """{file: SHA-256} of what `write_digests` wrote; ValueError, which ends with `remedy`, where it is damaged."""
+    with reading(table, "columns file, bytes, sha256", remedy), open(table, newline="", encoding="utf-8") as file:
+        return {row["file"]: row["sha256"] for row in csv.DictReader(file)}
+
+
+def file_digest(path: Path, kind: str = "sha256") -> str:
+    """Digest of a file's content, however large."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()

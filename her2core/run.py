@@ -51,8 +51,8 @@ def _execute(source, part, parameters):
     if unknown := ", ".join(sorted(parameters.keys() - known.keys())):
         raise ValueError(f"notebooks/{source.name} has no parameter {unknown}; it has {', '.join(known) or 'none'}")
     part.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it warns of what an interrupt leaves undone
+    for name in ("papermill", "asyncio", "tornado"):  # they warn of what a stop leaves undone
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
     return papermill.execute_notebook(
         str(source),
@@ -94,6 +94,11 @@ def run(name: str, parameters: dict[str, str]) -> Path:
             f"notebooks/{name}.ipynb, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
             f"The notebook as far as it got, with the traceback: {part.relative_to(study.top)}"
         ) from error
+    except RuntimeError as error:  # a kernel that died, or did not even start
+        cells = [c for c in nbformat.read(part, as_version=4).cells if c.cell_type == "code" and c.source.strip()]
+        cell = f"notebooks/{name}.ipynb, cell [{sum(bool(c.metadata.papermill.start_time) for c in cells)}]"
+        remedy = "what was complete is kept: run it again, with fewer jobs or more memory"
+        raise ValueError(f"{cell}: {error}; probably it was killed for lack of memory; {remedy}") from error
     nbformat.write(scrub(notebook), part)
     part.replace(out)
     return out
@@ -123,7 +128,7 @@ def main(arguments: list[str]) -> None:
         out = run(arguments[0], parse(arguments[1:]))
     except KeyboardInterrupt:
         sys.exit("\nstopped")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"\n{error}")
     print(f"{out.relative_to(root())}  {time.monotonic() - start:.0f} s", file=sys.stderr)
 

@@ -7,6 +7,7 @@ out the window, then it is that of the study's reference, and the bias field, th
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from tqdm import tqdm
 
 from her2core.baselines import MODELS, ModelConfig, build_model, is_model
 from her2core.config import Study
 from her2core.dataset import BIAS_FIELDS, Prepared, Slices
+from her2core.formats.boundary import reading
 from her2core.parallel import CODE_DIGEST, each
-from her2core.records import whole
+from her2core.records import read_digests, whole, write_digests
 from her2core.train import TrainConfig, choose_device, fit, predict, seed_everything
 
 
@@ -31,7 +33,7 @@ class Run:
 
     name: model[-window][-bias_field], as it stands in `params.yaml`.  models, training: the study's, as is cohort,
     its name.  prepared: the folder of the stage `prepare`.  folder: that of the run's weights, one file a seed.
-    stage: what `dvc repro` calls the stage that trains it.
+    frozen: the table of their digests, which git keeps.  stage: what `dvc repro` calls the stage that trains it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Run:
     cohort: str
     prepared: Path
     folder: Path
+    frozen: Path
     stage: str
 
     @classmethod
@@ -51,8 +54,8 @@ class Run:
         training, models = study.params("train", TrainConfig), study.params("models", ModelConfig)
         name = name or training.reference
         parts = parse_run(name, training.window)
-        places = study.data("prepare"), study.models / name, study.target(f"train@{name}")
-        return cls(name, *parts, models, training, study.name, *places)
+        places = study.data("prepare"), study.models / name, study.results / "weights" / f"{name}.csv"
+        return cls(name, *parts, models, training, study.name, *places, study.target(f"train@{name}"))
 
     @property
     def device(self) -> torch.device:
@@ -90,21 +93,38 @@ class Run:
             torch.manual_seed(seed)
         return build_model(self.model, self.models, self.image_px, pretrained=False).eval()
 
-    def weights(self) -> list[Path]:
-        """The files of the frozen seeds, in the order of `training.seeds`."""
-        paths = [self.folder / f"seed{seed}.safetensors" for seed in self.training.seeds]
-        if missing := [path.name for path in paths if not path.is_file()]:
-            raise ValueError(f"{self.folder.name}: {', '.join(missing)} missing; run: dvc repro {self.stage}")
-        return paths
+    def _file(self, seed):
+        return self.folder / f"seed{seed}.safetensors"
+
+    def freeze(self, weights: dict[int, dict[str, torch.Tensor]]) -> None:
+        """{seed: weights} → a file a seed, all or none, and the table of their digests; the same bytes twice."""
+        with whole(self.folder) as part:
+            part.mkdir()
+            for seed, tensors in weights.items():
+                (part / self._file(seed).name).write_bytes(save(tensors))
+        write_digests(self.frozen, [self._file(seed) for seed in weights])
 
     def networks(self) -> list[torch.nn.Module]:
-        """The frozen network of each seed, ready to predict."""
-        networks = []
-        for path in self.weights():
+        """The network of each seed, ready to predict; ValueError unless its file is what training froze."""
+        again, paths, networks = f"run: dvc repro {self.stage}", [self._file(s) for s in self.training.seeds], []
+        known = read_digests(self.frozen, again)
+        if odd := known.keys() ^ {path.name for path in paths}:
+            raise ValueError(f"{self.frozen}: {min(odd)} lacks or is too much, expected one per seed; {again}")
+        for path in paths:
             network = self.fresh()
-            network.load_state_dict(load_file(path))
+            with reading(path, f"the weights of {self.name} that training froze", again):
+                content = path.read_bytes()  # what is loaded is what was compared
+                if (found := hashlib.sha256(content).hexdigest()) != known[path.name]:
+                    raise ValueError(f"its SHA-256 is {found[:12]}, not {known[path.name][:12]}")
+                network.load_state_dict(load(content))
             networks.append(network.to(self.device))
         return networks
+
+    def each_seed(self, train: Callable, label: str) -> list:
+        """[train(seed) of every seed]: side by side on a CPU, one after the other on a GPU."""
+        if self.device.type != "cpu":
+            return [train(seed) for seed in self.training.seeds]
+        return each(train, self.training.seeds, self.training.jobs, label, unit="training")
 
     def predict(self, *splits: str, slices: Slices | None = None, aggregate: str | None = None) -> pd.DataFrame:
         """The frozen seeds on some splits: the prediction table, see `evaluate.COLUMNS`.
@@ -143,15 +163,11 @@ def train_run(run: Run, slices: Slices, checkpoints: Path | None = None) -> tupl
     checkpoints: a folder that survives a kill; called again, the run goes on where each of its seeds was.  It must
     not lie in a stage's output, which a new run replaces.  A run that ends removes its checkpoints.
     """
-    seeds, slices = run.training.seeds, run.placed(slices)
-    train = partial(_train_seed, run=run, slices=slices, checkpoints=checkpoints)
-    if run.device.type == "cpu":
-        results = each(train, seeds, run.training.jobs, "seeds", unit="training")
-    else:
-        results = [train(seed) for seed in seeds]
+    train = partial(_train_seed, run=run, slices=run.placed(slices), checkpoints=checkpoints)
+    results = run.each_seed(train, "seeds")
     if checkpoints:
         shutil.rmtree(checkpoints / run.name)
-    weights = {seed: w for seed, (w, _) in zip(seeds, results, strict=True)}
+    weights = {seed: w for seed, (w, _) in zip(run.training.seeds, results, strict=True)}
     return weights, pd.DataFrame([row for _, history in results for row in history])
 
 
@@ -164,30 +180,6 @@ def _train_seed(seed, run, slices, checkpoints):
     parts = slices.of_split("train"), slices.of_split("validation")
     model, history = fit(build, *parts, config, seed, bar, checkpoint, CODE_DIGEST)
     return {k: v.cpu().contiguous() for k, v in model.state_dict().items()}, history
-
-
-def save_weights(weights: dict[int, dict[str, torch.Tensor]], folder: Path) -> None:
-    """{seed: weights} → folder/seed<k>.safetensors, all or none; no pickle, the same bytes for the same numbers."""
-    with whole(folder) as part:
-        part.mkdir()
-        for seed, tensors in weights.items():
-            save_file(tensors, part / f"seed{seed}.safetensors")
-
-
-def digests(paths: list[Path]) -> pd.DataFrame:
-    """Each file's size and SHA-256: columns file, bytes, sha256."""
-    rows = [(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in paths]
-    return pd.DataFrame(rows, columns=["file", "bytes", "sha256"])
-
-
-def check_weights(run: Run, path: Path) -> None:
-    """Raise ValueError unless a run's weights are those that training recorded in the table at `path`."""
-    both = pd.read_csv(path).merge(digests(run.weights()), on="file", how="outer", suffixes=("", "_now"))
-    if len(other := both.loc[both["sha256"] != both["sha256_now"], "file"]):
-        raise ValueError(
-            f"{run.folder.name}/{other.iloc[0]}: not the weights that training froze ({path.name}); "
-            f"run: dvc repro {run.stage}"
-        )
 
 
 def aggregated(run: Run, *splits: str, slices: Slices, ways: tuple[str, ...] = ("mean", "max")) -> pd.DataFrame:
@@ -213,12 +205,9 @@ def spatial_attention(networks: list[torch.nn.Module], images: torch.Tensor) -> 
 
     The gates of all stages at the image's resolution, averaged over stages and networks.
     """
-    maps = []
-    for network in networks:
-        _, acted = network(images.float() / 255, return_attention=True)
-        for stage in acted.values():
-            maps.append(torch.nn.functional.interpolate(stage["spatial"], images.shape[-2:], mode="bilinear"))
-    return torch.stack(maps).mean(0)
+    resized = partial(torch.nn.functional.interpolate, size=images.shape[-2:], mode="bilinear")
+    acted = [network(images.float() / 255, return_attention=True)[1] for network in networks]
+    return torch.stack([resized(stage["spatial"]) for stages in acted for stage in stages.values()]).mean(0)
 
 
 def attention_inside(maps: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from her2core.config import MERGED, OWN, read_yaml, root, tracked
+from her2core.config import MERGED, OWN, read_yaml, root, stages_of, tracked
 from her2core.records import whole
 
 _HEADER = "# Made from the top-level dvc.yaml by: her2 study {name}.  Not to be edited.\n"
@@ -24,7 +24,7 @@ def pipeline(name: str, top: Path) -> str:
 
     Each tracks the study's own parameters and those of the top level that they are merged with.
     """
-    stages = read_yaml(top / "dvc.yaml")["stages"]
+    stages = stages_of(top / "dvc.yaml")
     stages.pop("phantom", None)  # its tour is the same in every study
     for stage, definition in stages.items():
         keys = tracked(definition)
@@ -41,16 +41,16 @@ def make_study(name: str, top: Path) -> list[Path]:
     """Write a study's parameters, unless they are there, and its pipeline; returns the files written."""
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", name) or name == "templates":
         raise ValueError(f"study {name!r}: expected a name of small letters, digits, _ and -, such as my_hospital")
-    if name == read_yaml(top / "params.yaml")["name"]:
+    if name == read_yaml(top / "params.yaml").get("name"):
         raise ValueError(f"{name} is the top-level study: its parameters are params.yaml, its pipeline dvc.yaml")
     folder = top / "studies" / name
     template = top / "studies" / "templates" / (f"{name}.yaml" if name == "tiny" else "new.yaml")
     texts = {folder / "dvc.yaml": pipeline(name, top)}
     if not (folder / "params.yaml").is_file():
-        texts[folder / "params.yaml"] = template.read_text().replace("{name}", name)
+        texts[folder / "params.yaml"] = template.read_text("utf-8").replace("{name}", name)
     for path, text in texts.items():
         with whole(path) as part:
-            part.write_text(text)
+            part.write_text(text, "utf-8")
     return sorted(texts)
 
 

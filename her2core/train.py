@@ -22,11 +22,12 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
 from her2core.dataset import AugmentConfig, Slices, augment, draw_augmentation, epoch_batches
+from her2core.formats.boundary import reading
 from her2core.records import whole
 
 AGGREGATE = {"median": np.median, "mean": np.mean, "max": np.max}
 _CHECKPOINT_S = 30.0  # least time between two checkpoints
-_CHECKPOINT_SHARE = 0.1  # most of the training's time that they may take
+_CHECKPOINT_SHARE = 0.1  # most of the training's time that they may take: one may be a gigabyte
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Training:
     generator: that of the batches and the augmentation; dropout draws from torch's own.
     epoch: the last one done.  best: the weights of the best validation so far.
     history: one dict per validation with seed, epoch, loss, validation_auc.
-    saved: when the last checkpoint was written, or it all began; took: the seconds of writing it.
+    due: when the next checkpoint is worth its time.
     """
 
     model: torch.nn.Module
@@ -159,8 +160,7 @@ class Training:
     epoch: int = 0
     best: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
-    saved: float = field(default_factory=time.monotonic)
-    took: float = 0.0
+    due: float = field(default_factory=lambda: time.monotonic() + _CHECKPOINT_S)
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether the last `patience` validations were none better than those before."""
@@ -178,10 +178,6 @@ class Training:
             states["device"] = (module.get_rng_state, module.set_rng_state)
         return states
 
-    def due(self) -> bool:
-        """Whether a checkpoint is worth its time: of a large network it is a gigabyte."""
-        return time.monotonic() - self.saved >= max(_CHECKPOINT_S, self.took / _CHECKPOINT_SHARE)
-
     def save(self, path: Path, key: str) -> None:
         """Write all of it to one safetensors file, whole or not at all; key: what it belongs to."""
         start, state = time.monotonic(), self.optimizer.state
@@ -191,16 +187,16 @@ class Training:
             "optimizer": {f"{n}/{k}": t for n, p in self.model.named_parameters() for k, t in state[p].items()},
             "random": {name: get() for name, (get, _) in self.random_states().items()},
         }
-        tensors = {f"{group}/{n}": t.contiguous() for group, named in groups.items() for n, t in named.items()}
-        header = {"key": key, "epoch": self.epoch, "history": self.history}
+        tensors = {f"{group}/{n}": t.cpu().contiguous() for group, of in groups.items() for n, t in of.items()}
+        training = json.dumps({"key": key, "epoch": self.epoch, "history": self.history})
+        header = {"training": training, "sha256": _digest(training, tensors)}
         try:
             with whole(path) as part:
-                save_file(tensors, part, {"training": json.dumps(header)})
+                save_file(tensors, part, header)
         except SafetensorError as error:
-            then = "make room and run the stage again: it goes on from the last checkpoint"
-            raise OSError(f"{path}: cannot be written ({error}); {then}") from error
-        self.saved = time.monotonic()
-        self.took = self.saved - start
+            raise OSError(f"{path}: cannot be written ({error}); make room and run the stage again") from error
+        end = time.monotonic()
+        self.due = end + max(_CHECKPOINT_S, (end - start) / _CHECKPOINT_SHARE)
 
     def resume(self, path: Path, key: str) -> None:
         """Continue from the file if there is one and it has this key; else nothing happens."""
@@ -231,11 +227,17 @@ def _under(group, tensors):
 
 def _read_checkpoint(path):
     """What `Training.save` wrote: header and tensors."""
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["training"]), {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged checkpoint ({error}); delete it to start anew") from error
+    with reading(path, "an undamaged checkpoint", "delete it to start anew"), safe_open(path, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        if header["sha256"] != _digest(header["training"], tensors):
+            raise ValueError("its SHA-256 is another than it says")
+        return json.loads(header["training"]), tensors
+
+
+def _digest(text, tensors):
+    """SHA-256 of a text and tensors by name."""
+    each = [(n, t.dtype, t.shape, hashlib.sha256(np.ascontiguousarray(t)).digest()) for n, t in tensors.items()]
+    return hashlib.sha256(f"{text} {sorted(each)}".encode()).hexdigest()
 
 
 def _training_key(model, parts, config, seed, version):
@@ -246,9 +248,7 @@ def _training_key(model, parts, config, seed, version):
         sha.update("\0".join(data.patient).encode())
         sha.update(np.ascontiguousarray(data.label))
         sha.update(np.ascontiguousarray(data.images.cpu()))
-    for tensor in (*model.parameters(), *model.buffers()):
-        sha.update(np.ascontiguousarray(tensor.detach().cpu()))
-    return sha.hexdigest()
+    return _digest(sha.hexdigest(), {name: tensor.cpu() for name, tensor in model.state_dict().items()})
 
 
 def begin(build: Callable[[], torch.nn.Module], device: torch.device, config: TrainConfig, seed: int) -> Training:
@@ -370,7 +370,7 @@ def fit(
         if hasattr(bar, "set_postfix"):
             bar.set_postfix(loss=f"{loss:.3f}", validation_auc=f"{training.history[-1]['validation_auc']:.3f}")
         ended = epoch == config.epochs or training.exhausted(config.patience)
-        if checkpoint and (ended or training.due()):
+        if checkpoint and (ended or time.monotonic() >= training.due):
             training.save(checkpoint, key)
     training.model.load_state_dict(training.best)
     return training.model, training.history

@@ -11,16 +11,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from her2core.cohorts.manifest import BUCKET, IDC_COLLECTIONS, MANIFEST_COLUMNS, read_manifest
+from her2core.cohorts.manifest import IDC_COLLECTIONS, MANIFEST_COLUMNS, read_manifest
 from her2core.records import whole
 
-_RULED_BY = "StudyInstanceUID StudyDate StudyDescription Modality SeriesDescription SeriesNumber aws_bucket".split()
+_RULED_BY = "StudyInstanceUID StudyDate StudyDescription Modality SeriesDescription SeriesNumber".split()
+_RULED_BY += ["analysis_result_id"]
 _INDEX_COLUMNS = (*(n for n, _ in MANIFEST_COLUMNS.values() if n not in ("role", "idc_version")), *_RULED_BY)
 _BREASTDCEDL_ISPY2 = 982  # patients
 _T0 = ("ISPY2_MRI_T0", "ACRIN-6698_ISPY2_MRI_T0")
 _DCE, _MASK, _SER = ": original DCE", ": Analysis Mask", ": SER"
 _VOI_SEG = "VOI PE Segmentation thresh="
 _REGISTERED = "Registered AX Sen Vibrant MultiPhase"
+_PASS = "(?P<phase>[1-9])(?:st|nd|rd|th)"
+_DUKE_PHASES = {  # family of names: how a dynamic series is called; without a number it is before contrast
+    "pass": rf"(?P<sequence>ax (?:3d )?dyn) (?:pre|{_PASS} pass?)",  # one is misspelt
+    "Ph": "(?:Ph(?P<phase>[1-9])/)?(?P<sequence>ax (?:3d )?dyn(?: MP)?|ax dynamic|Ax Vibrant MultiPhase)",
+    "number first": rf"ax 3d pre|{_PASS} (?P<sequence>ax dyn)",
+    "Siemens": rf"(?P<sequence>t1_fl3d_tra_dynVIEWS_spair)[ _]*(?:pre|{_PASS} pass?)",
+}
+_BAMF = "bamf_aimi_annotations"
+_DUKE_SEG = "AIMI breast-tumor (?:AI|radiologist [0-9]+ corrected) segmentation"
 
 
 def _read_index(columns, collections):
@@ -62,7 +72,8 @@ def _refuse(bad, expected, column):
 def _manifest(dce, seg):
     """Chosen rows of the index → the manifest's columns, sorted."""
     rows = pd.concat([dce.assign(role="dce"), seg.assign(role="seg")])
-    _refuse(rows[rows["aws_bucket"] != BUCKET], BUCKET, "aws_bucket")
+    _, buckets = MANIFEST_COLUMNS["bucket"]
+    _refuse(rows[~rows["aws_bucket"].str.fullmatch(buckets)], buckets, "aws_bucket")
     names = {name: column for column, (name, _) in MANIFEST_COLUMNS.items()}
     table = rows.rename(columns=names)[list(MANIFEST_COLUMNS)]
     return table.sort_values(["patient", "role", "SeriesInstanceUID"], ignore_index=True)
@@ -178,6 +189,66 @@ def ambl(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _manifest(dce, seg), _excluded(index, reasons)
 
 
+def _duke_dynamics(index):
+    """Duke's dynamic series, with `family` and `sequence` by name, and `phase`: 0 before contrast, then 1, 2, …"""
+    mr, found = index[index["Modality"] == "MR"], []
+    for family, pattern in _DUKE_PHASES.items():
+        named = mr[mr["SeriesDescription"].str.fullmatch(pattern)]
+        parts = named["SeriesDescription"].str.extract(f"^(?:{pattern})$")
+        phase = parts["phase"].astype(float).fillna(0).astype(int)
+        found.append(named.assign(family=family, sequence=parts["sequence"], phase=phase))
+    return pd.concat(found)
+
+
+def _unresolved(dynamics):
+    """{patient: why the names of the dynamic series do not tell three phases}."""
+    twice = set(dynamics.loc[dynamics.duplicated(["PatientID", "phase"]), "PatientID"])
+    several = "several dynamic series have the name of one phase: only their times tell which"
+    patients = dynamics.groupby("PatientID")
+    few = (patients.size() < 3) | (patients["phase"].min() > 0)
+    mixed = patients[["family", "sequence"]].nunique().max(axis=1) > 1
+    out = set(few.index[few | mixed])
+    return dict.fromkeys(out, "no pre phase and two later ones of one sequence") | dict.fromkeys(twice, several)
+
+
+def _duke_masks(index, patients):
+    """The tumour segmentation of those of `patients` who have one: the radiologist's, else the network's alone."""
+    masks = index[(index["analysis_result_id"] == _BAMF) & index["PatientID"].isin(patients)]
+    unknown = ~masks["SeriesDescription"].str.fullmatch(_DUKE_SEG)
+    _refuse(masks[unknown], f"a segmentation named {_DUKE_SEG}", "SeriesDescription")
+    corrected = masks["SeriesDescription"].str.contains("corrected")
+    masks = masks[corrected | ~masks["PatientID"].isin(masks.loc[corrected, "PatientID"])]
+    return _one_each(masks, set(masks["PatientID"]), "tumour segmentation")
+
+
+def duke(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Duke-Breast-Cancer-MRI → manifest, excluded.  One series per phase, of which three are listed.
+
+    Pre-contrast, the first after contrast, and the last: the phases that BreastDCEDL's table names for Duke
+    (0, 1, last, as others quote it).  Where that table names others for a patient, it has precedence at run time,
+    and the series listed here are not enough.  Of 922 patients 918 resolve: 479 have four phases, 430 five, 9
+    three, one of the nine (Breast_MRI_700) without its first pass, so that its early phase is the second.  The
+    three phases are 226 GB of the 336 GB of all.
+
+    The SEG is BAMF's (10.5281/zenodo.8345959): 805 patients have the network's, 92 of them also a radiologist's
+    correction, which is taken.  The collection's own 127 SEGs, `Segmentation`, are tissue, not tumour.  The index
+    says of a SEG only the study, and each patient has one; the series it was drawn on stands in the file.
+    Whoever has no SEG has no SEG row.
+    """
+    index = index[index["collection_id"] == "duke_breast_cancer_mri"]
+    dynamics = _duke_dynamics(index).sort_values(["PatientID", "phase"])
+    reasons = dict.fromkeys(set(index["PatientID"]) - set(dynamics["PatientID"]), "no dynamic series")
+    reasons |= _unresolved(dynamics)
+    phases = dynamics[~dynamics["PatientID"].isin(list(reasons))]
+    patients = phases.groupby("PatientID")
+    uneven = phases["instanceCount"] != patients["instanceCount"].transform("first")
+    _refuse(phases[uneven], "as many slices as before contrast", "instanceCount")
+    dce = phases[(patients.cumcount() < 2) | (patients.cumcount(ascending=False) == 0)]
+    seg = _duke_masks(index, set(dce["PatientID"]))
+    _refuse(seg[~seg["StudyInstanceUID"].isin(dce["StudyInstanceUID"])], "the DCE's study", "StudyInstanceUID")
+    return _manifest(dce, seg), _excluded(index, reasons)
+
+
 def _write_table(table, path):
     """Write a CSV, the same bytes on every system."""
     with whole(path) as part:
@@ -185,14 +256,14 @@ def _write_table(table, path):
 
 
 def write_manifests(out_folder: Path, members: pd.Series) -> None:
-    """Write ispy2.csv, ispy1.csv, ambl.csv and excluded.csv; nothing is written if a rule fails.
+    """Write ispy2.csv, ispy1.csv, ambl.csv, duke.csv and excluded.csv; nothing is written if a rule fails.
 
     members: identifiers of the I-SPY2 patients that are in BreastDCEDL.
     """
     if len(set(members)) != _BREASTDCEDL_ISPY2:
         raise ValueError(f"expected BreastDCEDL's {_BREASTDCEDL_ISPY2} I-SPY2 patients, found {len(set(members))}")
     index = _read_index(_INDEX_COLUMNS, IDC_COLLECTIONS)
-    made = {"ispy2": ispy2(index, set(members)), "ispy1": ispy1(index), "ambl": ambl(index)}
+    made = {"ispy2": ispy2(index, set(members)), "ispy1": ispy1(index), "ambl": ambl(index), "duke": duke(index)}
     tables = {name: table for name, (table, _) in made.items()}
     out = pd.concat([out for _, out in made.values()])
     tables["excluded"] = out.sort_values(["collection", "patient"], ignore_index=True)
@@ -201,7 +272,7 @@ def write_manifests(out_folder: Path, members: pd.Series) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the four tables beside this file."""
+    """Write the five tables beside this file."""
     folder = Path(__file__).parent
     try:
         if arguments:

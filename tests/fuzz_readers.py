@@ -33,7 +33,7 @@ import yaml
 from prepared_samples import make_run, write_prepared
 from safetensors.torch import save_file
 
-from her2core import records, runs, weights
+from her2core import records, weights
 from her2core.baselines import ModelConfig
 from her2core.case import read_case
 from her2core.cohorts.acquire import SOURCES
@@ -313,23 +313,8 @@ def _image(path):
     if len(content) < head["vox_offset"] + voxels * head["bitpix"] / 8:
         raise ValueError("cut off")
     image = sitk.ReadImage(str(path), imageIO="NiftiImageIO")
-    if image.GetDirection() + image.GetSpacing() + image.GetOrigin() != (
-        -1,
-        0,
-        0,
-        0,
-        -1,
-        0,
-        0,
-        0,
-        1,
-        1,
-        1,
-        1,
-        0,
-        0,
-        0,
-    ):
+    place = (*image.GetDirection(), *image.GetSpacing(), *image.GetOrigin())
+    if head["xyzt_units"] & 7 or place != (-1, 0, 0, 0, -1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0):
         return image
     return to_sitk(sitk.GetArrayFromImage(image).transpose(2, 1, 0), Geometry((2.5, 0.8, 0.8)))
 
@@ -625,12 +610,11 @@ def tiny_run(folder):
 
 def write_weights(folder):
     run = tiny_run(folder)
-    runs.save_weights({seed: run.fresh(seed).state_dict() for seed in SEEDS.seeds}, folder / "weights")
-    runs.digests(run.weights()).to_csv(folder / "weights.csv", index=False)
+    run.freeze({seed: run.fresh(seed).state_dict() for seed in SEEDS.seeds})
 
 
 def read_weights(folder):
-    """As 10_predict_case uses them: networks() alone; the notebooks of results also check weights.csv."""
+    """As every notebook uses them."""
     return [dict(network.state_dict()) for network in tiny_run(folder).networks()]
 
 

@@ -14,13 +14,14 @@ TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP / "her2core"
 # the reading order; a module imports only from those above it
 ORDER = """
-config records parallel
-formats.volume formats.dicom_file formats.dicom formats.seg formats.dicom_write formats.nifti
+formats.boundary config records parallel
+formats.volume formats.dicom_file formats.consistency formats.dicom formats.seg
+formats.dicom_write formats.nifti formats.weights
 cohort kinetics bias_field normalize audit preprocess
-dataset weights model baselines train runs probe case
+dataset model baselines train runs probe case
 auc calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
-cohorts.tables cohorts.manifest cohorts.labels cohorts.ambl cohorts.transfer cohorts.phantom
+cohorts.tables cohorts.manifest cohorts.labels cohorts.ambl cohorts.duke cohorts.transfer cohorts.phantom
 cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight
 report.figures.style report.figures.images report.figures.network report.figures.phantom
 report.figures.curves report.figures.forests report.figures
@@ -32,6 +33,10 @@ NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
 MAKERS = ("01_data_preparation", "02_training")
 STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
+# a params.yaml of any name in which every section is there, and nothing in most
+BARE = (
+    "name: {}\nruns: []\nacquire: {{source: phantom}}\nprepare: {{}}\nmodels: {{}}\ntrain: {{}}\nevaluate: {{}}\n"
+)
 PUBLISHED_STUDIES = {"ispy", "templates"}  # the folders of studies/ that are in git
 _OF_A_COMPENDIUM = (".dvcignore", ".gitignore", "CITATION.cff", "dvc.yaml", "params.yaml")
 _OF_A_COMPENDIUM += ("her2core", "notebooks", "manifests", *(f"studies/{study}" for study in PUBLISHED_STUDIES))

@@ -5,6 +5,7 @@ import numpy as np
 from her2core.baselines import ModelConfig
 from her2core.model import ThdaConfig
 from her2core.normalize import statistics
+from her2core.records import write_digests
 from her2core.runs import Run
 from her2core.train import TrainConfig
 
@@ -31,12 +32,19 @@ def write_prepared(folder, rng, patients=PATIENTS, gains=None, px=4):
     np.save(folder / "levels.npy", np.array(LEVELS))
     np.save(folder / "masks.npy", rng.random((len(images), px, px)) < 0.3)
     (folder / "slices.csv").write_text("\n".join(lines) + "\n")
+    return sealed(folder)
+
+
+def sealed(folder):
+    """The folder with the table of digests of what lies there now, as if the stage had written it."""
+    write_digests(folder / "digests.csv", sorted(p for p in folder.iterdir() if p.name != "digests.csv"))
     return folder
 
 
 def make_run(prepared, folder, **changes):
-    """A small run without a study.  prepared: as above; folder: of the weights."""
+    """A small run without a study.  prepared: as above; folder: of the weights, their digests beside it."""
     fields = {"name": "thda-channel_q98-raw", "model": "thda", "window": "channel_q98", "bias_field": "raw"}
     fields |= {"models": ModelConfig(ThdaConfig(width=8)), "training": TrainConfig(device="cpu", jobs=1)}
     fields |= {"cohort": "c", "prepared": prepared, "folder": folder, "stage": f"train@{fields['name']}"}
+    fields |= {"frozen": folder and folder.with_name(f"{folder.name}.csv")}
     return Run(**fields | changes)

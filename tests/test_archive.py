@@ -58,7 +58,8 @@ def serve_series(patient, role, paths, bucket):
         shutil.copy(path, bucket / name)
     size = sum(p.stat().st_size for p in paths)
     number = int(name[:8], 16)
-    values = [patient, role, "ispy2", f"1.2.{number}", name, len(paths), size / 1e6, "CC BY 4.0", "10.7937/x", 25]
+    values = [patient, role, "ispy2", f"1.2.{number}", name, bucket.name]
+    values += [len(paths), size / 1e6, "CC BY 4.0", "10.7937/x", 25]
     return dict(zip(manifest.MANIFEST_COLUMNS, values, strict=True))
 
 
@@ -216,11 +217,14 @@ def test_a_second_run_asks_the_archives_for_nothing(world, whole, here, tmp_path
     assert snapshot(tmp_path / "again") == snapshot(whole)
 
 
-def test_a_patient_whose_stored_files_shrank_is_fetched_again_and_the_others_are_left(world, whole, here, tmp_path):
+@pytest.mark.parametrize("change", [lambda content: content[:-9], lambda content: content[:-9] + bytes(9)])
+def test_a_patient_whose_stored_files_changed_is_fetched_again_and_the_others_are_left(
+    world, whole, here, tmp_path, change
+):
     folder = tmp_path / "again"
     shutil.copytree(whole, folder)
     victim = next((folder / "spy2/dce").glob("ISPY2-100001*"))
-    victim.write_bytes(victim.read_bytes()[:-9])
+    victim.write_bytes(change(victim.read_bytes()))
     with serve(world[1]) as server:
         a.get_all(at(server), folder)
         assert {u.split("/")[2].split("?")[0] for u in server.asked if ".dcm" in u} == {
@@ -228,6 +232,23 @@ def test_a_patient_whose_stored_files_shrank_is_fetched_again_and_the_others_are
             uuid("ISPY2-100001", "seg"),
         }
     assert snapshot(folder) == snapshot(whole)
+
+
+@pytest.mark.parametrize("what", ["dce", "mask", "record"])
+def test_a_patient_of_the_release_whose_files_changed_is_unpacked_again(world, whole, here, tmp_path, what):
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    kept = [p for p in folder.rglob("*") if p.is_file() and "ISPY1_1002" not in p.name and "spy1" not in p.parts]
+    victim = folder / "records/ISPY1_1002.json"
+    if what != "record":
+        victim = next((folder / "spy1" / what).glob("ISPY1_1002*"))
+    victim.write_bytes(victim.read_bytes()[:-9] + bytes(9))
+    before = [p.stat().st_mtime_ns for p in kept if p.suffix != ".csv"]
+    with serve(world[1]) as server:
+        a.get_all(at(server), folder)
+        assert [u for u in server.asked if u.endswith(".dcm")] == []
+    assert snapshot(folder) == snapshot(whole)
+    assert [p.stat().st_mtime_ns for p in kept if p.suffix != ".csv"] == before
 
 
 SCRIPT = """
@@ -313,7 +334,8 @@ def masked(code, origin_mm=0.0):
         mask = np.full(shape, 33, np.uint8)
         mask[4:6, 30:34, 30:34] = code
         moved = replace(geometry, origin_mm=tuple(o + origin_mm for o in geometry.origin_mm))
-        write_seg(mask, moved, files[0], meaning="tumour_is_zero", patient_id="X", series_description="mask")
+        whose = {"patient_id": "ISPY2-100001", "series_description": "mask"}
+        write_seg(mask, moved, files[0], meaning="tumour_is_zero", **whose)
 
     return change
 
@@ -556,7 +578,7 @@ def test_a_patient_who_is_here_breaks_the_row_of_losses_but_not_that_of_faults(w
     (downloads / "ISPY2-100001/dce0").mkdir(parents=True)  # of a run killed just before it deleted them
     for name in ("faults", "losses"):
         (downloads / name).write_text("..")
-    monkeypatch.setattr(archive, "_stored", lambda *_: {"files": {}})
+    monkeypatch.setattr(archive, "_digest", lambda *_: read_record(whole, "ISPY2-100001")["recipe"])
     archive._get_patient(({"pid": "ISPY2-100001"}, [], None), CONFIG, tmp_path / "again")
     assert [p.name for p in downloads.iterdir()] == ["faults"]
 
@@ -588,6 +610,13 @@ def test_a_patient_of_the_manifest_whom_no_table_has_is_a_row_too(world, here, t
     metadata = pd.read_csv(tmp_path / "out/metadata.csv")
     assert metadata.set_index("pid")["reason"].dropna().to_dict() == {"AMBL-002": "not in the clinical table"}
     assert flow(patient_table(metadata))["excluded"] == {"not in the clinical table": 1}
+
+
+def test_a_release_that_is_not_pinned_is_told_with_what_is(here):
+    with pytest.raises(
+        ValueError, match="manifests/releases.csv: found spy1, table, expected spy2 too; restore it"
+    ):
+        CONFIG.release("spy2")
 
 
 def test_an_address_may_end_with_a_slash(world, here):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import SimpleITK as sitk
 from dicom_samples import same_grid
 from prepared_samples import make_run
 
@@ -19,7 +20,7 @@ from her2core.cohorts.acquire import get_all
 from her2core.cohorts.phantom import EmbeddedConfig, draw_cohort, site_of
 from her2core.formats.dicom_write import Acquisition, write_dce, write_seg
 from her2core.formats.nifti import min_crop, write_breastdcedl
-from her2core.formats.volume import DceSeries, Geometry, Phases
+from her2core.formats.volume import DceSeries, Geometry, Phases, Source, to_sitk
 from her2core.model import ThdaConfig
 from her2core.phantom.patient import make_patient
 from her2core.preprocess import PrepareConfig, prepare
@@ -257,9 +258,14 @@ SPACING = "case7: these NIfTI files say nothing of"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (None, f"{SPACING} pre, post_early, post_late, slice_thick, xy_spacing; expected in case.json"),
-        ({"xy_spacing": None}, f"{SPACING} xy_spacing; expected in case.json"),
-        ({"xy_spacing": -1.0}, "case7: slice_thick .* xy_spacing -1.0, expected positive mm"),
+        (None, f"{SPACING} pre, post_early, post_late; expected in case.json"),
+        (
+            {"xy_spacing": None},
+            "case7: slice_thick .* xy_spacing nan in .*case.json, expected positive mm, as these",
+        ),
+        ({"xy_spacing": -1.0}, r"case7/case.json: \{'xy_spacing': -1.0\}, expected positive numbers"),
+        ({"early_s": True}, r"case7/case.json: \{'early_s': True\}, expected positive numbers"),
+        ({"late_s": float("nan")}, r"case7/case.json: late_s: nan is no finite number"),
         ({"post_late": 6}, r"case7: missing phase file \[6\], found phases \[0, 1, 2, 3\]"),
         ({"post_early": 3, "post_late": 2}, r"case7/case.json: phases \[0, 3, 2\], expected pre < early ≤ late"),
         ({"pre": 2}, r"case7/case.json: phases \[2, 2, 3\], expected pre < early ≤ late, counted from 0"),
@@ -282,12 +288,103 @@ def test_a_sidecar_that_is_absent_or_wrong_is_an_error_that_says_what_is_expecte
 
 def test_a_sidecar_that_is_not_json_and_a_phase_that_is_not_there_are_named(copied):
     (copied / "case.json").write_text("pre = 0")
-    with pytest.raises(ValueError, match="^case7/case.json: not JSON"):
+    with pytest.raises(
+        ValueError, match="^case7/case.json: Expecting value: .*, expected a JSON object with some of pre, "
+    ):
         c.read_case(copied, CONFIG)
     (copied / "case.json").write_text('{"pre": 0, "post_early": 2, "post_late": 9}')
+    with pytest.raises(ValueError, match=r"^case7: phases \[0, 2, 9\], counted from 0, .* among the [34] found"):
+        c.read_case(copied, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "Expecting value"),
+        (b"[0, 1, 2]", "a list"),
+        (b"null", "a NoneType"),
+        (b"3", "a int"),
+        ('{"pre": 0, "\u00e9": 1}'.encode("latin-1"), "'utf-8' codec can't decode"),
+        (b"[" * 200000, "maximum recursion depth|a list"),
+        (b'{"pre": 0, "pre": 1}', "a key twice among pre, pre"),
+    ],
+    ids=["empty", "list", "null", "number", "latin-1", "brackets", "a key twice"],
+)
+def test_a_sidecar_that_is_no_json_object_is_one_kind_of_error(copied, content, found):
+    (copied / "case.json").write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"^case7: case.json's phases \[0, 2, 9\], counted from 0, .* among the [34] found"
+        ValueError, match=f"^case7/case.json: ({found}).*, expected a JSON object with some of pre, p"
     ):
+        c.read_case(copied, CONFIG)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_a_sidecar_may_be_in_any_unicode(copied, patient, encoding):
+    (copied / "case.json").write_text('{"pre": 1, "post_early": 2, "post_late": 3}', encoding=encoding)
+    np.testing.assert_array_equal(c.read_case(copied, CONFIG).phases, patient[0].array[1:4])
+
+
+def like_others(folder, series, mask, dtype=np.uint16, scale=1):
+    """A case in BreastDCEDL's names with headers as SimpleITK writes them."""
+    names = [f"dce/{IDENTITY}_x_vis1_dce_aqc_{k}.nii.gz" for k in range(len(series.array))]
+    for name, volume in zip([*names, f"mask/{IDENTITY}_x_vis1_mask.nii.gz"], [*series.array, mask], strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        volume = volume if volume.dtype == bool else (volume * scale).astype(dtype)
+        sitk.WriteImage(to_sitk(volume, series.geometry), str(folder / name))
+    return folder
+
+
+def test_of_a_nifti_case_with_true_headers_only_the_phases_need_to_be_named(patient, tmp_path):
+    series, mask = patient
+    folder = like_others(tmp_path / "case7", series, mask)
+    (folder / "case.json").write_text('{"pre": 0, "post_early": 2, "post_late": 3}')
+    case = c.read_case(folder, CONFIG)
+    np.testing.assert_array_equal(case.phases, series.array[[0, 2, 3]])
+    np.testing.assert_array_equal(case.mask, mask)
+    assert same_grid(case.geometry, series.geometry, 1e-4) and case.remarks == ()
+    (folder / "case.json").write_text('{"pre": 0, "post_early": 2, "post_late": 3, "slice_thick": 99}')
+    with pytest.raises(
+        ValueError, match=r"^case7: spacing .* mm in the files, \[99.0, nan, nan\] mm in the table or"
+    ):
+        c.read_case(folder, CONFIG)
+
+
+def test_intensities_from_0_to_1_keep_their_levels_and_the_factor_is_a_remark(patient, tmp_path, run, ranges):
+    series, mask = patient
+    folder = like_others(tmp_path / "case7", series, mask, np.float32, 2.0**-16)
+    (folder / "case.json").write_text('{"pre": 0, "post_early": 2, "post_late": 3}')
+    case = c.read_case(folder, CONFIG)
+    factor = 2.0 ** np.floor(np.log2(65535 / series.array[[0, 2, 3]].max()))  # from the whole numbers to the result
+    np.testing.assert_array_equal(case.phases, series.array[[0, 2, 3]] * factor)
+    (remark,) = case.remarks
+    assert remark == f"intensities were multiplied by {65536 * factor:.0f} to keep their levels as whole numbers"
+    assert f"Doubtful series: {remark}." in doubts_of(case, run, ranges)
+
+
+def of_series(*uids):
+    """A mask that names other series as those it was drawn on."""
+
+    def change(ds):
+        ds.ReferencedSeriesSequence = [pydicom.Dataset() for _ in uids]
+        for item, uid in zip(ds.ReferencedSeriesSequence, uids, strict=True):
+            item.SeriesInstanceUID = uid
+
+    return change
+
+
+def test_a_mask_drawn_on_another_series_of_the_examination_is_a_remark_and_of_another_examination_an_error(
+    copied, monkeypatch
+):
+    seg = pydicom.dcmread(copied / "seg.dcm")
+    of_series("1.2.8", "1.2.9")(seg)
+    seg.save_as(copied / "seg.dcm")
+    known = {"frame_of_reference": seg.FrameOfReferenceUID, "series": ("1.2.3",)}
+    read_dce = c.read_dce
+    monkeypatch.setattr(c, "read_dce", lambda folder: replace(read_dce(folder), source=Source(**known)))
+    (remark,) = c.read_case(copied, CONFIG).remarks
+    assert remark.startswith("case7/seg.dcm: ") and "1.2.8, 1.2.9" in remark and "1.2.3" in remark
+    known["frame_of_reference"] = "1.2.4"
+    with pytest.raises(ValueError, match="^case7/seg.dcm: frame of reference .* and source 1.2.8, 1.2.9, expected"):
         c.read_case(copied, CONFIG)
 
 

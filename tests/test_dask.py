@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from threadpoolctl import threadpool_info
@@ -181,7 +182,7 @@ def test_prepared_arrays_are_the_same_bytes_as_of_one_process(here, cluster, tmp
     monkeypatch.chdir(tmp_path)  # the workers are elsewhere: relative paths must not reach them
     table, _ = here(Path("acquire"), Path("there"))
     names = sorted(f.name for f in (tmp_path / "here").iterdir())
-    assert names == sorted(f.name for f in (tmp_path / "there").iterdir()) and len(names) == 12
+    assert names == sorted(f.name for f in (tmp_path / "there").iterdir()) and len(names) == 13
     for name in names:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
     assert set(table["dataset"]) == {"spy1", "spy2", "ambl"} and table["patient"].nunique() == 4
@@ -211,9 +212,9 @@ def test_a_worker_that_computes_with_other_instructions_is_refused_before_any_wo
 
 
 def test_a_worker_that_comes_later_with_other_sources_is_refused_by_its_task():
-    assert parallel._on_worker(square, parallel.CODE_DIGEST, 4, 3) == (4, 9)
+    assert parallel._numbered(square, parallel.CODE_DIGEST, 4, 3) == (4, 9)
     with pytest.raises(ValueError, match="this worker has her2core .*, the caller has 0123456789ab"):
-        parallel._on_worker(square, "0123456789abcdef", 4, 3)
+        parallel._numbered(square, "0123456789abcdef", 4, 3)
 
 
 def test_a_worker_whose_tasks_would_share_a_process_is_refused(cluster):
@@ -223,14 +224,14 @@ def test_a_worker_whose_tasks_would_share_a_process_is_refused(cluster):
 
 
 @contextmanager
-def killed_at_work(process, worker, folder):
-    """Within the block, `process` is killed as soon as `worker` has begun a long task."""
+def killed_at_work(process, worker, folder, number=signal.SIGKILL):
+    """Within the block, `process` gets a signal as soon as `worker` has begun a long task."""
     begun, over = folder / f"{worker.pid}.running", threading.Event()
 
     def kill():
         while not over.wait(0.05):
             if begun.is_file():
-                return process.kill()
+                return process.send_signal(number)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -248,30 +249,160 @@ def test_a_worker_killed_in_mid_run_is_an_error(cluster, tmp_path):
     cluster.kill_workers()  # the other one sleeps on in its task
 
 
-def test_no_workers_are_an_error(scheduler, monkeypatch):
-    scheduler.kill_workers()
-    monkeypatch.setattr(parallel, "_CONNECT_S", 120)
-    with parallel._connect(scheduler.address) as client:
+@contextmanager
+def thawed_afterwards(process):
+    """A frozen process goes on when the block ends."""
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_task_may_take_longer_than_a_heartbeat(cluster, monkeypatch):
+    monkeypatch.setattr(parallel, "_SILENT_S", 5)
+    assert each(time.sleep, [8], 1, "test") == [None]
+
+
+def test_a_worker_that_freezes_at_its_task_is_an_error_that_names_it(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_SILENT_S", 3)
+    worker = cluster.workers[1]
+    with thawed_afterwards(worker), killed_at_work(worker, worker, tmp_path, signal.SIGSTOP):
+        with pytest.raises(ConnectionError, match=r"worker tcp://\S+ was lost: it is frozen, or cut off; end it"):
+            each(partial(long_task, folder=tmp_path), range(2), 1, "test")
+    cluster.kill_workers()  # both sleep on in their tasks
+
+
+def test_a_worker_that_is_frozen_from_the_start_is_an_error(cluster, monkeypatch):
+    monkeypatch.setattr(parallel, "_SILENT_S", 1)
+    with thawed_afterwards(cluster.workers[0]) as worker:
+        worker.send_signal(signal.SIGSTOP)
+        with pytest.raises(ConnectionError, match=r"worker tcp://\S+ was lost: it is frozen"):
+            each(square, range(3), 1, "test")
+
+
+def test_a_scheduler_that_freezes_is_an_error_in_mid_run_and_when_it_is_called(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_SILENT_S", 2)
+    with thawed_afterwards(cluster.scheduler) as scheduler:
+        with killed_at_work(scheduler, cluster.workers[0], tmp_path, signal.SIGSTOP):
+            with pytest.raises(ConnectionError, match="the Dask scheduler was lost .*start the cluster anew"):
+                each(partial(long_task, folder=tmp_path), range(2), 1, "test")
         monkeypatch.setattr(parallel, "_CONNECT_S", 1)
-        with pytest.raises(ConnectionError, match="the scheduler has no workers after 1 s"):
-            parallel._check_cluster(client, "test_dask", scheduler.address)
+        with pytest.raises(ConnectionError, match=r"no scheduler answers at tcp://\S+ \(timed out\)"):
+            each(square, range(3), 1, "test")
+    cluster.kill_workers()
 
 
-def test_workers_that_leave_with_nothing_to_do_and_never_come_back_are_an_error(monkeypatch):
-    class Gone:
-        def nthreads(self):
-            return {}
+def out_of_time(x):
+    raise TimeoutError(f"the archive did not send {x} in time")
 
-    class Pending:
-        key = "task"
 
-        def done(self):
-            return False
+def out_of_memory(x):
+    raise MemoryError(f"no room for {x}")
 
+
+def test_a_tasks_own_errors_of_time_and_memory_are_not_taken_for_the_clusters(cluster):
+    with pytest.raises(TimeoutError, match="the archive did not send 7 in time"):
+        each(out_of_time, [7], 1, "test")
+    with pytest.raises(ChildProcessError, match="acquire: MemoryError: .*; what is complete is kept: run it again"):
+        each(out_of_memory, [7], 1, "acquire")
+
+
+class Stub:
+    """A client that answers what it was made with."""
+
+    def __init__(self, scheduler, silent):
+        self.scheduler, self.silent = scheduler, silent
+
+    def scheduler_info(self):
+        return {"address": self.scheduler}
+
+    def run_on_scheduler(self, function, callback_timeout):
+        return self.silent
+
+
+def test_no_workers_and_workers_that_never_come_back_are_an_error(monkeypatch):
     monkeypatch.setattr(parallel, "_CONNECT_S", 0.1)
     monkeypatch.setattr(parallel, "_POLL_S", 0.05)
-    with pytest.raises(ConnectionError, match="no workers are left, and 2 tasks are not done"):
-        list(parallel._as_they_end(Gone(), {0: Pending(), 1: Pending()}, []))
+    nobody = Stub("tcp://127.0.0.1:1", {})
+    with pytest.raises(ConnectionError, match="the scheduler has no workers after 0.1 s"):
+        parallel._check_cluster(nobody, "test_dask", "tcp://127.0.0.1:1")
+    pending = SimpleNamespace(key="task", done=lambda: False)
+    with pytest.raises(ConnectionError, match="the scheduler has no workers after 0.1 s"):
+        list(parallel._as_they_end(nobody, {0: pending, 1: pending}, []))
+
+
+@pytest.mark.parametrize("address", ["tcp://198.51.100.7:8786", "198.51.100.7:8786", "tcp://[2001:db8::1]:1"])
+def test_an_address_that_strangers_can_reach_is_refused_before_a_byte_is_sent(monkeypatch, address):
+    monkeypatch.setenv("DASK_SCHEDULER", address)
+    monkeypatch.setattr(parallel.socket, "create_connection", None)
+    with pytest.raises(
+        ValueError, match=r"anybody who reaches it can run code as you; take --host 127.0.0.1, tls://"
+    ):
+        each(square, range(3), 1, "test")
+
+
+@pytest.mark.parametrize("open_one", ["scheduler", "worker"])
+def test_a_scheduler_or_worker_that_listens_to_the_network_is_refused_though_it_is_called_on_the_loopback(open_one):
+    listening = {"scheduler": "tcp://127.0.0.1:8786", "worker": "tcp://127.0.0.1:1"}
+    listening[open_one] = "tcp://198.51.100.7:40000"
+    client = Stub(listening["scheduler"], {listening["worker"]: 0})
+    with pytest.raises(ValueError, match="at tcp://198.51.100.7:40000 anybody who reaches it can run code as you"):
+        parallel._check_cluster(client, "test_dask", "tcp://127.0.0.1:8786")
+
+
+def test_dasks_own_switch_allows_a_network_without_strangers():
+    import dask
+
+    for open_one in ("tcp://198.51.100.7:8786", "ws://198.51.100.7:8786"):
+        with dask.config.set({"distributed.comm.require-encryption": False}):
+            parallel._check_private(open_one)
+        with dask.config.set({"distributed.comm.require-encryption": True}), pytest.raises(ValueError):
+            parallel._check_private(open_one)
+    for private in ("tcp://localhost:1", "127.0.0.2:1", "tcp://[::1]:1", "tls://198.51.100.7:8786"):
+        parallel._check_private(private)
+
+
+@pytest.fixture
+def certificates(tmp_path, monkeypatch):
+    """Dask's configuration for TLS, with a certificate made for this test; processes started here have it, too."""
+    from distributed.security import Security
+
+    made, settings = Security.temporary(), {"distributed.comm.require-encryption": True}
+    texts = {"ca-file": made.tls_ca_file}
+    for who in ("scheduler", "worker", "client"):
+        texts |= {f"{who}.{kind}": getattr(made, f"tls_{who}_{kind}") for kind in ("cert", "key")}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.pem").write_text(text)
+        settings[f"distributed.comm.tls.{name}"] = str(tmp_path / f"{name}.pem")
+    for name, value in settings.items():
+        monkeypatch.setenv("DASK_" + name.upper().replace(".", "__").replace("-", "_"), str(value))
+    return settings
+
+
+@pytest.mark.slow
+def test_a_cluster_behind_tls_is_used_with_the_certificates_of_dasks_configuration(
+    certificates, tmp_path, monkeypatch
+):
+    import dask
+
+    cluster = Cluster(tmp_path)
+    try:
+        monkeypatch.setattr(parallel, "_CONNECT_S", 60)
+        monkeypatch.setenv("DASK_SCHEDULER", cluster.address)
+        with dask.config.set(certificates):
+            cluster.add_workers(1)
+            assert cluster.address.startswith("tls://127.0.0.1:")
+            assert each(square, range(3), 1, "test") == [0, 1, 4]
+        with pytest.raises(
+            ConnectionError, match=r"no scheduler answers at tls://\S+ \(TLS expects .*configuration"
+        ):
+            each(square, range(3), 1, "test")  # without certificates
+        monkeypatch.setattr(parallel, "_CONNECT_S", 1)
+        monkeypatch.setenv("DASK_SCHEDULER", cluster.address.replace("tls", "tcp"))
+        with pytest.raises(ConnectionError, match="no scheduler answers at tcp://"):
+            each(square, range(3), 1, "test")
+    finally:
+        cluster.stop()
 
 
 def test_a_scheduler_killed_in_mid_run_is_an_error(tmp_path, monkeypatch):

@@ -1,11 +1,22 @@
 """Slices, batches and augmentation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from prepared_samples import LEVELS, PATIENTS, write_prepared
+from prepared_samples import LEVELS, PATIENTS, sealed, write_prepared
 
-from her2core.dataset import AugmentConfig, Prepared, Slices, augment, draw_augmentation, epoch_batches
+from her2core import dataset
+from her2core.dataset import (
+    AugmentConfig,
+    Prepared,
+    Slices,
+    augment,
+    draw_augmentation,
+    epoch_batches,
+    read_prepared,
+)
 from her2core.normalize import PHASES, SCOPES, Window, knots, learn_standard, piecewise
 
 
@@ -115,7 +126,7 @@ def test_corrected_images_are_opened_by_the_name_of_their_bias_field(tmp_path, r
     write_prepared(tmp_path, rng)
     for name in ("images", "quantiles", "moments"):
         np.save(tmp_path / f"{name}_n4.npy", np.load(tmp_path / f"{name}_raw.npy") + 1)
-    raw, n4 = Prepared.open(tmp_path), Prepared.open(tmp_path, "n4")
+    raw, n4 = Prepared.open(sealed(tmp_path)), Prepared.open(tmp_path, "n4")
     np.testing.assert_array_equal(n4.images, raw.images + 1)
     np.testing.assert_array_equal(n4.quantiles, raw.quantiles + 1)
     np.testing.assert_array_equal(n4.moments, raw.moments + 1)
@@ -156,6 +167,7 @@ def test_the_middle_is_one_slice_of_each_patient_in_the_tables_order(tmp_path, r
 def test_some_rows_under_a_window_are_those_of_all_slices(tmp_path, rng, name):
     prepared = Prepared.open(write_prepared(tmp_path, rng))
     np.save(tmp_path / "neighbours_raw.npy", rng.integers(0, 900, (605, 2, 3, 4, 4)).astype(np.uint16))
+    sealed(tmp_path)
     for neighbours in (False, True):
         everything = prepared.under(name, neighbours=neighbours)
         for rows in (np.array([604, 3, 0]), prepared.middle(), np.arange(20, 600), np.array([2])):
@@ -194,7 +206,7 @@ def test_the_standard_is_learnt_on_training_patients_each_counting_once(tmp_path
     strangers = np.r_[2, 3, 5:605]
     quantiles[strangers] = quantiles[strangers][:, ::-1, ::-1] // 3 + np.arange(len(LEVELS), dtype=np.uint16) ** 2
     np.save(tmp_path / "quantiles_raw.npy", quantiles)
-    changed = Prepared.open(tmp_path)
+    changed = Prepared.open(sealed(tmp_path))
     np.testing.assert_array_equal(learnt_from(changed, window), learnt)
     assert torch.equal(changed.under(window).of_split("train").images, before)
 
@@ -202,7 +214,7 @@ def test_the_standard_is_learnt_on_training_patients_each_counting_once(tmp_path
 def test_a_cohort_without_training_patients_has_no_standard(tmp_path, rng):
     table = write_prepared(tmp_path, rng) / "slices.csv"
     table.write_text(table.read_text().replace("train", "external"))
-    prepared = Prepared.open(tmp_path)
+    prepared = Prepared.open(sealed(tmp_path))
     with pytest.raises(ValueError, match="channel_nyul: no training patient"):
         prepared.under("channel_nyul")
     assert len(prepared.under("channel_q98").images) == 605
@@ -220,11 +232,96 @@ def test_arrays_that_disagree_are_refused(tmp_path, rng, name):
     np.save(path, np.load(path)[1:])
     counts = ", ".join(f"{605 - (kind == name)} {kind}" for kind in ("images", "quantiles", "moments"))
     with pytest.raises(ValueError, match=f"605 rows, {counts}; run the stage prepare again"):
+        Prepared.open(sealed(tmp_path))
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped": flipped,
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+    "objects": lambda path: (
+        np.save(path, np.array([{}]), allow_pickle=True) if path.suffix == ".npy" else flipped(path)
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "name", ["images_raw.npy", "quantiles_raw.npy", "moments_raw.npy", "levels.npy", "slices.csv"]
+)
+def test_a_file_that_is_not_what_the_stage_wrote_is_refused_by_name(tmp_path, rng, name, damage):
+    write_prepared(tmp_path, rng)
+    DAMAGES[damage](tmp_path / name)
+    again = f"expected what the stage prepare wrote; delete {tmp_path} and run the stage prepare"
+    with pytest.raises(ValueError, match=f"{name}: (its SHA-256 is .*, in digests.csv .*|no such file), {again}"):
         Prepared.open(tmp_path)
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["masks", "neighbours"])
+def test_what_is_opened_later_is_compared_too(tmp_path, rng, name, damage):
+    path = write_prepared(tmp_path, rng) / {"masks": "masks.npy"}.get(name, "neighbours_raw.npy")
+    np.save(tmp_path / "neighbours_raw.npy", np.zeros((605, 2, 3, 4, 4), np.uint16))
+    prepared = Prepared.open(sealed(tmp_path))
+    DAMAGES[damage](path)
+    with pytest.raises(ValueError, match=f"{path.name}: "):
+        getattr(prepared, name)
+
+
+def test_a_file_that_changes_after_it_was_opened_is_refused_when_it_is_opened_again(tmp_path, rng):
+    Prepared.open(write_prepared(tmp_path, rng))
+    flipped(tmp_path / "moments_raw.npy")
+    with pytest.raises(ValueError, match="moments_raw.npy: its SHA-256"):
+        Prepared.open(tmp_path)
+
+
+def test_a_file_is_read_for_its_digest_once(tmp_path, rng, monkeypatch):
+    write_prepared(tmp_path, rng)
+    digested, file_digest = [], dataset.file_digest
+    monkeypatch.setattr(dataset, "file_digest", lambda path: digested.append(path.name) or file_digest(path))
+    for _ in range(2):
+        Prepared.open(tmp_path)
+    names = ["slices.csv", "images_raw.npy", "quantiles_raw.npy", "moments_raw.npy", "levels.npy"]
+    assert digested == names
+
+
+@pytest.mark.parametrize(
+    "content", ["", "file,bytes\nlevels.npy,3\n", "\udcff\udcfe"], ids=["empty", "no digests", "no text"]
+)
+def test_a_table_of_digests_that_is_none_is_refused(tmp_path, rng, content):
+    table = write_prepared(tmp_path, rng) / "digests.csv"
+    table.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"(digests|slices).csv: .*; delete .* and run the stage prepare"):
+        Prepared.open(tmp_path)
+
+
+def test_an_array_of_objects_is_refused_also_where_its_digest_is_right(tmp_path, rng):
+    DAMAGES["objects"](write_prepared(tmp_path, rng) / "moments_raw.npy")
+    with pytest.raises(ValueError, match="moments_raw.npy: .*, expected what the stage prepare wrote; delete"):
+        Prepared.open(sealed(tmp_path))
+
+
+def test_a_table_beside_the_arrays_is_read_as_asked_and_compared_too(tmp_path, rng):
+    path = write_prepared(tmp_path, rng) / "kinetics.csv"
+    path.write_text("patient\n007\n")
+    assert read_prepared(sealed(tmp_path), "kinetics.csv", Path.read_text) == "patient\n007\n"
+    path.write_text("patient\n008\n")
+    with pytest.raises(ValueError, match="kinetics.csv: its SHA-256"):
+        read_prepared(tmp_path, "kinetics.csv", Path.read_text)
+
+
 def test_a_folder_that_no_stage_has_filled_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nothing: no slices.csv there; run the stage prepare first"):
+    with pytest.raises(
+        ValueError,
+        match="nothing/digests.csv: no such file, expected .*; delete .*nothing and run the stage prepare",
+    ):
         Prepared.open(tmp_path / "nothing")
 
 
@@ -244,10 +341,11 @@ def test_neighbours_stand_beside_their_slice_phase_by_phase_under_its_window(tmp
     np.save(tmp_path / "levels.npy", [0.0, 1.0])
     rows = "patient,split,her2,dataset,pixel_mm\na,train,0,spy1,2.0\nb,train,1,spy1,2.0\n"
     (tmp_path / "slices.csv").write_text(rows)
-    prepared = Prepared.open(tmp_path)
+    prepared = Prepared.open(sealed(tmp_path))
     with pytest.raises(ValueError, match="neighbours_raw.npy: no such file; adjacent slices need"):
         prepared.under("channel_minmax", neighbours=True)
     np.save(tmp_path / "neighbours_raw.npy", beside)
+    sealed(tmp_path)
     found = prepared.under("channel_minmax", neighbours=True).images.numpy()
     plain = prepared.under("channel_minmax").images.numpy()
     assert found.shape == (2, 9, 4, 4)

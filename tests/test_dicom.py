@@ -1,6 +1,6 @@
 """DICOM folders: what is written is read back; what is broken is refused with its name."""
 
-import shutil
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -195,17 +195,81 @@ def test_times_are_nan_where_the_clock_is_frozen_or_absent(tmp_path, times):
     assert np.isnan(read_dce(folder).times_s).all()
 
 
-def test_phases_without_any_clock_are_ambiguous(folder):
-    edit(folder, put(TemporalPositionIdentifier=None, AcquisitionTime="120000"))
-    with pytest.raises(ValueError, match="dce: ambiguous phases: 15 slices at 5 places"):
+UNTOLD = put(TemporalPositionIdentifier=None, AcquisitionTime="120000")
+BY_NUMBER = pytest.warns(UserWarning, match="dce: only InstanceNumber tells the 3 phases apart")
+
+
+def renumber(folder, number):
+    """Sets InstanceNumber from phase and slice."""
+    for t, z in np.ndindex(SHAPE[:2]):
+        edit(folder, put(InstanceNumber=number(t, z)), phase=t, slice_=z)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda t, z: 5 * t + z + 1,
+        lambda t, z: 100 * t + 50 - z,
+        lambda t, z: 3 * z + t,
+        lambda t, z: 20 - 4 * z + t,
+    ],
+    ids=["phase by phase", "with gaps, from the top", "slice by slice", "slice by slice, from the top"],
+)
+def test_without_a_clock_phases_are_blocks_of_instance_numbers_with_a_remark(folder, number):
+    renumber(folder, number)
+    edit(folder, UNTOLD)
+    with BY_NUMBER:
+        found = read_dce(folder)
+    assert np.array_equal(found.array, series().array) and np.isnan(found.times_s).all()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda t, z: 1,
+        lambda t, z: (8, 3, 14, 1, 12, 5, 10, 0, 7, 13, 2, 9, 4, 11, 6)[5 * t + z],
+        lambda t, z: 5 * t + z + (t == z == 1) * 5,
+    ],
+    ids=["all the same", "in no order", "one slice in the next block"],
+)
+def test_phases_that_nothing_tells_apart_are_ambiguous_and_the_message_says_how_to_go_on(folder, number):
+    renumber(folder, number)
+    edit(folder, UNTOLD)
+    with pytest.raises(
+        ValueError, match="dce: ambiguous phases: 15 slices at 5 places, .*one folder for .*case.json"
+    ):
         read_dce(folder)
 
 
-def test_phases_whose_times_overlap_are_ambiguous(folder):
+def test_instance_numbers_that_run_against_the_clock_tell_nothing(folder):
     edit(folder, put(AcquisitionTime="120300"), phase=1, slice_=0)
-    edit(folder, put(TemporalPositionIdentifier=None))
-    with pytest.raises(ValueError, match="by AcquisitionTime phase 1 ends at 180 s and phase 2 begins at 180 s"):
+    edit(folder, put(TemporalPositionIdentifier=1))
+    with BY_NUMBER:
+        assert np.array_equal(read_dce(folder).array, series().array)
+    edit(folder, put(AcquisitionTime="120301"), slice_=0)
+    edit(folder, put(AcquisitionTime="120259"), slice_=1)
+    for path, ds in files_at(folder, slice_=0)[:2]:
+        put(AcquisitionTime=f"1204{ds.InstanceNumber:02d}", InstanceNumber=17 - ds.InstanceNumber)(ds)
+        ds.save_as(path)
+    with pytest.raises(ValueError, match="ambiguous phases"):
         read_dce(folder)
+
+
+@pytest.mark.parametrize("delays_ms", [(0, 0, 0), (12, 7, 30)], ids=["repeated", "with jitter"])
+def test_a_trigger_time_that_is_a_delay_within_a_phase_is_passed_over(folder, delays_ms):
+    for t, z in np.ndindex(SHAPE[:2]):
+        edit(folder, put(TriggerTime=100 * z + delays_ms[t]), phase=t, slice_=z)
+    edit(folder, put(TemporalPositionIdentifier=None))
+    found = read_dce(folder)
+    assert np.array_equal(found.array, series().array) and found.times_s == TIMES
+
+
+def test_where_the_time_of_day_is_ambiguous_the_trigger_tells(tmp_path):
+    folder = write(tmp_path / "dce", trigger=True)
+    for z in range(5):
+        edit(folder, put(AcquisitionTime=f"12000{z}", TemporalPositionIdentifier=None), slice_=z)
+    found = read_dce(folder)
+    assert np.array_equal(found.array, series().array) and found.times_s == TIMES
 
 
 def test_a_gap_in_the_temporal_positions_is_a_missing_phase(folder):
@@ -228,7 +292,7 @@ def test_fewer_phases_than_announced_are_read_with_a_warning(folder):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (put(SeriesInstanceUID=generate_uid()), "files of 2 series .*expected one"),
+        (put(SeriesInstanceUID=generate_uid()), "mixed SeriesInstanceUID: .* has .*, .* has .*, expected one"),
         (put(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "mixed orientation"),
         (put(PixelSpacing=[0.7, 0.8]), "mixed pixel spacing"),
         (put(Rows=4, PixelData=b"\0" * 64), "mixed matrix"),
@@ -254,7 +318,7 @@ def test_a_file_that_does_not_belong_is_refused(folder, change, message):
     "change, message",
     [
         (put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "not two orthogonal unit vectors"),
-        (put(PixelSpacing=[0, 0]), "PixelSpacing is .* expected positive"),
+        (put(PixelSpacing=[0, 0]), "pixel spacing: .* expected one, 0.01 to 100 mm"),
     ],
 )
 def test_a_geometry_that_cannot_be_is_refused(folder, change, message):
@@ -290,10 +354,28 @@ def test_a_slice_missing_from_one_phase_is_found_without_temporal_position(folde
         read_dce(folder)
 
 
-def test_a_copy_of_a_file_is_a_duplicate_slice(folder):
-    path, _ = files_at(folder, phase=1, slice_=2)[0]
-    shutil.copy(path, folder / "copy")
-    with pytest.raises(ValueError, match=r"duplicate slice: \[.*\] both hold phase 1, slice 2"):
+@pytest.mark.parametrize(
+    "change, differ",
+    [
+        (put(), "nothing that tells slices apart"),
+        (put(InstanceNumber=77), "InstanceNumber"),
+        (put(SOPInstanceUID="1.2.3", AcquisitionTime="120500"), "AcquisitionTime, SOPInstanceUID"),
+    ],
+)
+def test_a_duplicate_slice_is_refused_with_what_the_two_differ_in(folder, change, differ):
+    path, ds = files_at(folder, phase=1, slice_=2)[0]
+    change(ds)
+    ds.save_as(folder / "copy")
+    with pytest.raises(
+        ValueError, match=rf"duplicate slice: \[.*\] both hold phase 1, slice 2, and differ in {differ}$"
+    ):
+        read_dce(folder)
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", "1.2.840.10008.7"])
+def test_every_file_is_an_instance_of_its_own(folder, uid):
+    edit(folder, put(SOPInstanceUID=uid), phase=1)
+    with pytest.raises(ValueError, match="dce: .*dcm and .*dcm have one SOPInstanceUID, expected two"):
         read_dce(folder)
 
 
@@ -313,6 +395,9 @@ def test_a_folder_that_is_absent_empty_or_nested_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no files, expected those of one DCE series"):
         read_dce(tmp_path)
     (tmp_path / "dce").mkdir()
+    with pytest.raises(ValueError, match="dce: no files, expected those of one DCE series"):
+        read_dce(tmp_path)
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match="holds the folder 'dce'"):
         read_dce(tmp_path)
 
@@ -456,6 +541,37 @@ def test_a_trigger_time_that_begins_anew_with_every_series_says_nothing_between_
     assert np.array_equal(found.array, series().array) and found.times_s == TIMES
 
 
+def test_a_folder_of_folders_is_read_as_if_each_were_named(tmp_path, three_series):
+    found, named = read_dce(tmp_path), read_dce(*three_series)
+    assert np.array_equal(found.array, named.array) and found.times_s == named.times_s == TIMES
+    assert found.source.patient == named.source.patient
+    assert set(found.source.series) == set(named.source.series) and len(found.source.series) == 3
+
+
+@pytest.mark.parametrize("time", ["120000", None])
+def test_where_no_clock_tells_the_order_of_folders_their_numbers_do_with_a_remark(tmp_path, three_series, time):
+    for t, folder in enumerate(three_series):
+        edit(folder, put(AcquisitionTime=time))
+        folder.rename(tmp_path / f"phase {8 + t}")  # 8, 9, 10
+    with pytest.warns(UserWarning, match="only their names tell the order of its 3 folders"):
+        found = read_dce(tmp_path)
+    assert np.array_equal(found.array, series().array) and np.isnan(found.times_s).all()
+
+
+def test_remarks_name_the_folder_that_was_asked_for(tmp_path, three_series):
+    edit(three_series[1], put(NumberOfTemporalPositions=3))
+    with pytest.warns(
+        UserWarning, match=f"^{re.escape(str(tmp_path))}: NumberOfTemporalPositions is 3; went on with"
+    ):
+        read_dce(tmp_path)
+
+
+def test_one_phase_may_have_any_temporal_position(three_series):
+    for folder, position in zip(three_series, (1, 2, 3), strict=True):
+        edit(folder, put(TemporalPositionIdentifier=position))
+    assert np.array_equal(read_dce(*three_series).array, series().array)
+
+
 def test_series_that_overlap_in_time_or_have_no_time_cannot_be_joined(three_series):
     with pytest.raises(ValueError, match="ambiguous phases: by AcquisitionTime .*9 begins 0 s before .*9 ends"):
         read_dce(three_series[0], three_series[0])
@@ -476,7 +592,7 @@ def test_series_on_different_grids_or_with_missing_slices_cannot_be_joined(three
 def test_each_folder_must_hold_one_series_only(three_series):
     for path in three_series[1].iterdir():
         path.rename(three_series[0] / path.name)
-    with pytest.raises(ValueError, match="9: files of 2 series"):
+    with pytest.raises(ValueError, match="9: mixed SeriesInstanceUID"):
         read_dce(three_series[0], three_series[2])
 
 

@@ -1,5 +1,7 @@
 """One file: only what is allowed is read, values are converted, pixels stay in the file until they are wanted."""
 
+import struct
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
@@ -29,14 +31,22 @@ def header(**elements):
     return Header(Path("a.dcm"), encoded(**elements))
 
 
+def as_written(keyword, text):
+    """A header with one element as its bytes."""
+    tag = pydicom.tag.Tag(keyword)
+    content = struct.pack("<HHL", tag.group, tag.element, len(text)) + text
+    return Header(Path("a.dcm"), parse(BytesIO(content), True, True))
+
+
 def test_no_element_is_read_but_those_allowed(folder):
     edit(folder, put(InstitutionName="Saint Elsewhere", OperatorsName="Hyde^Edward"))
     path, whole = files_at(folder)[0]
     found = {element.keyword for element in read_dataset(path)}
-    assert found <= {*_ATTRIBUTES, "SpecificCharacterSet"}
-    assert {"PatientName", "PatientID", "InstitutionName", "StudyDate"} <= set(whole.dir()) - found
-    with pytest.raises(KeyError, match="PatientName"):
-        Header(path, whole).text("PatientName")
+    assert found <= {*_ATTRIBUTES, "SpecificCharacterSet", "PatientID", "PatientName"}
+    assert {"InstitutionName", "OperatorsName", "StudyDate"} <= set(whole.dir()) - found
+    for keyword in ("PatientName", "PatientID", "InstitutionName"):
+        with pytest.raises(KeyError, match=keyword):
+            Header(path, whole).text(keyword)
 
 
 def test_nothing_that_says_who_or_on_which_day_is_allowed():
@@ -61,6 +71,9 @@ def test_pixels_stay_in_the_file_until_they_are_wanted(tmp_path):
         ("235959.250000", 86399.25),
         ("12:30:00", 45000.0),
         ("1200", None),
+        ("240000", None),
+        ("126000", None),
+        ("120060", None),
         ("noon", None),
         ("", None),
     ],
@@ -89,3 +102,32 @@ def test_the_nearest_place_that_has_a_value_is_taken():
     places = (encoded(RescaleSlope=2, RescaleIntercept=None), encoded(RescaleSlope=3, RescaleIntercept=4))
     found = Header(Path("a.dcm"), *places)
     assert (found.number("RescaleSlope"), found.number("RescaleIntercept")) == (2, 4)
+
+
+def test_of_the_patients_id_and_name_only_a_digest_comes_out():
+    assert header(PatientID="MRN-4711 ").patient() == sha256(b"MRN-4711").hexdigest()[:12]
+    assert header(PatientName="Doe^Jane").patient("PatientName") == sha256(b"Doe^Jane").hexdigest()[:12]
+    assert header(PatientID="").patient() is None and header().patient() is None
+
+
+@pytest.mark.parametrize("keyword, text", [("NumberOfFrames", b"9.009 "), ("InstanceNumber", b"2.5 ")])
+def test_what_counts_is_a_whole_number(keyword, text):
+    with pytest.raises(ValueError, match=f"a.dcm: {keyword} is"):
+        as_written(keyword, text).whole(keyword)
+
+
+@pytest.mark.parametrize("text", [b"1_0 ", b"1_5.5 ", b"nan ", b"inf "])
+def test_what_only_python_takes_for_a_number_is_none(text):
+    for keyword in ("EchoTime", "NumberOfFrames"):
+        with pytest.raises(ValueError, match=f"a.dcm: {keyword} is malformed"):
+            as_written(keyword, text).number(keyword)
+
+
+def test_headers_are_equal_where_they_differ_only_in_place_time_and_number():
+    same = dict(Rows=7, RescaleSlope=2, PatientID="P1")
+    one, other = (
+        header(InstanceNumber=n, ImagePositionPatient=[0, 0, n], AcquisitionTime="12000" + n, **same) for n in "12"
+    )
+    assert one == other and hash(one) == hash(other)
+    for change in (dict(Rows=8), dict(RescaleSlope=3), dict(PatientID="P2"), dict(EchoTime=2)):
+        assert header(**same | change) != header(**same)

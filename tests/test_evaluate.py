@@ -169,27 +169,94 @@ def test_a_reference_that_was_not_run_is_refused(rng):
         evaluate.comparisons(predictions(rng), "x", CONFIG)
 
 
-def broken(table, how):
+def without(table, **values):
+    return table[~np.logical_and.reduce([table[k] == v for k, v in values.items()])]
+
+
+def where(table, column, new, **values):
     table = table.copy()
-    if how == "no column":
-        return table.drop(columns="seed")
-    if how == "nan":
-        table.loc[3, "probability"] = np.nan
-    if how == "above one":
-        table.loc[3, "probability"] = 1.2
-    if how == "twice":
-        table = pd.concat([table, table.iloc[:1]])
+    table.loc[np.logical_and.reduce([table[k] == v for k, v in values.items()]), column] = new
     return table
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [("no column", "lack seed"), ("nan", "or missing"), ("above one", "outside"), ("twice", "predicted twice")],
-)
-def test_a_broken_prediction_table_is_refused(how, message, tmp_path, rng):
-    broken(predictions(rng), how).to_csv(tmp_path / "a.csv", index=False)
+BROKEN = {  # of two runs of three seeds
+    "no column": (
+        lambda t: t.drop(columns="seed"),
+        "seed.* not in index.*, expected a table with columns cohort, patient",
+    ),
+    "nan": (
+        lambda t: where(t, "probability", np.nan, patient="p03", seed=1),
+        "a.csv: cut off, or with a value that is missing",
+    ),
+    "no split": (lambda t: where(t, "split", None, patient="p03"), "a.csv: cut off, or"),
+    "above one": (lambda t: where(t, "probability", 1.2, patient="p03"), "outside .0, 1."),
+    "a word": (
+        lambda t: t.astype({"probability": object}).pipe(where, "probability", "high", patient="p03"),
+        "a.csv: ",
+    ),
+    "label 2": (lambda t: where(t, "label", 2, patient="p03"), "or no label"),
+    "twice": (
+        lambda t: pd.concat([t, t[:1]]),
+        "a-w-raw, seed 0: 41 rows, expected each patient once.*doubles; run the stage",
+    ),
+    "a patient of one seed lacks": (
+        lambda t: without(t, patient="p03", run="a-w-raw", seed=1),
+        "a-w-raw, seed 1: 39 rows, .*p03",
+    ),
+    "a patient of one run lacks": (
+        lambda t: without(t, patient="p03", run="b-w-raw"),
+        "b-w-raw, seed 0: 39 rows, .*p03",
+    ),
+    "a seed of one run lacks": (lambda t: without(t, run="b-w-raw", seed=2), "b-w-raw, seed 2: 0 rows"),
+    "another label": (
+        lambda t: where(t, "label", 1, patient="p00", seed=1),
+        "seed 0: 40 rows, .*once with its split and label.*p00",
+    ),
+    "another split": (lambda t: where(t, "split", "validation", patient="p00", seed=1), "seed 0: 40 rows, .*p00"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_prediction_table_is_refused(how, tmp_path, rng):
+    change, message = BROKEN[how]
+    change(predictions(rng, seeds=3)).to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(ValueError, match=message):
         evaluate.read_predictions([tmp_path / "a.csv"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[:-1], lambda b: b[:-30], lambda b: b"", lambda b: b[:-2] + b"\xff\n", lambda b: b"\xff\xfe" + b],
+    ids=["a byte lacks", "30 bytes lack", "empty", "another encoding at the end", "UTF-16"],
+)
+def test_a_damaged_prediction_table_is_refused_by_name(damage, tmp_path, rng):
+    predictions(rng).to_csv(tmp_path / "a.csv", index=False)
+    (tmp_path / "a.csv").write_bytes(damage((tmp_path / "a.csv").read_bytes()))
+    with pytest.raises(
+        ValueError, match="(?s)a.csv: .*, expected a table with columns cohort, .*; run the stage that"
+    ):
+        evaluate.read_predictions([tmp_path / "a.csv"])
+
+
+def test_predictions_of_several_tables_are_held_against_each_other_and_the_cohort(tmp_path, rng):
+    table = predictions(rng)
+    for run, part in table.groupby("run"):
+        part.to_csv(tmp_path / f"{run}.csv", index=False)
+    paths = list(tmp_path.iterdir())
+    found = evaluate.read_predictions(paths)
+    pd.testing.assert_frame_equal(found, table.sort_values("run", kind="stable", ignore_index=True))
+    cohort = set(zip(table["patient"], table["split"], table["label"], strict=True))
+    assert found.equals(evaluate.read_predictions(paths, [*cohort, ("other", "train", 1)]))
+    for other in (cohort | {("p99", "test", 0)}, cohort - {min(cohort)}):
+        with pytest.raises(
+            ValueError, match="seed 0: 40 rows, expected each patient once with its split and label"
+        ):
+            evaluate.read_predictions(paths, other)
+    without(table, run="b-w-raw", patient="p05").pipe(lambda t: t[t["run"] == "b-w-raw"]).to_csv(
+        paths[0].with_name("b-w-raw.csv"), index=False
+    )
+    with pytest.raises(ValueError, match="b-w-raw, seed 0: 39 rows, .*'p05'"):
+        evaluate.read_predictions(paths)
 
 
 def test_no_prediction_table_is_an_error_that_says_what_to_run():

@@ -1,7 +1,9 @@
 """One page that stands alone and is harmless: nothing acts or loads, every link arrives, no patient is named."""
 
 import base64
+import csv
 import hashlib
+import html
 import io
 import os
 import re
@@ -9,13 +11,17 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 import nbformat.v4 as v4
 import numpy as np
 import pandas as pd
 import pytest
+from house import BARE
 from nbformat import write
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from her2core.records import alias
 from her2core.report import page as html_report
 from her2core.report.page import write_page
 
@@ -157,7 +163,7 @@ def test_tables_scroll_in_their_own_named_box_and_bring_neither_style_nor_empty_
 
 def test_a_column_has_a_human_heading(tmp_path):
     html = "<table border='1' class='x'><tr style='text-align: right;'><th></th><th>hr_missing</th></tr></table>"
-    cleaned = html_report._Page(tmp_path / "00_x.ipynb", {}).clean(html)
+    cleaned = html_report._Page(tmp_path / "00_x.ipynb").clean(html)
     assert cleaned.endswith("<table><tbody><tr><td></td><th>hr missing</th></tr></tbody></table></div>")
 
 
@@ -195,13 +201,13 @@ def test_headings_sink_below_the_title_so_that_there_is_one_first_heading(page):
 
 
 def test_headings_of_one_name_get_ids_of_their_own(tmp_path):
-    page = html_report._Page(tmp_path / "00_x.ipynb", {})
+    page = html_report._Page(tmp_path / "00_x.ipynb")
     page.prose("## Seed 2\n## Seed\n## Seed\n## `Seed`")
     assert [i for _, i, _ in page.headings] == ["00_x--seed-2", "00_x--seed", "00_x--seed-3", "00_x--seed-4"]
 
 
 def test_a_link_out_of_the_notebooks_folder_leads_there_from_the_reports(tmp_path):
-    page = html_report._Page(tmp_path / "09_report.ipynb", {})
+    page = html_report._Page(tmp_path / "09_report.ipynb")
     assert page.link("../results/x.md") == "../../results/x.md"
     assert page.link("10_predict_case.ipynb") == "../../notebooks/10_predict_case.ipynb"
     assert page.link("06_normalization_study.ipynb") == "#06_normalization_study"
@@ -293,11 +299,15 @@ def test_markdown_of_cells_and_of_outputs_brings_no_html_no_image_and_no_script(
 @pytest.mark.parametrize("picture", ['"><script>x()</script>', base64.b64encode(b"GIF89a").decode(), png()[:90]])
 def test_a_picture_that_is_no_png_is_refused(folder, tmp_path, picture):
     save(folder, "03_study", "# 3", cell("1", data(png=picture)))
-    with pytest.raises(ValueError, match="03_study.ipynb: picture 1 is no PNG: "):
+    with pytest.raises(ValueError, match="03_study.ipynb: .*, expected a PNG as picture 1$"):
         write_page(folder, "The study", tmp_path / "report.html", synthetic=True)
 
 
-def test_patients_get_stand_ins_that_are_the_same_in_the_whole_report(folder, tmp_path):
+def digest(patient):
+    return f"patient {hashlib.sha256(patient.encode()).hexdigest()[:8]}"
+
+
+def test_patients_get_names_that_are_the_same_in_the_whole_report_and_in_figures(folder, tmp_path):
     table = pd.DataFrame({"patient": ["ISPY1_1001", "Jane"], "label": [1, 0]})
     save(
         folder,
@@ -315,9 +325,90 @@ def test_patients_get_stand_ins_that_are_the_same_in_the_whole_report(folder, tm
     write_page(folder, "The study", tmp_path / "report.html", synthetic=True)
     text = (tmp_path / "report.html").read_text()
     assert not re.search("1001|Jane|102212|14519|AMBL", text)
-    assert "<pre>patient 1, patient 3 of ACRIN-6698; (UID)</pre>" in text
-    assert "<p>patient 1</p>" in text and "<td>patient 4</td>" in text and "<td>patient 5</td>" in text
-    assert [text.count(f"patient {n}<") for n in (1, 2)] == [4, 3]
+    first, jane, acrin, ambl, x = map(digest, ("ISPY1_1001", "Jane", "ACRIN-6698-102212", "AMBL-001", "x"))
+    assert f"<pre>{first}, {acrin} of ACRIN-6698; (UID)</pre>" in text
+    assert f"<p>{first}</p>" in text and f"<td>{ambl}</td>" in text and f"<td>{x}</td>" in text
+    assert [text.count(f"{name}<") for name in (first, jane)] == [4, 3]
+    assert first == alias("ISPY1_1001")
+
+
+def with_texts(**texts):
+    """A PNG that carries texts."""
+    info, buffer = PngInfo(), io.BytesIO()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    Image.new("RGB", (4, 4)).save(buffer, "PNG", pnginfo=info)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    "patient", ["ISPY2-427321", "ACRIN-6698-102212", "ISPY1_1001", "Breast_MRI_001", "AMBL-632"]
+)
+def test_no_place_of_a_notebook_brings_a_patients_identifier_or_path_into_the_report(folder, tmp_path, patient):
+    """A hand-run notebook's name, prose, headings, links, sources, outputs of all kinds, pictures' own texts."""
+    escaped, picture = patient.replace("_", "&#95;"), with_texts(Title=patient, Source=f"/data/{patient}")
+    save(
+        folder,
+        f"05_network-{patient}",
+        f"# 5. About {patient}\n\nThe network of {patient}, [see](../data/{patient}/1.dcm).",
+        cell(f"patient = '{patient}'", data(plain=f"'{patient}_dce_0.nii.gz'")),
+        f"## {patient}",
+        cell("draw()", data(png=picture, plain=f"<Figure of {patient}>")),
+        cell("1", v4.new_output("stream", text=f"/mnt/x/{patient}/1.dcm, x{patient}y, data\\{patient}\\1\r\n")),
+        cell("2", data(html=f"<p title='{patient}'>{escaped}</p>"), data(markdown=f"# {patient}")),
+        cell("3", data(html=pd.DataFrame({"file": [f"acquire/{patient}/1.dcm"], patient: 1}).to_html())),
+    )
+    save(folder, "06_x", f"# 6. Windows\n\nSee [the notebook](05_network-{patient}.ipynb).")
+    write_page(folder, "The study", tmp_path / "report.html", synthetic=False)
+    text = (tmp_path / "report.html").read_text()
+    assert_stands_alone(text)
+    pictures = [base64.b64decode(i["src"].split(",")[1]) for i in Tags(text).of("img")]
+    everything = text + html.unescape(text) + b"".join(pictures).decode("latin-1")
+    assert patient.lower() not in everything.lower() and "/mnt" not in everything
+    assert len(pictures) == 3 and text.count(digest(patient)) > 10
+
+
+def test_every_patient_of_the_manifests_is_known_by_the_look_of_the_identifier():
+    paths = [path for path in (TOP / "manifests").glob("*.csv") if path.stem != "releases"]
+    patients = {row["patient"] for path in paths for row in rows_of(path)}
+    assert len(patients) > 1000
+    told = {patient: html_report._unnamed(f"{patient}, {patient}_dce.nii.gz") for patient in patients}
+    assert told == {patient: f"{digest(patient)}, {digest(patient)}_dce.nii.gz" for patient in patients}
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["04_preparation_seen", "05_network", "08_external_validation"])
+def test_what_a_notebook_draws_of_a_patient_is_not_titled_with_the_identifier(name):
+    """Pictures cannot be searched, so this is held where their words are made."""
+    notebook = nbformat.read(TOP / "notebooks" / f"{name}.ipynb", as_version=4)
+    lines = [line.strip() for c in notebook.cells if c.cell_type == "code" for line in c.source.splitlines()]
+    told = [line for line in lines if re.search(r'f".*\{[^}]*(patient\b|idxmax)', line)]
+    assert told and all("alias(" in line for line in told if not line.startswith("raise "))
+    assert not [line for line in lines if re.search(r"figures\.\w+\([^)]*, patient,", line)]
+
+
+def test_the_figure_of_failures_names_nobody():
+    from her2core.report import figures
+
+    table = pd.DataFrame([{"patient": "AMBL-001", "label": 1, "lowest": 0.1, "probability": 0.2, "highest": 0.3}])
+    figure = figures.failures(np.zeros((1, 3, 8, 8), np.uint8), table, (1, 9), 2.0, "a cohort")
+    words = " ".join(t.get_text() for t in figure.findobj(match=lambda artist: hasattr(artist, "get_text")))
+    assert digest("AMBL-001") in words and "AMBL" not in words
+
+
+@pytest.mark.parametrize("folder", ["results", "figures", "manifests"])
+def test_nothing_committed_tells_on_which_computer_it_was_made(folder):
+    paths = [path for path in (TOP / folder).rglob("*") if path.is_file() and path.suffix not in (".png", ".pyc")]
+    assert paths
+    places = b"home|root|Users|tmp|mnt|media|var|opt|srv|scratch"
+    absolute = re.compile(rb"(?<![\w./~+=-])/(?:%s)/[\w.-]|\b[A-Z]:\\+Users" % places)
+    for path in paths:
+        content = re.sub(rb'"image/png": "[^"]*"|base64,[\w+/=]*', b"", path.read_bytes())
+        assert not absolute.search(content) and str(TOP).encode() not in content, path
 
 
 @pytest.mark.parametrize(
@@ -334,7 +425,7 @@ def test_patients_get_stand_ins_that_are_the_same_in_the_whole_report(folder, tm
     ],
 )
 def test_absolute_paths_in_outputs_lose_their_folders(tmp_path, told, kept):
-    assert html_report._Page(tmp_path / "00_x.ipynb", {}).anonymous(told) == kept
+    assert html_report._Page(tmp_path / "00_x.ipynb").anonymous(told) == kept
 
 
 def test_a_link_to_nowhere_a_failed_cell_and_an_empty_folder_are_refused(folder, tmp_path):
@@ -349,13 +440,13 @@ def test_a_link_to_nowhere_a_failed_cell_and_an_empty_folder_are_refused(folder,
         write_page(tmp_path / "none", "The study", out, synthetic=True)
 
 
-def test_pictures_get_256_colours_where_that_is_smaller(folder, tmp_path, monkeypatch):
-    small, big, out = png(), png(128), tmp_path / "report.html"
+def test_pictures_get_256_colours(folder, tmp_path, monkeypatch):
+    big, out = png(128), tmp_path / "report.html"
     save(folder, "03_study", "# 3", cell("1", data(png=big)))
     size = write_page(folder, "The study", out, synthetic=True)
     pictures = [i["src"].split(",")[1] for i in Tags(out.read_text()).of("img")]
     image = Image.open(io.BytesIO(base64.b64decode(pictures[1])))
-    assert pictures[0] == small and (image.mode, image.size) == ("P", (128, 128))
+    assert (image.mode, image.size) == ("P", (128, 128))
     assert size == out.stat().st_size < size - len(pictures[1]) + len(big)
     monkeypatch.setattr(html_report, "_LIMIT", 1000)
     with pytest.raises(ValueError, match=f"expected at most 1000 bytes, found {size}; draw smaller figures"):
@@ -370,7 +461,7 @@ def test_a_transparent_picture_stands_on_white():
 
 
 def test_the_command_writes_the_report_of_the_study_it_is_given(folder, tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").write_text("name: tiny\nacquire: {source: phantom}\n")
+    (tmp_path / "params.yaml").write_text(BARE.format("tiny"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="report: .*no executed notebook; run the study first"):
         html_report.main(["tiny"])
@@ -393,7 +484,7 @@ def test_the_first_screen_leads_to_the_repository_and_the_paper(tmp_path):
 
 
 def test_the_command_needs_the_name_of_a_study_that_there_is(tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").write_text("name: tiny\nacquire: {source: phantom}\n")
+    (tmp_path / "params.yaml").write_text(BARE.format("tiny"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="python -m her2core.report.page COHORT"):
         html_report.main([])

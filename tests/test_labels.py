@@ -3,8 +3,11 @@
 The archives' spreadsheets and BreastDCEDL's release were not; the stand-ins have their published columns.
 """
 
+import os
 import re
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -175,6 +178,56 @@ def test_a_table_that_was_cut_off_or_is_empty_is_refused(tmp_path):
         read_breastdcedl_table(path)
 
 
+TABLE_OF_ONE = "patient_id,hr,her2,notes\r\n102212,1,0,none\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TABLE_OF_ONE.encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
+        (TABLE_OF_ONE.replace("none", "größer").encode("cp1252"), "'utf-8' codec can't decode byte 0xf6"),
+        (TABLE_OF_ONE.replace("none", "ﾃｽﾄ").encode("shift-jis"), "'utf-8' codec can't decode byte 0xc4"),
+        (TABLE_OF_ONE.encode("utf-16-le"), "one column each of dicom_patient_id|NUL|row 2: "),
+        (TABLE_OF_ONE.replace("none", "no\0ne").encode(), r"row 2: expected text without .*, found 'no\\x00ne'"),
+        (TABLE_OF_ONE.replace("none", "\x1b[2J").encode(), r"row 2: expected text without .*, found '\\x1b\[2J'"),
+        (TABLE_OF_ONE.replace("none", '"none').encode(), "unexpected end of data, expected a CSV table"),
+        (TABLE_OF_ONE.replace("none", '"no"ne').encode(), "',' expected after '\"', expected a CSV table"),
+        (
+            TABLE_OF_ONE.replace("none", '"none').encode() + b'550421,1,1,none"\r\n',
+            r"row 2: expected text without line breaks, found 'none\\r\\n550421,1,1,none'",
+        ),
+        (TABLE_OF_ONE.replace("none", "x" * 140_000).encode(), "field larger than field limit"),
+        (TABLE_OF_ONE.replace("notes", "her2").encode(), "a heading twice in patient_id, hr, her2, her2"),
+        (TABLE_OF_ONE.replace("hr", "").replace("notes", "").encode(), "a heading twice in patient_id, , her2,"),
+        (TABLE_OF_ONE.encode()[:-5], "found no line break after the last row: is it cut off"),
+        (TABLE_OF_ONE.encode()[:-2], "found no line break after the last row: is it cut off"),
+        (TABLE_OF_ONE.encode()[:-8], "row 2: expected 4 values, found 3"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_text_that_is_no_whole_table_in_utf_8_is_refused_by_file_and_row(tmp_path, content, message):
+    path = tmp_path / "clinical.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}(: |, )({message})"):
+        read_idc_clinical(path)
+
+
+@pytest.mark.parametrize("ends", ["\r\n", "\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_any_line_end_and_a_mark_before_utf_8_make_no_difference(tmp_path, ends, mark):
+    path = tmp_path / "clinical.csv"
+    path.write_bytes(mark + TABLE_OF_ONE.replace("none", '"größer, dichter"').replace("\r\n", ends).encode())
+    assert as_lists(read_idc_clinical(path)) == [["ISPY2-102212", 1, 0]]
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "inf", "-inf", "#N/A", "=1", "None", "<NA>", "1e999", "true"])
+@pytest.mark.parametrize("column", ["HER2", "age", "n_times"])
+def test_a_text_that_looks_like_missing_or_endless_is_no_missing_value(tmp_path, column, text):
+    path = release(tmp_path, {"pid": "ISPY2-550421", column: text})
+    with pytest.raises(ValueError, match=f"ISPY2-550421: {column} is '{text}', expected a"):
+        read_breastdcedl_table(path)
+
+
 def test_a_table_of_duke_alone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected patients of I-SPY, found only duke"):
         read_breastdcedl_table(release(tmp_path, release_rows()[3]))
@@ -287,7 +340,7 @@ def test_what_is_not_the_ambl_sheet_is_told_file_by_file_with_what_it_lacks(tmp_
     assert str(stop.value).partition("Looked at: ")[2] == (
         "duke.xlsx: sheet Data lacks tumor/benign1, HER2 [SII], patients like AMBL-001; "
         "empty.xlsx: sheet Sheet1 lacks Patient ID, tumor/benign1, HER2 [SII], patients like AMBL-001; "
-        "notes.txt: expected an .xlsx spreadsheet, found something else (File is not a zip file); "
+        "notes.txt: File is not a zip file, expected an .xlsx spreadsheet; save it again, without a password; "
         "other.xlsx: sheet Notes lacks Patient ID, tumor/benign1, HER2 [SII], patients like AMBL-001; "
         "sheet S lacks patients like AMBL-001"
     )
@@ -305,8 +358,168 @@ def test_two_files_or_two_sheets_with_the_columns_of_ambl_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 sheets .*: Sep2024.xlsx \(old\), Sep2024.xlsx \(new\); keep one"):
         read_ambl_clinical(path, CODES, OUT)
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(ValueError, match="Sep2024.xlsx: expected an .xlsx spreadsheet, found something else"):
+    with pytest.raises(ValueError, match="Sep2024.xlsx: File is not a zip file, expected an .xlsx spreadsheet"):
         read_ambl_clinical(path, CODES, OUT)
+
+
+def rewritten(path, *, change=None, **parts):
+    """The workbook with its first AMBL sheet's XML changed, or with parts of it replaced or added."""
+    with zipfile.ZipFile(path) as book:
+        content = {name: book.read(name) for name in book.namelist()}
+    if change:
+        content["xl/worksheets/sheet2.xml"] = change(content["xl/worksheets/sheet2.xml"])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as book:
+        for name, data in (content | {name.replace("__", "/"): data for name, data in parts.items()}).items():
+            book.writestr(name, data)
+    return path
+
+
+def cell(place, inside):
+    """Adds a row with one cell to a sheet's XML."""
+    row = re.search("[0-9]+", place)[0]
+    added = f'<row r="{row}"><c r="{place}" {inside}</c></row></sheetData>'.encode()
+    return lambda xml: xml.replace(b"</sheetData>", added)
+
+
+LAUGHS = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
+LAUGHS = f'<!DOCTYPE l [<!ENTITY a0 "{"ha" * 50}">{LAUGHS}]>'.encode()
+
+
+def laughing(xml):
+    return LAUGHS + cell("A9999", 't="inlineStr"><is><t>&a9;</t></is>')(xml[xml.index(b"<worksheet") :])
+
+
+FORMULA = "a formula without its value, as programs save it that do not compute"
+LIMITS = "more than 50 sheets, 5000 rows or 500 columns"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cell("A1048576", 't="inlineStr"><is><t>x</t></is>'), None),  # not beyond a limit: one row more
+        (cell("XFD3000", "><v>1</v>"), LIMITS),
+        (cell("SG2000", "><v>1</v>"), LIMITS),
+        (lambda xml: xml.replace(b"</sheetData>", b"<row><c><v>1</v></c></row>" * 5_000 + b"</sheetData>"), LIMITS),
+        (lambda xml: xml + b" " * 20_000_000, r"20,[0-9,]+ bytes unpacked, more than 20,000,000"),
+        (cell("A9999", "><f>1+1</f><v></v>"), FORMULA),
+        (cell("B9999", "><f>SUM(A1:A2)</f><v/>"), FORMULA),
+        (cell("B9999", '><f t="shared" si="0"/>'), FORMULA),
+        (cell("B9999", '><f>A1&amp;""</f>'), FORMULA),
+        (cell("A9999", "><v>nan</v>"), "invalid literal for int|could not convert"),
+        (lambda xml: xml[:-200], "no element found|unclosed token"),
+        (lambda xml: xml.replace(b"sheetData", b"sheetDat\xff"), "not well-formed"),
+        (laughing, "Unable to read workbook: .*invalid XML"),
+    ],
+    ids=["last row", "wide", "501 columns", "rows", "bytes", *["formula"] * 4, "nan", "cut", "bytes", "laughs"],
+)
+def test_a_workbook_that_is_broken_or_beyond_the_limits_is_refused_by_file(tmp_path, change, message):
+    path = rewritten(ambl_sheet(tmp_path, *ambl_rows()), change=change)
+    if message is None:
+        with pytest.raises(ValueError, match=f"^{path}: patientid cannot be 'x'"):
+            read_ambl_clinical(path, CODES, OUT)
+        return
+    with pytest.raises(
+        ValueError, match=f"Looked at: {path.name}: ({message}).*, expected an .xlsx spreadsheet; save"
+    ):
+        read_ambl_clinical(path, CODES, OUT)
+
+
+def damaged(how):
+    """A workbook's bytes, one of them changed in each of its members' headers."""
+
+    def change(content):
+        offset, value = {"encrypted": (6, 1), "compression": (8, 97)}[how]
+        local, central = b"PK\x03\x04", b"PK\x01\x02"
+        content = bytearray(content)
+        for mark, further in ((local, 0), (central, 2)):
+            at = content.find(mark)
+            while at >= 0:
+                content[at + offset + further] = value
+                at = content.find(mark, at + 4)
+        return bytes(content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damaged("encrypted"), "is encrypted, password required"),
+        (damaged("compression"), "compression method is not supported"),
+        (lambda content: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "File is not a zip file"),
+        (lambda content: b"", "File is not a zip file"),
+        (lambda content: content[:100] + b"\xff" * 20 + content[120:], "Bad CRC|decompress|invalid|Error -3"),
+    ],
+    ids=["encrypted", "compression", "an older format, or a password", "empty", "a flipped part"],
+)
+def test_a_workbook_that_zip_cannot_read_is_refused_by_file(tmp_path, change, message):
+    path = ambl_sheet(tmp_path, *ambl_rows())
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"Looked at: {path.name}: .*({message}).*, expected an .xlsx spreadsheet"):
+        read_ambl_clinical(path, CODES, OUT)
+
+
+def test_a_zip_of_something_else_is_no_workbook(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as other:
+        other.writestr("patients.txt", "AMBL-001")
+    with pytest.raises(ValueError, match=r"a.xlsx: .*\[Content_Types\].xml.*, expected an .xlsx spreadsheet"):
+        find_ambl_sheet(tmp_path)
+
+
+def test_a_value_that_was_saved_with_a_formula_counts_and_so_does_an_empty_one(tmp_path):
+    path = ambl_sheet(tmp_path, *ambl_rows())
+    expected = read_ambl_clinical(path, CODES, OUT)
+    pos = re.compile(rb'<c r="([A-Z]+3)" t="[a-zA-Z]+"><v>[0-9]+</v></c>')  # AMBL-002's identifier
+
+    def computed(xml):
+        xml = pos.sub(rb'<c r="\1" t="str"><f>"AMBL-"&amp;"002"</f><v>AMBL-002</v></c>', xml, count=1)
+        return cell("B9999", 't="str"><f>""</f><v></v>')(xml)
+
+    pd.testing.assert_frame_equal(read_ambl_clinical(rewritten(path, change=computed), CODES, OUT), expected)
+
+
+@pytest.mark.parametrize("dimension", [b"A1", b"A1:XFD1048576"])
+def test_what_a_sheet_says_of_its_own_size_does_not_matter(tmp_path, dimension):
+    path = ambl_sheet(tmp_path, *ambl_rows())
+    expected = read_ambl_clinical(path, CODES, OUT)
+    path = rewritten(
+        path, change=lambda xml: re.sub(rb'dimension ref="[^"]*"', b'dimension ref="%s"' % dimension, xml)
+    )
+    pd.testing.assert_frame_equal(read_ambl_clinical(path, CODES, OUT), expected)
+
+
+@pytest.mark.parametrize("text", ["nan", "NA", "#N/A", "inf", "None"])
+def test_a_cell_of_the_ambl_sheet_that_looks_like_missing_is_none(tmp_path, text):
+    with pytest.raises(ValueError, match=f"gives these values of HER2 .SII. no meaning: .'{text.lower()}'"):
+        read_rows(tmp_path, ambl_row("AMBL-001", ("R1", 1, text, 0)))
+    with pytest.raises(ValueError, match=f"AMBL-001: tumor/benign1 is '{text}', expected a whole number"):
+        read_rows(tmp_path, ambl_row("AMBL-001", ("R1", text, "pos", 0)))
+
+
+@pytest.mark.parametrize("heading", ["Pos2", "pathology3", "tumor/benign1", "isTN2", "Patient ID", "HER2 [SII] 3"])
+def test_a_column_of_the_ambl_sheet_that_is_there_twice_is_named(tmp_path, heading):
+    table = pd.DataFrame(ambl_rows())
+    table.insert(5, f"{heading} ", table.get(heading, 1))
+    table.to_excel(tmp_path / "ambl.xlsx", index=False)
+    name = re.escape("her2[sii]3 or her[sii]3" if heading == "HER2 [SII] 3" else heading.lower().replace(" ", ""))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/ambl.xlsx: expected one column each of {name}; found"):
+        read_ambl_clinical(tmp_path, CODES, OUT)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the limit of memory is Linux's")
+@pytest.mark.parametrize("guard", ["True", "False"], ids=["defusedxml", "expat alone"])
+def test_entities_that_expand_to_gigabytes_are_refused_in_bounded_memory(tmp_path, guard):
+    path = rewritten(ambl_sheet(tmp_path, *ambl_rows()), change=laughing)
+    script = (
+        "import resource, sys; from pathlib import Path; from her2core.cohorts.ambl import find_ambl_sheet\n"
+        "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + 2**28,) * 2)\n"
+        "find_ambl_sheet(Path(sys.argv[1]))"
+    )
+    environment = os.environ | {"OPENPYXL_DEFUSEDXML": guard}
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, env=environment)
+    last = done.stderr.splitlines()[-1]
+    assert re.search("AMBL-Clinical.xlsx: .*(invalid XML|limit on input amplification).*, expected an .xlsx", last)
 
 
 def test_the_ambl_sheet_may_give_side_and_slice_in_two_columns(tmp_path):
@@ -564,7 +777,7 @@ def test_parquet_needs_pyarrow_and_then_reads_as_csv_does(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         for name in ("pyarrow", "fastparquet"):
             patch.setitem(sys.modules, name, None)
-        with pytest.raises(ValueError, match=r"ispy2\.parquet: parquet needs pyarrow; pip install pyarrow"):
+        with pytest.raises(ValueError, match=r"ispy2\.parquet: .*; parquet needs pyarrow; pip install pyarrow"):
             read_idc_clinical(path)
     monkeypatch.setattr(pd, "read_parquet", {path: pd.DataFrame(table)}.get)
     assert as_lists(read_idc_clinical(path)) == [["ISPY2-102212", 1, 0]]

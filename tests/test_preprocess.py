@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from house import PARAMS
 
 from her2core import preprocess as p
 from her2core.bias_field import N4Config
@@ -21,6 +22,7 @@ from her2core.formats.nifti import write_breastdcedl
 from her2core.formats.volume import DceSeries, Geometry, Phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import SCOPES
+from her2core.records import file_digest, read_digests
 
 TOP = Path(__file__).resolve().parents[1]
 CONFIG = p.PrepareConfig(
@@ -220,13 +222,13 @@ def test_a_disk_that_fails_is_no_reason_against_a_patient(raw, patients, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(p.Part, "save", full)
-    with pytest.raises(ValueError, match="(?s)6 of 6 patients, 6 because of files on this disk.*No space left"):
+    with pytest.raises(ValueError, match="(?s)6 of 6 patients, 6 because of files.*No space left"):
         p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
     assert not (tmp_path / "out").exists()
 
 
 def test_where_nobody_can_be_prepared_the_study_does_not_go_on(raw, patients, tmp_path, monkeypatch):
-    monkeypatch.setattr(p, "as_uint16", lambda phases, patient: p.Phases(2, 1, 0))
+    monkeypatch.setattr(p, "as_uint16", lambda phases, patient: (p.Phases(2, 1, 0), 1.0))
     with pytest.raises(ValueError, match="6 of 6 patients cannot be prepared"):
         p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
 
@@ -295,6 +297,69 @@ def test_a_damaged_part_is_made_again(raw, patients, tmp_path):
         assert job[1].read_bytes() == whole
 
 
+def test_the_table_of_digests_names_every_other_file(prepared):
+    found = read_digests(prepared[0] / "digests.csv", "")
+    assert found == {f.name: file_digest(f) for f in prepared[0].iterdir() if f.name != "digests.csv"}
+
+
+@pytest.mark.parametrize("at", [0.3, 0.9])
+def test_a_part_that_changed_before_all_were_together_is_named(raw, patients, tmp_path, monkeypatch, at):
+    real = p.each
+
+    def then_changed(*arguments):
+        answers = real(*arguments)
+        part = next(tmp_path.glob(".out-parts/*.npz"))
+        content = bytearray(part.read_bytes())
+        content[int(len(content) * at)] ^= 1
+        part.write_bytes(content)
+        return answers
+
+    monkeypatch.setattr(p, "each", then_changed)
+    with pytest.raises(ValueError, match=r"\.npz: .*, expected a prepared patient; delete it and run again"):
+        p.prepare(patients[:1], raw, tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+SHORT = [MemoryError("Unable to allocate 3.0 GiB"), RuntimeError("ITK ERROR: Failed to allocate memory for image.")]
+
+
+@pytest.mark.parametrize("error", [*SHORT, MemoryError()], ids=["numpy", "SimpleITK", "Python"])
+def test_want_of_memory_is_no_reason_against_a_patient_and_names_it_and_the_remedy(
+    tmp_path, patients, raw, monkeypatch, error
+):
+    def short(row, *_):
+        raise error
+
+    monkeypatch.setattr(p, "prepare_patient", short)
+    name = patients["patient"][0]
+    with pytest.raises(
+        ValueError, match=f"(?s)1 of 1 patients, 1 because .*{name}: out of memory .*lower prepare.jobs"
+    ):
+        p.prepare(patients[:1], raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
+
+
+def test_who_is_at_work_is_noted_until_it_ends(tmp_path, monkeypatch):
+    noted = []
+    monkeypatch.setattr(p, "prepare_patient", lambda *_: noted.extend(f.name for f in tmp_path.iterdir()))
+    job = {"patient": "A"}, tmp_path / "A.key.npz"
+    with pytest.raises(AttributeError):
+        p._make_part(job, tmp_path, CONFIG)
+    assert noted == ["A.key.begun"] and list(tmp_path.iterdir()) == []
+
+
+def killed(job, raw, config):
+    job[1].with_suffix(".begun").touch()
+    os.kill(os.getpid(), 9)
+
+
+def test_a_process_that_is_killed_is_told_with_the_patient_it_was_at(tmp_path, patients, raw, monkeypatch):
+    monkeypatch.setattr(p, "_make_part", killed)
+    name = patients["patient"][1]
+    with pytest.raises(ValueError, match=f"^{name}: .*; if memory is short, lower prepare.jobs"):
+        p.prepare(patients[1:2], raw, tmp_path / "out", replace(CONFIG, jobs=2))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_part_survives_the_disk(raw, patients, tmp_path):
     part = p.prepare_patient(patients.iloc[0].to_dict(), raw, CONFIG)
     part.save(tmp_path / "part.npz")
@@ -331,7 +396,7 @@ def test_nothing_of_an_earlier_preparation_stays(raw, patients, tmp_path):
     (out / "images_n4.npy").write_bytes(b"of other parameters")
     p.prepare(patients[:1], raw, out, replace(CONFIG, bias_fields=("raw",)))
     arrays = ["images_raw", "levels", "masks", "moments_raw", "neighbours_raw", "quantiles_raw"]
-    names = sorted([*(f"{name}.npy" for name in arrays), "kinetics.csv", "slices.csv"])
+    names = sorted([*(f"{name}.npy" for name in arrays), "digests.csv", "kinetics.csv", "slices.csv"])
     assert sorted(f.name for f in out.iterdir()) == names
 
 
@@ -428,6 +493,7 @@ def test_a_pixel_is_that_of_the_crop_or_without_crop_mm_that_of_the_image():
 def test_parameters_may_leave_crop_mm_open():
     values = {"crop_mm": None, "crop_px": 256, "slices": 5, "quantiles": [0.0, 1.0], "early_s": 150}
     values |= {"late_s": 450, "bias_fields": ["raw"], "neighbours": False, "allow_missing": False, "jobs": -1}
+    values |= {name: PARAMS["prepare"][name] for name in ("audit", "n4")}
     assert build(p.PrepareConfig, values, "here").crop_mm is None
     assert build(p.PrepareConfig, values | {"crop_mm": 64}, "here").crop_mm == 64.0
 
@@ -436,19 +502,85 @@ def test_parameters_may_leave_crop_mm_open():
 def test_undershoot_below_zero_becomes_zero_and_more_is_refused(dtype):
     phases = np.full((3, 10, 10, 10), 1200, dtype)
     phases[0, 0, 0, :2] = -3
-    found = p.as_uint16(phases, "x")
-    assert found.dtype == np.uint16
+    found, factor = p.as_uint16(phases, "x")
+    assert found.dtype == np.uint16 and factor == 1
     assert found[0, 0, 0, :3].tolist() == [0, 0, 1200] and found.sum() == 1200 * 2998
     phases[0, 0, 0, :3] = -3  # 0.1 %
     with pytest.raises(ValueError, match=r"x: intensities from -3(.0)? to 1200(.0)?, 0.1 % of them below zero"):
         p.as_uint16(phases, "x")
 
 
-def test_intensities_that_fit_are_kept_and_others_refused():
-    np.testing.assert_array_equal(p.as_uint16(np.array([-0.4, 0.4, 1200.0, 65535.0]), "x"), [0, 0, 1200, 65535])
-    for bad in ([0, 65536], [np.nan, 1], [np.inf, 1], [-np.inf, 1]):
-        with pytest.raises(ValueError, match="x: intensities from .* expected 0 to 65535"):
+def test_intensities_that_fit_are_kept_and_what_is_not_finite_is_refused():
+    found, factor = p.as_uint16(np.array([-0.4, 0.4, 1200.0, 65535.0]), "x")
+    assert found.tolist() == [0, 0, 1200, 65535] and factor == 1
+    for bad in ([np.nan, 1], [np.inf, 1], [-np.inf, 1]):
+        with pytest.raises(ValueError, match="x: intensities from .* expected finite numbers"):
             p.as_uint16(np.array(bad, float), "x")
+
+
+@pytest.mark.parametrize(
+    "phases, factor",
+    [
+        (np.arange(4096, dtype=np.float32) / 4096, 2.0**16),  # 0 to 1
+        (np.arange(4096) * 0.000244, 2.0**16),  # a slope of a scanner
+        (np.arange(1000, dtype=np.float32) + 0.5, 2.0**6),
+        (np.array([0, 0.5, 2047.5]), 2.0**5),
+        (np.array([0, 1e-30, 7e-30]), 2.0**112),
+        (np.array([0, 3, 65536], np.int32), 0.5),
+        (np.array([0, 3, 65536.0]), 0.5),
+        (np.array([0, 8, 2**31 - 1], np.int64), 2.0**-16),
+    ],
+    ids=str,
+)
+def test_what_rounding_would_flatten_or_uint16_cannot_hold_is_multiplied_by_one_power_of_two(phases, factor):
+    found, used = p.as_uint16(phases, "x")
+    assert used == factor and found.dtype == np.uint16 and 32768 <= found.max() <= 65535
+    np.testing.assert_array_equal(found, np.rint(phases.astype(np.float64) * factor))
+    if factor > 1:
+        assert len(np.unique(found)) == len(phases)
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        np.array([0, 5, 200], np.int16),
+        np.array([0, 5, 200], np.float32),
+        np.array([0.25, 5, 2048]),
+        np.array([0.25, 5, 65535]),
+        np.array([0, 1], np.uint8),
+        np.zeros(3),
+        np.array([-0.25, 0]),
+    ],
+    ids=str,
+)
+def test_whole_numbers_and_those_with_levels_enough_are_not_multiplied(phases):
+    found, factor = p.as_uint16(np.tile(phases, 1000), "x")
+    assert factor == 1 and found[: len(phases)].tolist() == np.maximum(np.rint(phases), 0).tolist()
+
+
+def test_undershoot_counts_after_the_multiplication():
+    phases = np.full(10000, 0.75, np.float32)
+    phases[:9] = -0.01
+    found, factor = p.as_uint16(phases, "x")
+    assert factor == 65536 and found[:10].tolist() == [0] * 9 + [49152]
+    phases[:10] = -0.01
+    with pytest.raises(ValueError, match="x: intensities from -0.0.* to 0.75, 0.1 % of them below zero"):
+        p.as_uint16(phases, "x")
+
+
+def test_the_factor_of_a_patients_intensities_stands_in_the_worksheet(prepared, tmp_path, rng, monkeypatch):
+    assert (pd.read_csv(prepared[0] / "kinetics.csv")["intensity_factor"] == 1).all()
+    array = rng.integers(1, 4096, (3, 6, 20, 20))
+    mask = np.zeros((6, 20, 20), bool)
+    mask[2:4, 8:12, 8:12] = True
+    series = DceSeries((array / 4096).astype(np.float32), Geometry((2.0, 1.0, 1.0)), (np.nan,) * 3)
+    write_breastdcedl(series, mask, tmp_path / "spy1", patient_id="x", cohort="spy1")
+    row = {"patient": "x", "dataset": "spy1", "layout": "breastdcedl", "slice_thick": 2.0, "xy_spacing": 1.0}
+    monkeypatch.setattr(p, "check_complete", lambda *_: None)
+    part = p.prepare_patient(row, tmp_path, CONFIG)
+    assert part.kinetics["intensity_factor"] == 2**16
+    expected = lesion_features(array, mask, (2.0, 1.0, 1.0))
+    assert {k: part.kinetics[k] for k in expected} == pytest.approx(expected)
 
 
 def test_a_pack_has_raw_and_corrected_crops_of_the_same_slices(rng):

@@ -1,8 +1,18 @@
 """A file or folder is written whole or not at all; a patient is complete, or what lacks is named."""
 
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+
+import numpy as np
 import pytest
 
 from her2core import records
+from her2core.formats import dicom_write, nifti
+from her2core.formats.volume import DceSeries, Geometry
 
 
 @pytest.fixture
@@ -47,10 +57,63 @@ def test_what_lacks_is_named_and_the_record_counts_for_nothing(folder, damage, m
         records.check_complete("P1", folder)
 
 
-def test_files_of_the_right_size_with_other_content_are_refused(folder):
-    (folder / "dce/2.dcm").write_bytes(b"two?")
-    with pytest.raises(records.Incomplete, match=r"P1: not the files that were acquired.*delete P1.json and run"):
+@pytest.mark.parametrize(("name", "content"), [("dce/2.dcm", b"two?"), ("seg.dcm", bytes(4))])
+def test_files_of_the_right_size_with_other_content_are_refused_and_remade(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(records.Incomplete, match=r"P1: not the files that were acquired \(SHA-256\); run: python"):
         records.check_complete("P1", folder)
+    assert (
+        records.read_record(folder, "P1") is None
+    )  # acquire makes the patient again, with nothing to delete first
+
+
+def edited(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flipped(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_text("{"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_text("[1, 2]"),
+        lambda path: path.write_bytes(b"\xff\xfe" + path.read_bytes()),
+        lambda path: edited(path, files=["seg.dcm"]),
+        lambda path: edited(path, files={"seg.dcm": "4"}),
+        lambda path: edited(path, sha256=None),
+        lambda path: edited(path, metadata={"dataset": "spy1"}),
+        lambda path: path.write_text("[" * 100_000),
+    ],
+    ids="broken,empty,cut off,list,no text,list of files,text size,no digest,another collection,deep".split(","),
+)
+def test_a_record_that_is_not_as_it_was_written_counts_for_nothing(folder, damage):
+    damage(folder / "records/P1.json")
+    assert records.read_record(folder, "P1") is None
+    with pytest.raises(records.Incomplete, match=r"P1: P1.json is damaged or another patient's; run: python -m"):
+        records.check_complete("P1", folder)
+
+
+def test_a_bit_that_flips_anywhere_in_a_record_is_noticed(folder):
+    path = folder / "records/P1.json"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flipped(path, at)
+        assert records.read_record(folder, "P1") is None, at
+        path.write_bytes(whole)
+    assert records.read_record(folder, "P1")
+
+
+def test_a_record_under_another_patients_name_is_not_that_patients(folder):
+    shutil.copy(folder / "records/P1.json", folder / "records/P2.json")
+    with pytest.raises(records.Incomplete, match="P2: P2.json is damaged or another patient's"):
+        records.check_complete("P2", folder)
 
 
 def names_in(folder):
@@ -113,6 +176,81 @@ def test_a_folder_survives_a_kill_while_it_is_replaced(tmp_path, monkeypatch):
     with pytest.raises(ValueError), records.whole(path):
         raise ValueError
     assert names_in(tmp_path) == ["result"] and names_in(path) == ["old.txt"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_what_the_disk_does_not_take_in_the_end_never_gets_the_name(tmp_path, monkeypatch, is_folder, number):
+    path = tmp_path / "result"
+
+    def full(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(OSError, match=os.strerror(number)), records.whole(path) as part:
+        if is_folder:
+            part.mkdir()
+        (part / "new.txt" if is_folder else part).write_text("new")
+    assert names_in(tmp_path) == []
+
+
+def test_all_files_of_a_folder_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(handle):
+        assert not (tmp_path / "result").exists()
+        flushed.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(records.os, "fsync", fsync)
+    with records.whole(tmp_path / "result") as part:
+        (part / "deep").mkdir(parents=True)
+        for name in ("a", "deep/b", "deep/c"):
+            (part / name).write_text(name)
+    assert sorted(flushed) == sorted((tmp_path / "result" / n).stat().st_ino for n in ("a", "deep/b", "deep/c"))
+
+
+@pytest.fixture
+def small_disk():
+    """No file of this process can be longer than 20 kB: a write beyond fails as on a disk that is full."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[0][1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, former[0])
+    signal.signal(signal.SIGXFSZ, former[1])
+
+
+def write_table(folder, series, mask):
+    with records.whole(folder / "table.csv") as part:
+        part.write_bytes(b"x" * 30_000)
+
+
+def write_dicom(folder, series, mask):
+    acquisition = dicom_write.Acquisition("dce", "GE", 1.5, 5.3, 2.4, 10)
+    dicom_write.write_dce(series, folder / "dce", patient_id="P1", acquisition=acquisition)
+
+
+def write_nifti(folder, series, mask):
+    nifti.write_breastdcedl(series, mask, folder, patient_id="P1")
+
+
+@pytest.mark.parametrize("write", [write_table, write_dicom, write_nifti])
+def test_a_disk_that_is_full_ends_with_an_error_and_leaves_nothing_complete(tmp_path, rng, small_disk, write):
+    array = rng.integers(0, 60000, (3, 4, 128, 128)).astype(np.uint16)
+    series = DceSeries(array, Geometry((2.0, 1.0, 1.0)), (0.0, 90.0, 180.0))
+    with pytest.raises(OSError, match="too large|written whole"):
+        write(tmp_path, series, array[0] > 40000)
+        records.write_record(tmp_path, "P1", [p for p in tmp_path.rglob("*") if p.is_file()])
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [] and records.read_record(tmp_path, "P1") is None
+
+
+def test_digests_of_files_are_a_table_that_reads_back(folder):
+    paths = sorted(folder.rglob("*.dcm"))
+    records.write_digests(folder / "digests.csv", paths)
+    found = records.read_digests(folder / "digests.csv", "make it again")
+    assert found == {path.name: records.file_digest(path) for path in paths} and len(found) == 3
+    (folder / "digests.csv").write_text("file,size\n1.dcm,3\n")
+    with pytest.raises(ValueError, match=r"digests.csv: 'sha256', expected columns .*; make it again$"):
+        records.read_digests(folder / "digests.csv", "make it again")
 
 
 def test_two_writers_of_one_path_are_told_apart_by_their_marks(tmp_path):

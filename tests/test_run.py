@@ -9,8 +9,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from house import BARE
+from test_parallel import assert_all_end
 
-from her2core.run import parse, scrub
+from her2core.run import main, parse, scrub
 
 PACKAGE = Path(__file__).resolve().parents[1]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -20,6 +22,21 @@ GOOD = [
     (None, "import sys\nfrom tqdm import tqdm\nprint(cohort, 'speed', speed, object())"),
     (None, "for _ in tqdm(range(3), desc='bar'):\n    pass"),
 ]
+ENDS = {
+    "dies": "import os, signal\nprint('here', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)",
+    "exits": "import os\nos._exit(0)",
+    "starves": "bytearray(10**15)",
+    "starves_in_numpy": "import numpy as np\nnp.zeros(10**15)",
+}
+WORKING = f"""
+import sys
+sys.path[:0] = [{str(PACKAGE)!r}, {str(PACKAGE / "tests")!r}]
+import test_parallel
+from functools import partial
+from pathlib import Path
+from her2core.parallel import each
+each(partial(test_parallel.busy, folder=Path("..")), range(4), 2, "busy")
+"""
 
 
 def write_notebook(folder, name, cells):
@@ -37,7 +54,7 @@ def write_notebook(folder, name, cells):
 def compendium(tmp_path_factory):
     top = tmp_path_factory.mktemp("compendium")
     (top / "notebooks").mkdir()
-    (top / "params.yaml").write_text("name: small\nruns: []\nacquire: {source: phantom}\n")
+    (top / "params.yaml").write_text(BARE.format("small"))
     (top / "dvc.yaml").write_text(
         "stages:\n  s: {cmd: x, deps: [notebooks/edits.ipynb, data.txt]}\n"
         "  g: {cmd: x, deps: [notebooks/good.ipynb]}\n"
@@ -48,6 +65,9 @@ def compendium(tmp_path_factory):
     write_notebook(top, "edits", [STUDY, (None, "open('../data.txt', 'w').write('2')")])
     sleeping = "import os, time\nopen('../pid', 'w').write(str(os.getpid()))\ntime.sleep(600)"
     write_notebook(top, "sleeps", [STUDY, (None, sleeping)])
+    for name, code in ENDS.items():
+        write_notebook(top, name, [STUDY, (None, "x = 1"), (None, code)])
+    write_notebook(top, "works", [STUDY, (None, WORKING)])
     return top
 
 
@@ -78,7 +98,7 @@ def test_output_and_progress_bars_reach_the_terminal_and_the_file_repeats_to_the
     ("arguments", "message"),
     [
         (("good", "sped=fast"), "notebooks/good.ipynb has no parameter sped; it has cohort, speed, colour"),
-        (("god",), "no notebook 'god'; there are edits, fails, good, sleeps"),
+        (("god",), "no notebook 'god'; there are dies, edits, exits, fails, good, sleeps, "),
         (("good", "fast"), "expected name=value"),
         (("good", "cohort=large"), "no study 'large'; there are small"),
     ],
@@ -97,6 +117,44 @@ def test_a_failing_cell_gives_two_lines_and_leaves_the_half_run_notebook(compend
     part = compendium / "results/small/executed/fails.part.ipynb"
     assert str(part.relative_to(compendium)) in lines[1] and part.is_file()
     assert not (compendium / "results/small/executed/fails.ipynb").exists()
+
+
+@pytest.mark.parametrize("name", ["dies", "exits"])
+def test_a_kernel_that_dies_is_one_line_that_says_where_why_and_what_to_do(compendium, name):
+    before = compendium / f"results/small/executed/{name}.ipynb"
+    before.parent.mkdir(parents=True, exist_ok=True)
+    before.write_text("of the last run")
+    found = run(compendium, name)
+    says = "Kernel died; probably it was killed for lack of memory; what was complete is kept: run it again, with "
+    assert found.returncode == 1 and before.read_text() == "of the last run"
+    assert found.stderr.strip() == f"notebooks/{name}.ipynb, cell [4]: {says}fewer jobs or more memory"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("starves", "MemoryError: "), ("starves_in_numpy", "MemoryError: Unable")]
+)
+def test_want_of_memory_in_a_notebook_says_so_and_where(compendium, name, kind):
+    found = run(compendium, name)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert found.stderr.strip().startswith(f"notebooks/{name}.ipynb, cell [4]: {kind}")
+
+
+def test_a_kernel_that_never_answers_is_one_line_too(compendium, monkeypatch, capsys):
+    monkeypatch.chdir(compendium)
+    monkeypatch.setattr("papermill.execute_notebook", refuse)
+    with pytest.raises(SystemExit, match=r"notebooks/good.ipynb, cell \[0\]: Kernel didn't respond in 60 seconds"):
+        main(["good"])
+
+
+def refuse(source, part, parameters, **_):
+    nbformat.write(nbformat.v4.new_notebook(), part)
+    raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+
+def test_nothing_is_left_of_a_runner_that_is_killed_while_its_workers_are_busy(compendium):
+    env = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    runner = subprocess.Popen(command("works"), cwd=compendium, env=env, stderr=subprocess.DEVNULL)
+    assert_all_end(runner, signal.SIGKILL, compendium)
 
 
 def test_a_dependency_edited_in_mid_run_fails_the_run(compendium):

@@ -2,16 +2,19 @@
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from prepared_samples import make_run, write_prepared
+from house import PARAMS
+from prepared_samples import make_run, sealed, write_prepared
+from safetensors.torch import load_file, save_file
 
 from her2core.auc import auc
 from her2core.baselines import ModelConfig, VitConfig
-from her2core.config import Study
+from her2core.config import Study, merge
 from her2core.dataset import Slices
 from her2core.evaluate import COLUMNS, read_predictions
 from her2core.model import ThdaConfig
@@ -19,11 +22,8 @@ from her2core.runs import (
     Run,
     aggregated,
     attention_inside,
-    check_weights,
-    digests,
     gates,
     parse_run,
-    save_weights,
     spatial_attention,
     train_run,
 )
@@ -60,7 +60,7 @@ def trained(prepared, slices):
 @pytest.fixture
 def frozen(run, trained):
     """A run whose weights lie in its folder."""
-    save_weights(trained[0], run.folder)
+    run.freeze(trained[0])
     return run
 
 
@@ -85,7 +85,7 @@ def test_a_name_that_is_no_run_is_refused(name):
 
 @pytest.fixture
 def study(tmp_path):
-    values = {"train": {"window": "slice_minmax", "epochs": 3}, "models": {"thda": {"width": 24}}}
+    values = merge(PARAMS, {"train": {"window": "slice_minmax", "epochs": 3}, "models": {"thda": {"width": 24}}})
     return Study("mine", tmp_path, values)
 
 
@@ -93,6 +93,7 @@ def test_a_run_of_a_study_has_its_networks_its_training_and_its_folders(study, t
     run = Run.of(study, "thda-n4")
     assert (run.name, run.model, run.window, run.bias_field) == ("thda-n4", "thda", "slice_minmax", "n4")
     assert run.models.thda.width == 24 and run.training.epochs == 3 and run.cohort == "mine"
+    assert run.frozen == tmp_path / "results/mine/weights/thda-n4.csv" and run.stage.endswith("train@thda-n4")
     assert run.prepared == tmp_path / "data/mine/prepare" and run.folder == tmp_path / "models/mine/thda-n4"
 
 
@@ -117,6 +118,7 @@ def test_the_slices_of_a_run_are_those_of_its_window_and_some_of_them_are_some_r
 
 def test_a_run_whose_heads_see_adjacent_slices_is_fed_them(run, slices, rng):
     np.save(run.prepared / "neighbours_raw.npy", rng.integers(0, 900, (24, 2, 3, 16, 16)).astype(np.uint16))
+    sealed(run.prepared)
     models = replace(MODELS, variants={"adjacent": {"head_input": "adjacent_slices"}})
     adjacent = replace(run, model="thda_adjacent", models=models)
     images = adjacent.slices(np.arange(5)).images
@@ -191,7 +193,7 @@ def auc_of_a_study(run, shuffled):
     config = replace(CONFIG, seeds=(0,), epochs=10, batch_size=8, lr=3e-3, validate_every=2)
     models = replace(MODELS, thda=ThdaConfig(width=8, blocks=(1, 1, 1, 1), dropout=0.0))
     run = replace(run, models=models, training=config)
-    save_weights(train_run(run, slices)[0], run.folder)
+    run.freeze(train_run(run, slices)[0])
     table = run.predict("test", slices=slices)
     return auc(table["label"], table["probability"])
 
@@ -207,19 +209,22 @@ def test_shuffled_labels_give_an_auc_of_one_half_in_patients_never_seen(run):
 
 
 def test_weights_survive_the_disk_and_are_the_same_file_twice(run, trained, tmp_path):
-    save_weights(trained[0], tmp_path / "a")
-    save_weights(trained[0], tmp_path / "b")
-    first, second = ((tmp_path / d / "seed5.safetensors").read_bytes() for d in "ab")
+    runs = [replace(run, folder=tmp_path / d, frozen=tmp_path / f"{d}.csv") for d in "ab"]
+    for one in runs:
+        one.freeze(trained[0])
+    first, second = ((one.folder / "seed5.safetensors").read_bytes() for one in runs)
     assert first == second and not list(tmp_path.glob("*/.*")) and not list(tmp_path.glob(".*"))
-    networks = replace(run, folder=tmp_path / "a").networks()
+    save_file(trained[0][5], tmp_path / "as the library writes it")
+    assert first == (tmp_path / "as the library writes it").read_bytes()
+    networks = runs[0].networks()
     assert torch.equal(networks[1].classifier.weight, trained[0][5]["classifier.weight"])
     assert [network.training for network in networks] == [False, False]
 
 
-def test_new_weights_replace_the_folder_whole(run, trained):
+def test_new_weights_replace_the_folder_whole_and_their_table(run, trained):
     weights, other = trained[0], {k: v + 1 for k, v in trained[0][5].items()}
-    save_weights({0: weights[0], 1: weights[0], 5: weights[5]}, run.folder)  # of a configuration with three seeds
-    save_weights({0: weights[0], 5: other}, run.folder)
+    run.freeze({0: weights[0], 1: weights[0], 5: weights[5]})  # of a configuration with three seeds
+    run.freeze({0: weights[0], 5: other})
     assert [path.name for path in sorted(run.folder.iterdir())] == ["seed0.safetensors", "seed5.safetensors"]
     assert torch.equal(run.networks()[1].classifier.weight, other["classifier.weight"])
 
@@ -227,15 +232,15 @@ def test_new_weights_replace_the_folder_whole(run, trained):
 def test_weights_that_cannot_be_written_whole_leave_the_former_ones(frozen, trained, monkeypatch):
     former = {path.name: path.read_bytes() for path in frozen.folder.iterdir()}
 
-    def power_cut(tensors, path):
-        path.write_bytes(b"half")
+    def power_cut(tensors):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("her2core.runs.save_file", power_cut)
+    monkeypatch.setattr("her2core.runs.save", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        save_weights(trained[0], frozen.folder)
+        frozen.freeze(trained[0])
     assert {path.name: path.read_bytes() for path in frozen.folder.iterdir()} == former
-    assert list(frozen.folder.parent.iterdir()) == [frozen.folder]
+    assert sorted(frozen.folder.parent.iterdir()) == [frozen.folder, frozen.frozen]
+    assert len(frozen.networks()) == 2
 
 
 def test_the_prediction_table_has_a_row_per_patient_split_and_seed(frozen, slices, tmp_path):
@@ -273,8 +278,8 @@ def test_gates_are_averaged_over_networks_stage_by_stage(frozen, slices):
         torch.testing.assert_close(found["stage1"][kind], (one + other) / 2)
 
 
-def test_digests_name_the_size_and_the_sha256_of_each_file(frozen):
-    table = digests(frozen.weights())
+def test_what_is_frozen_is_a_table_of_each_files_size_and_sha256(frozen):
+    table = pd.read_csv(frozen.frozen)
     assert table.columns.tolist() == ["file", "bytes", "sha256"]
     assert table["file"].tolist() == ["seed0.safetensors", "seed5.safetensors"]
     for name, size, sha256 in table.itertuples(index=False):
@@ -282,21 +287,69 @@ def test_digests_name_the_size_and_the_sha256_of_each_file(frozen):
         assert size == len(content) and sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_weights_that_changed_since_training_are_refused(frozen, trained, tmp_path):
-    digests(frozen.weights()).to_csv(tmp_path / "run.csv", index=False)
-    check_weights(frozen, tmp_path / "run.csv")
-    save_weights({0: trained[0][0], 5: trained[0][0]}, frozen.folder)
-    with pytest.raises(ValueError, match=f"{NAME}/seed5.safetensors: not the weights that training .*@{NAME}$"):
-        check_weights(frozen, tmp_path / "run.csv")
+def changed_bias(path):
+    tensors = load_file(path)
+    tensors["classifier.bias"] += 20
+    save_file(tensors, path)
 
 
-def test_recorded_weights_may_stand_in_any_order_but_none_may_lack(frozen, tmp_path):
-    recorded = digests(frozen.weights())
-    recorded[::-1].to_csv(tmp_path / "run.csv", index=False)
-    check_weights(frozen, tmp_path / "run.csv")
-    recorded[:1].to_csv(tmp_path / "run.csv", index=False)
-    with pytest.raises(ValueError, match="seed5.safetensors: not the weights that training froze .run.csv."):
-        check_weights(frozen, tmp_path / "run.csv")
+def flipped(path, at=-1):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (changed_bias, "its SHA-256 is [0-9a-f]{12}, not [0-9a-f]{12}"),
+        (flipped, "its SHA-256 is"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "its SHA-256 is"),
+        (lambda path: path.write_bytes(b""), "its SHA-256 is"),
+        (lambda path: path.write_bytes((path.parent / "seed0.safetensors").read_bytes()), "its SHA-256 is"),
+        (lambda path: path.unlink(), "no such file"),
+    ],
+    ids=["a bias", "a bit", "cut off", "empty", "another seed's", "deleted"],
+)
+def test_weights_other_than_training_froze_are_refused_at_every_use(frozen, slices, damage, found):
+    damage(frozen.folder / "seed5.safetensors")
+    expected = f"seed5.safetensors: {found}.*, expected the weights of {NAME} that training froze; run: dvc repro "
+    for use in (frozen.networks, partial(frozen.predict, "test", slices=slices)):
+        with pytest.raises(ValueError, match=f"{expected}train@{NAME}$"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda lines: lines[:2], "seed5.safetensors lacks or is too much, expected one per seed"),
+        (lambda lines: [*lines, lines[2].replace("5", "7", 1)], "seed7.safetensors lacks or is too much"),
+        (
+            lambda lines: [line.rpartition(",")[0] for line in lines],
+            "'sha256', expected columns file, bytes, sha256",
+        ),
+        (lambda lines: [*lines[:2], "\udcff\udcfe"], "codec can't decode"),
+        (lambda lines: [*lines[:2], lines[2][:-9]], "seed5.safetensors: its SHA-256 is"),
+    ],
+    ids=["a seed lacks", "a seed too many", "no digests", "no text", "cut off"],
+)
+def test_a_table_of_weights_that_is_not_of_these_seeds_is_refused(frozen, edit, message):
+    lines = edit(frozen.frozen.read_text().splitlines())
+    frozen.frozen.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=f"(?s){message}.*; run: dvc repro train@{NAME}$"):
+        frozen.networks()
+
+
+def test_recorded_weights_may_stand_in_any_order(frozen):
+    header, *rows = frozen.frozen.read_text().splitlines()
+    frozen.frozen.write_text("\n".join([header, *rows[::-1]]) + "\n")
+    assert len(frozen.networks()) == 2
+
+
+def test_weights_of_another_architecture_are_refused_by_name(frozen):
+    wider = replace(frozen, models=replace(MODELS, thda=ThdaConfig(width=16)))
+    with pytest.raises(ValueError, match=f"seed0.safetensors: .*size mismatch.*; run: dvc repro train@{NAME}$"):
+        wider.networks()
 
 
 def test_slices_are_aggregated_as_asked_by_the_same_weights(frozen, slices):
@@ -332,9 +385,6 @@ def test_fresh_networks_differ_by_seed_repeat_and_are_ready_to_predict(run):
     assert not a.training  # batch normalisation would mix the slices of a batch
 
 
-def test_missing_weights_say_which_stage_makes_them(run, trained):
-    with pytest.raises(ValueError, match=f"^{NAME}: seed0.safetensors, seed5.safetensors missing; run: dvc"):
-        run.weights()
-    save_weights({0: trained[0][0]}, run.folder)
-    with pytest.raises(ValueError, match=f"^{NAME}: seed5.safetensors missing; run: dvc repro train@{NAME}$"):
+def test_weights_that_were_never_trained_say_which_stage_makes_them(run):
+    with pytest.raises(ValueError, match=f"{NAME}.csv: no such file, .*; run: dvc repro train@{NAME}$"):
         run.networks()

@@ -1,18 +1,31 @@
 """SEGs on the grid of their series: masks and labels in any orientation and order; what is broken is refused."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pydicom
 import pytest
-from dicom_samples import DIRECTIONS, SEG, SHAPE, analysis_mask, files_at, geometry, lesions, put, series, write
+from dicom_samples import (
+    DIRECTIONS,
+    SEG,
+    SHAPE,
+    analysis_mask,
+    files_at,
+    geometry,
+    item,
+    lesions,
+    put,
+    series,
+    write,
+)
 from pydicom.uid import generate_uid
 
 from her2core.formats.dicom import read_dce
 from her2core.formats.dicom_write import write_seg
 from her2core.formats.seg import read_seg, read_seg_labels
-from her2core.formats.volume import Geometry
+from her2core.formats.volume import Geometry, Source
 
 
 @pytest.fixture
@@ -99,7 +112,11 @@ def moved(**changes):
         (moved(origin_mm=(-80.25, 12.5, 4.0)), SHAPE[1:], "another grid: the corners"),
         (moved(spacing_mm=(2.5, 0.72, 0.9)), SHAPE[1:], "another grid: the corners"),
         (moved(spacing_mm=(2.0, 0.7, 0.9)), SHAPE[1:], "another grid: the corners"),
-        (moved(direction=DIRECTIONS["sagittal"]), SHAPE[1:], "another grid: down its columns and along its rows"),
+        (
+            moved(direction=DIRECTIONS["sagittal"]),
+            SHAPE[1:],
+            r"another grid: \(8, 6\) rows and columns, expected \(6, 8\)",
+        ),
         (geometry(), (5, 6, 9), r"another grid: \(6, 8\) rows and columns, expected \(6, 9\)"),
         (geometry(), (3, 6, 8), "another grid: its slices are 1 to 3, expected 0 to 2"),
         (moved(origin_mm=(-80.25, 12.5, 3.125 + 5)), SHAPE[1:], "another grid: its slices are -1 to 1"),
@@ -267,3 +284,182 @@ def test_the_padding_value_of_a_label_map_is_background(tmp_path):
     ds.PixelData, ds.PixelPaddingValue = pixels.tobytes(), 77
     ds.save_as(path)
     assert np.array_equal(read_seg_labels(path, geometry(), SHAPE[1:]), lesions())
+
+
+# ------------------------------------------------------------------------------------ whose mask, and what it says
+
+FRAME, SERIES = "1.2.3.4", ("1.2.3.5", "1.2.3.6")
+SOURCE = Source(hashlib.sha256(b"P1").hexdigest()[:12], FRAME, SERIES)
+
+
+def drawn_on(*uids):
+    return put(ReferencedSeriesSequence=[item(SeriesInstanceUID=uid) for uid in uids])
+
+
+def derived_from(uid):
+    """Each frame says which image it was derived from."""
+
+    def change(ds):
+        for group in ds.PerFrameFunctionalGroupsSequence:
+            image = item(ReferencedSOPInstanceUID="1.2.7", SeriesInstanceUID=uid)
+            group.DerivationImageSequence = [item(SourceImageSequence=[image])]
+
+    return change
+
+
+def both_readers(path, source):
+    """The mask, after the labels were read too."""
+    read_seg_labels(path, geometry(), SHAPE[1:], source=source)
+    return read_seg(path, geometry(), SHAPE[1:], meaning="segments", source=source)
+
+
+def changed(path, *changes):
+    ds = pydicom.dcmread(path)
+    for change in changes:
+        change(ds)
+    ds.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (put(FrameOfReferenceUID=FRAME),),
+        (put(FrameOfReferenceUID=FRAME), drawn_on("1.2.3.6")),
+        (put(FrameOfReferenceUID=FRAME), drawn_on("1.2.9", "1.2.3.5")),
+        (put(FrameOfReferenceUID=FRAME), derived_from("1.2.3.5")),
+        (put(FrameOfReferenceUID=None), drawn_on("1.2.3.5")),
+        (put(FrameOfReferenceUID=FRAME, PatientID="")),
+        (put(FrameOfReferenceUID=None, PatientID=None)),
+    ],
+)
+def test_a_mask_of_the_same_patient_and_place_or_that_does_not_say_is_read(roi, changes):
+    changes = changes if isinstance(changes, tuple) else (changes,)
+    assert np.array_equal(both_readers(changed(roi, *changes), SOURCE), lesions() > 0)
+
+
+def test_what_the_images_do_not_say_is_no_contradiction(roi):
+    changed(roi, drawn_on("1.2.9"))
+    for source in (None, Source(), Source(SOURCE.patient)):
+        assert np.array_equal(both_readers(roi, source), lesions() > 0)
+
+
+@pytest.mark.parametrize("patient", ["P2", "p1", "P1 P1"])
+def test_a_mask_of_another_patient_is_refused_and_nobody_is_named(roi, patient):
+    changed(roi, put(FrameOfReferenceUID=FRAME, PatientID=patient), drawn_on(*SERIES))
+    with pytest.raises(
+        ValueError, match=rf"roi.dcm: SHA-256 of PatientID is \w{{12}}…, expected {SOURCE.patient}…"
+    ) as e:
+        both_readers(roi, SOURCE)
+    assert patient not in str(e.value).split("roi.dcm")[1]
+
+
+@pytest.mark.parametrize(
+    "changes, found",
+    [
+        ((put(FrameOfReferenceUID=FRAME), drawn_on("1.2.8", "1.2.9")), f"{FRAME} and source 1.2.8, 1.2.9"),
+        ((put(FrameOfReferenceUID=FRAME), derived_from("1.2.8")), f"{FRAME} and source 1.2.8"),
+        ((put(FrameOfReferenceUID="1.2.9"), drawn_on("1.2.3.6")), "1.2.9 and source 1.2.3.6"),
+        ((put(FrameOfReferenceUID="1.2.9"), derived_from("1.2.3.5")), "1.2.9 and source 1.2.3.5"),
+    ],
+)
+def test_a_mask_that_agrees_in_series_or_in_place_alone_is_read_with_a_remark(roi, changes, found):
+    changed(roi, *changes)
+    with pytest.warns(
+        UserWarning, match=f"roi.dcm: frame of reference {found}, the images have {FRAME} and 1.2.3.5"
+    ):
+        assert np.array_equal(both_readers(roi, SOURCE), lesions() > 0)
+
+
+@pytest.mark.parametrize(
+    "changes, found",
+    [
+        ((put(FrameOfReferenceUID="1.2.9"),), "1.2.9 and source None"),
+        ((put(FrameOfReferenceUID="1.2.9"), drawn_on("1.2.8")), "1.2.9 and source 1.2.8"),
+        ((put(FrameOfReferenceUID=None), derived_from("1.2.8")), "None and source 1.2.8"),
+    ],
+)
+def test_a_mask_that_agrees_in_nothing_is_refused_with_both(roi, changes, found):
+    changed(roi, *changes)
+    with pytest.raises(
+        ValueError, match=f"roi.dcm: frame of reference {found}, expected one of .*{FRAME} and 1.2.3.5"
+    ):
+        both_readers(roi, SOURCE)
+
+
+def test_the_masks_that_we_write_are_of_the_patient_and_in_the_frame_of_reference_of_our_images(
+    folder, roi, inverse
+):
+    image = files_at(folder)[0][1]
+    source = Source(SOURCE.patient, image.FrameOfReferenceUID, (image.SeriesInstanceUID,))
+    assert np.array_equal(both_readers(roi, source), lesions() > 0)
+    assert read_seg(inverse, geometry(), SHAPE[1:], meaning="tumour_is_zero", source=source).any()
+
+
+def fractions(path, kind, full, levels):
+    """A FRACTIONAL SEG with the levels in the first voxels of each slice."""
+    array = np.zeros(SHAPE[1:], np.uint8)
+    array[:, 0, : len(levels)] = levels
+    write_seg(array, geometry(), path, meaning="tumour_is_zero", **SEG)
+    return changed(path, put(SegmentationFractionalType=kind, MaximumFractionalValue=full))
+
+
+@pytest.mark.parametrize(
+    "kind, full, expected",
+    [
+        ("PROBABILITY", 100, [0, 0, 0, 1, 1]),
+        ("PROBABILITY", 101, [0, 0, 0, 0, 1]),
+        ("PROBABILITY", 255, [0, 0, 0, 0, 0]),
+        ("OCCUPANCY", 100, [0, 1, 1, 1, 1]),
+        ("OCCUPANCY", 255, [0, 1, 1, 1, 1]),
+    ],
+)
+def test_a_probability_counts_from_one_half_and_an_occupancy_from_any(tmp_path, kind, full, expected):
+    path = fractions(tmp_path / "f.dcm", kind, full, [0, 1, 49, 50, 100])
+    if not any(expected):
+        with pytest.raises(ValueError, match="f.dcm: empty mask"):
+            read(path)
+        return
+    assert read(path)[:, 0, :5].astype(int).tolist() == [expected] * SHAPE[1]
+    labels = read_seg_labels(path, geometry(), SHAPE[1:])
+    assert labels[:, 0, :5].tolist() == [expected] * SHAPE[1]
+
+
+@pytest.mark.parametrize(
+    "kind, full, found",
+    [
+        ("PROBABILITY", 99, "PROBABILITY, values up to 100, expected PROBABILITY or OCCUPANCY up to .*Value, 99"),
+        ("OCCUPANCY", 1, "OCCUPANCY, values up to 100, .*Value, 1"),
+        ("PROBABILITY", None, "PROBABILITY, values up to 100, .*Value, nan"),
+        (None, 255, "None, values up to 100"),
+        ("BAYES", 255, "BAYES, values up to 100"),
+    ],
+)
+def test_fractions_without_a_measure_are_refused(tmp_path, kind, full, found):
+    path = fractions(tmp_path / "f.dcm", kind, full, [0, 100])
+    with pytest.raises(ValueError, match=f"f.dcm: SegmentationFractionalType {found}"):
+        read(path)
+
+
+@pytest.mark.parametrize("numbers", [[1], [1, 3], [7, 8]])
+def test_a_frame_of_a_segment_that_is_not_described_is_refused_and_without_descriptions_any_is_read(roi, numbers):
+    changed(roi, put(SegmentSequence=[item(SegmentNumber=n) for n in numbers]))
+    with pytest.raises(
+        ValueError, match=rf"roi.dcm: frames of the segments \[1, 2\], described are \[{numbers[0]}"
+    ):
+        read(roi)
+    changed(roi, put(SegmentSequence=None))
+    assert np.array_equal(read(roi), lesions() > 0)
+
+
+def test_a_value_of_a_label_map_that_is_not_described_is_refused(tmp_path):
+    path = changed(label_map(tmp_path), lambda ds: ds.SegmentSequence.pop())
+    with pytest.raises(ValueError, match=r"seg.dcm: frames of the segments \[1, 2\], described are \["):
+        read(path)
+
+
+@pytest.mark.parametrize("segment", [item(SegmentLabel="one"), item(SegmentNumber=[1, 2])])
+def test_a_segment_without_its_number_is_an_error_that_names_the_file(roi, segment):
+    changed(roi, put(SegmentSequence=[segment]))
+    with pytest.raises(ValueError, match="roi.dcm: .*, expected sequences of segments and source images"):
+        read(roi)

@@ -36,7 +36,7 @@ from ruamel.yaml import YAML
 
 from her2core.baselines import ModelConfig
 from her2core.cohorts.acquire import SOURCES
-from her2core.config import MERGED, OWN, Study, of_source, tracked
+from her2core.config import MERGED, OWN, Study, tracked
 from her2core.evaluate import EvaluateConfig
 from her2core.preprocess import PrepareConfig
 from her2core.runs import parse_run
@@ -336,7 +336,7 @@ def test_every_study_has_every_section_complete(study, section, monkeypatch):
     monkeypatch.chdir(TOP)
     study, cls = Study.open(study), SECTIONS[section]
     values = study.section(section)
-    cls = of_source(cls, values, section) if isinstance(cls, dict) else cls
+    cls = cls[values["source"]] if isinstance(cls, dict) else cls
     study.params(section, SECTIONS[section])
     assert list(missing_keys(cls, values, section)) == [] and MISSING not in values.values()
     assert set(study.values) == {*OWN, *MERGED}

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import her2core.train
@@ -25,6 +26,7 @@ from her2core.train import (
     _learning_rate,
     _learning_rates,
     _positive_weight,
+    _read_checkpoint,
     begin,
     choose_device,
     fit,
@@ -147,11 +149,11 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import her2core.train
-from her2core.train import Training, _read_checkpoint, fit
+from her2core.train import _read_checkpoint, fit
 from test_train import CONFIG, DROPOUT, planted
 
 checkpoint = Path(sys.argv[2])
-Training.due = lambda training: True  # at each validation
+her2core.train._CHECKPOINT_S, her2core.train._CHECKPOINT_SHARE = 0.0, 1e9  # at each validation
 
 def killed_at(step):
     left = [step]
@@ -276,10 +278,60 @@ def test_a_training_that_ends_early_leaves_its_last_validation(tmp_path, monkeyp
     assert fit(*arguments)[1] == history and len(history) == 3
 
 
-def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path):
-    (tmp_path / "c").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"c: damaged checkpoint \(.*\); delete it to start anew"):
-        fit(Brightness, planted(16, 0), planted(8, 1), CONFIG, 0, checkpoint=tmp_path / "c")
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint of `Brightness`, and the call that continues it."""
+    path = tmp_path_factory.mktemp("checkpoint") / "c"
+    again = partial(fit, Brightness, planted(16, 0), planted(8, 1), CONFIG, 0, checkpoint=path)
+    again()
+    return path.read_bytes(), path, again
+
+
+def test_a_checkpoint_that_changed_by_one_bit_anywhere_is_refused(checkpoint):
+    whole, path, _ = checkpoint
+    for at in [*range(0, len(whole), 7), len(whole) - 1]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=r"c: .*, expected an undamaged checkpoint; delete it to start anew"):
+            _read_checkpoint(path)
+    path.write_bytes(whole)
+    assert _read_checkpoint(path)[0]["epoch"] == CONFIG.epochs
+
+
+def tensors_of(path):
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+
+
+def rewritten(path, tensors=None, **header):
+    found, said = tensors_of(path)
+    save_file(found | (tensors or {}), path, said | header)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"half"),
+        lambda path: path.write_bytes(path.read_bytes()[:-8]),
+        lambda path: rewritten(path, training="{"),
+        lambda path: rewritten(path, training="[]"),
+        lambda path: rewritten(path, training=json.dumps({"key": "", "epoch": 3, "history": []})),
+        lambda path: rewritten(path, {"model/more": torch.zeros(2)}),
+        lambda path: rewritten(path, {"best/": torch.zeros(())}),
+        lambda path: save_file(tensors_of(path)[0], path),
+        lambda path: rewritten(path, {"random/torch": tensors_of(path)[0]["random/torch"][None]}),
+        lambda path: rewritten(path, {"random/torch": tensors_of(path)[0]["random/torch"].view(torch.int8)}),
+    ],
+    ids=[
+        *("no tensors", "cut off", "broken header", "a list", "another key", "another tensor", "an empty name"),
+        *("no header", "another shape", "another type"),
+    ],
+)
+def test_a_damaged_checkpoint_is_an_error_that_names_the_file(checkpoint, damage):
+    whole, path, again = checkpoint
+    path.write_bytes(whole)
+    damage(path)
+    with pytest.raises(ValueError, match=r"c: .*, expected an undamaged checkpoint; delete it to start anew"):
+        again()
 
 
 def test_a_compiled_network_trains_and_its_model_predicts(monkeypatch):

@@ -46,7 +46,8 @@ def bucket(tmp_path, rng):
 @pytest.fixture
 def series(bucket):
     sizes = [p.stat().st_size for p in (bucket / "idc-open-data" / UUID).iterdir()]
-    return {"SeriesInstanceUID": UID, "crdc_series_uuid": UUID, "instances": 6, "size_MB": sum(sizes) / 1e6}
+    place = {"crdc_series_uuid": UUID, "bucket": "idc-open-data"}
+    return {"SeriesInstanceUID": UID, "instances": 6, "size_MB": sum(sizes) / 1e6} | place
 
 
 def contents(folder):
@@ -206,6 +207,33 @@ def test_a_series_arrives_whole_and_is_not_asked_for_again(bucket, series, tmp_p
         asked = len(server.asked)
         transfer.fetch_series(series, tmp_path / "dce", server.url, 4)
         assert len(server.asked) == asked
+
+
+def test_a_series_is_listed_and_fetched_in_the_bucket_that_the_manifest_names(bucket, series, tmp_path):
+    (bucket / "idc-open-data").rename(bucket / "idc-open-data-cr")
+    with serve(bucket) as server:
+        with pytest.raises(TransportFault, match="no listing of a bucket at .*/idc-open-data "):
+            transfer.fetch_series(series, tmp_path / "dce", server.url, 4)
+        transfer.fetch_series(series | {"bucket": "idc-open-data-cr"}, tmp_path / "dce", server.url, 4)
+    assert contents(tmp_path / "dce") == contents(bucket / "idc-open-data-cr" / UUID)
+
+
+@pytest.mark.parametrize("damage", ["another byte", "another name", "another revision"])
+def test_a_series_that_changed_since_it_was_checked_is_fetched_again(bucket, series, tmp_path, damage):
+    folder = tmp_path / "dce"
+    with serve(bucket) as server:
+        transfer.fetch_series(series, folder, server.url, 4)
+        if damage == "another byte":
+            (folder / "3.dcm").write_bytes((folder / "3.dcm").read_bytes()[:-1] + b"?")
+        elif damage == "another name":
+            (folder / "3.dcm").rename(folder / "x.dcm")
+        else:
+            (folder / ".checked").write_text((folder / ".checked").read_text().replace(UUID, "0" * len(UUID)))
+        server.asked.clear()
+        transfer.fetch_series(series, folder, server.url, 4)
+        files = [name for name in contents(folder) if any(name in address for address in server.asked)]
+    assert contents(folder) == contents(bucket / "idc-open-data" / UUID)
+    assert files == ([] if damage == "another revision" else ["3.dcm"])
 
 
 @pytest.mark.parametrize("fault", [{503: "prefix"}, {"flipped": "3.dcm"}], ids=str)

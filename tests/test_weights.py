@@ -3,6 +3,7 @@
 The files are made up, under the names and with the keys and shapes of the published ones.
 """
 
+import errno
 import hashlib
 from dataclasses import replace
 
@@ -14,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import resnet34, vit_b_16
 
 from her2core.baselines import CvtConfig, ModelConfig, VitConfig, build_model, needed_weights
+from her2core.formats.weights import FILES, Weights, fill, find, load, published
 from her2core.model import ThdaConfig
-from her2core.runs import save_weights, train_run
+from her2core.runs import train_run
 from her2core.train import TrainConfig
-from her2core.weights import FILES, Weights, fill, find, load, published
 
 SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
 
@@ -119,7 +120,7 @@ def test_a_training_starts_from_the_file_and_what_it_froze_needs_no_file(run, ma
     published = load("resnet34", made_up)
     for name in ("conv1.weight", "layer4.2.conv2.weight"):
         torch.testing.assert_close(weights[0][f"backbones.0.{name}"], published[name], atol=1e-7, rtol=0)
-    save_weights(weights, run.folder)
+    run.freeze(weights)
     elsewhere = replace(run, models=replace(run.models, weights=Weights()))
     found = elsewhere.networks()[0].state_dict()
     assert all(torch.equal(found[k], t) for k, t in weights[0].items())
@@ -213,9 +214,9 @@ class Malicious:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": Malicious()}, "no file of weights .UnpicklingError"),
-        ([torch.zeros(1)], "no file of weights; expected tensors by name"),
-        ({"a": "text"}, "no file of weights; expected tensors by name"),
+        ({"a": Malicious()}, "a pickle that is broken or holds code, expected a file of weights: tensors by name"),
+        ([torch.zeros(1)], "a list of other things, expected a file of weights"),
+        ({"a": "text"}, "a dict of other things, expected a file of weights: tensors by name; delete or replace"),
     ],
     ids=["code", "list", "text"],
 )
@@ -231,8 +232,17 @@ def test_a_pickle_that_is_no_file_of_weights_is_refused_and_not_executed(content
 def test_bytes_that_are_no_weights_are_refused(name, content, tmp_path):
     (tmp_path / FILES[name]).write_bytes(content)
     known = {name: hashlib.sha256(content).hexdigest()}
-    with pytest.raises(ValueError, match=f"{FILES[name]}: no file of weights"):
+    with pytest.raises(ValueError, match=f"{FILES[name]}: .*, expected a file of weights"):
         load(name, Weights(str(tmp_path), **known))
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_bad_file(small, monkeypatch):
+    def failing(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        load("resnet34", small)
 
 
 def test_without_a_digest_the_hubs_revision_alone_names_the_file(tmp_path):

@@ -6,16 +6,24 @@ The sheet at The Cancer Imaging Archive (TCIA) is the only source.
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
+from io import BytesIO
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pandas as pd
 
 from her2core.cohorts.labels import TABLE_RULES
 from her2core.cohorts.tables import by_patient, need_columns, numbers_within, plain_text, refuse
+from her2core.formats.boundary import reading
 
+# Limits of a workbook, before it takes memory: AMBL has 632 patients, and its sheet fewer than 200 columns
+_MOST_BYTES = 20_000_000  # unpacked
+_MOST_SHEETS, _MOST_ROWS, _MOST_COLUMNS = 50, 5_000, 500
+_EXCELS_ROWS = 2**20  # blank ones do not count, as some programs format all of them
+_UNSAVED = re.compile(rb'<c(?![^<>]*t="str")[^<>]*><f\b(?:[^<>]*/>|[^<]*</f>)(?:<v ?/>|<v></v>)?</c>')  # a formula
 _LESIONS, _LESIONS_WITH_RECEPTORS = range(1, 7), range(1, 4)
 _AMBL_ID = "AMBL-[0-9]{3}"
 _AMBL_COLUMNS = {"Patient ID": "patientid", "tumor/benign1": "tumor/benign1", "HER2 [SII]": r"her2?\[sii\][1-3]?"}
@@ -27,17 +35,39 @@ _NO_HER2 = "no malignant lesion with HER2 known"
 _DISCORDANT = "two malignant lesions with different HER2"
 
 
+def _cells(path):
+    """{sheet: its rows that are not blank} of a workbook, of formulas the values; to be called within `reading`."""
+    with open(path, "rb") as file:
+        content = BytesIO(file.read(_MOST_BYTES))  # in memory, as a wrong place in it is no failure of the disk
+    parts, sheets = zipfile.ZipFile(content), {}
+    if (size := sum(part.file_size for part in parts.infolist())) > _MOST_BYTES:
+        raise ValueError(f"{size:,} bytes unpacked, more than {_MOST_BYTES:,}")
+    if any(_UNSAVED.search(parts.read(part)) for part in parts.infolist()):
+        raise ValueError("a formula without its value, as programs save it that do not compute")
+    for sheet in openpyxl.load_workbook(content, read_only=True, data_only=True).worksheets[: _MOST_SHEETS + 1]:
+        sheet.reset_dimensions()  # what the file says of them need not be true
+        rows = sheets[sheet.title] = []
+        for row in islice(sheet.iter_rows(values_only=True), _EXCELS_ROWS):
+            rows += [row] if any(cell is not None for cell in row) else []
+            if len(sheets) > _MOST_SHEETS or len(rows) > _MOST_ROWS or len(row) > _MOST_COLUMNS:
+                limits = f"{_MOST_SHEETS} sheets, {_MOST_ROWS} rows or {_MOST_COLUMNS} columns"
+                raise ValueError(f"more than {limits}")
+    return sheets
+
+
 def _sheets(path):
     """Each sheet of a workbook: its name, its table of text, and what it lacks to be AMBL's.
 
     Headings, wherever they begin, without case, blanks and the `ID#` that some have.
     """
     try:
-        sheets = pd.read_excel(path, sheet_name=None, header=None, dtype=object, engine="openpyxl")
-    except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, SyntaxError, EOFError) as error:
-        yield None, None, f"expected an .xlsx spreadsheet, found something else ({error})"
+        with reading(path, "an .xlsx spreadsheet", "save it again, without a password"):
+            sheets = _cells(path)
+    except ValueError as error:
+        yield None, None, str(error).removeprefix(f"{path}: ")
         return
-    for name, cells in sheets.items():
+    for name, rows in sheets.items():
+        cells = pd.DataFrame(zip(*zip_longest(*rows), strict=True), dtype=object)  # all rows as long as the longest
         texts = cells.map(lambda cell: "".join(str(cell).lower().split()).replace("id#", ""))
         hits = texts.map(re.compile("|".join(_AMBL_COLUMNS.values())).fullmatch).notna().sum(axis=1)
         first = int(hits.to_numpy().argmax()) if len(hits) else 0
@@ -90,8 +120,8 @@ def read_ambl_clinical(
     """
     path, table = find_ambl_sheet(place)
     table = by_patient(table.replace("-1", None), "patientid", _AMBL_ID, path)
-    if pathology_out:
-        need_columns(table, ["pathology1"], path)
+    used = {c for c in table if re.fullmatch("(pos|pathology)[1-6]", c)}
+    need_columns(table, sorted(used | {"pathology1"} if pathology_out else used), path)
     lesions = pd.concat([_lesion(table, number, path) for number in _LESIONS])
     known = lesions.drop(columns=["patient", "lesion"]).notna().any(axis=1)
     lesions = lesions[known | (lesions["lesion"] == 1)].sort_values(["patient", "lesion"])
@@ -103,7 +133,8 @@ def read_ambl_clinical(
 
 def _lesion(table, number, path):
     """Lesion `number` of every patient, HER2 and pathology still as the sheet spells them."""
-    her2 = f"her2[sii]{number}" if f"her2[sii]{number}" in table else f"her[sii]{number}"
+    spellings = f"her2[sii]{number}", f"her[sii]{number}"  # both would be no column
+    her2 = " or ".join(c for c in spellings if c in table) or spellings[1]
     columns = {"malignant": f"tumor/benign{number}"}
     if number in _LESIONS_WITH_RECEPTORS:  # spelt HER2 [SII] 2 but HER [SII] 3
         columns |= {"HER2": her2, "triple_negative": f"istn{number}"}

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from her2core.cohorts.ambl import index_lesion, read_ambl_clinical
 from her2core.cohorts.examination import Recipe, Unusable, check_release, crop_patient
 from her2core.cohorts.labels import check_against, read_breastdcedl_table, read_idc_clinical
-from her2core.cohorts.manifest import MANIFESTS, read_manifest, read_releases
+from her2core.cohorts.manifest import MANIFESTS, read_excluded, read_manifest, read_releases
 from her2core.cohorts.transfer import NotThere, TransportFault, fetch_file, fetch_series
 from her2core.config import root
 from her2core.formats.volume import PHASE_COLUMNS, Phases
@@ -96,14 +96,17 @@ class ArchiveConfig:
 
     def release(self, name: str) -> tuple[str, str, str]:
         """A file of the release, "spy1", "spy2" or "table": its name, MD5 and address."""
-        file, md5 = read_releases(root() / self.manifests / "releases.csv")[name]
+        path = root() / self.manifests / "releases.csv"
+        if name not in (releases := read_releases(path)):
+            raise ValueError(f"{path}: found {', '.join(releases)}, expected {name} too; restore it from git")
+        file, md5 = releases[name]
         return file, md5, f"{self.zenodo.rstrip('/')}/records/{self.zenodo_record}/files/{file}"
 
 
 def read_series(dataset: str, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """A collection's manifest → series of the patients with images and SEG; {patient: why not} for the others."""
     table = read_manifest(folder / f"{MANIFESTS[dataset]}.csv")
-    out = pd.read_csv(folder / "excluded.csv", index_col="patient")["reason"].to_dict()
+    out = read_excluded(folder / "excluded.csv")
     out |= dict.fromkeys(set(table["patient"]) - set(table.loc[table["role"] == "seg", "patient"]), "no tumour SEG")
     return table[~table["patient"].isin(list(out))], out
 
@@ -131,12 +134,6 @@ def _digest(config, row, series, lesions):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stored(job, config, folder):
-    """The record of a patient whose files are complete and of today's recipe; None otherwise."""
-    record = read_record(folder, job[0]["pid"])
-    return record if record and record["recipe"] == _digest(config, *job) else None
-
-
 def _out(reason):
     """What stands for a patient that was expected and cannot be used."""
     return {"layout": "breastdcedl", "reason": str(reason), "failed": True}
@@ -150,7 +147,8 @@ def _get_patient(job, config, folder):
     row, series, lesions = job
     downloads = folder / "downloads"
     raw, faults, losses = (downloads / name for name in (row["pid"], "faults", "losses"))
-    if record := _stored(job, config, folder):
+    record = read_record(folder, row["pid"])
+    if record and record["recipe"] == _digest(config, *job):
         losses.unlink(missing_ok=True)
         shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed at the last moment
         return record
@@ -185,17 +183,15 @@ def _in_a_row(path):
         return file.tell()
 
 
-def _get_idc(dataset, rows, lesions, config, folder):
-    """A collection from IDC, several patients at once → {patient: its record, or why there is none}."""
-    series, out = read_series(dataset, root() / config.manifests)
+def _get_idc(dataset, rows, series, lesions, config, folder):
+    """Patients of a collection from IDC, several at once → {patient: its record, or why there is none}."""
     parts = {patient: part.to_dict("records") for patient, part in series.groupby("patient")}
     jobs = [(row, parts[row["pid"]], lesions.get(row["pid"])) for row in rows if row["pid"] in parts]
     (folder / "downloads").mkdir(exist_ok=True)
     for name in ("faults", "losses"):
         (folder / "downloads" / name).unlink(missing_ok=True)
     made = each(partial(_get_patient, config=config, folder=folder), jobs, config.jobs, dataset)
-    results = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
-    return results | {row["pid"]: result for (row, *_), result in zip(jobs, made, strict=True)}
+    return {row["pid"]: result for (row, *_), result in zip(jobs, made, strict=True)}
 
 
 def _unpack(archive, home, dataset):
@@ -206,10 +202,9 @@ def _unpack(archive, home, dataset):
         for member in tqdm(tar, desc=f"unpack {archive.name}", unit="file"):
             match = pattern.fullmatch(member.name)
             target = home / match[1] / match[2] if match and member.isfile() else None
-            if target is None or (target.is_file() and target.stat().st_size == member.size):
-                continue
-            with whole(target) as part, open(part, "wb") as out:
-                shutil.copyfileobj(tar.extractfile(member), out)
+            if target:  # also where one lies there: the right size is no proof
+                with whole(target) as part, open(part, "wb") as out:
+                    shutil.copyfileobj(tar.extractfile(member), out)
 
 
 def _get_mincrop(dataset, rows, config, folder):
@@ -301,18 +296,18 @@ def get(config: ArchiveConfig, folder: Path) -> tuple[list[dict], list[dict]]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows, lesions = _clinical_rows(config, folder)
-    results, faults = [row for row in rows if row["reason"]], []
+    results, faults, known_pids = [row for row in rows if row["reason"]], [], {row["pid"] for row in rows}
     unlisted = _out(f"not in the manifest: nor in {config.manifests}/excluded.csv")
     for dataset, where in config.collections.items():
         todo = [row for row in rows if row["dataset"] == dataset and not row["reason"]]
         if where == "zenodo":
             known = _get_mincrop(dataset, todo, config, folder)
         else:
-            known = _get_idc(dataset, todo, lesions, config, folder)
-            listed = read_series(dataset, root() / config.manifests)[0]["patient"].unique()
-            strangers = [pid for pid in listed if pid not in {row["pid"] for row in rows}]
+            series, out = read_series(dataset, root() / config.manifests)
+            known = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
+            known |= _get_idc(dataset, todo, series, lesions, config, folder)
             why = {"dataset": dataset, "reason": "not in the clinical table"}
-            results += [{"pid": pid} | why for pid in strangers]
+            results += [{"pid": pid} | why for pid in series["patient"].unique() if pid not in known_pids]
         faults += [f"{pid}: {result['fault']}" for pid, result in known.items() if "fault" in result]
         results += [_complete(row, known.get(row["pid"], unlisted)) for row in todo]
     if faults:

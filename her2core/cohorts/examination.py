@@ -67,8 +67,8 @@ def _tumour(row, lesions, seg, series):
     """
     shape = series.array.shape[1:]
     if row["dataset"] != "ambl":
-        return read_seg(seg, series.geometry, shape, meaning=_MEANING[row["dataset"]])
-    labels = read_seg_labels(seg, series.geometry, shape)
+        return read_seg(seg, series.geometry, shape, meaning=_MEANING[row["dataset"]], source=series.source)
+    labels = read_seg_labels(seg, series.geometry, shape, source=series.source)
     found = len(np.unique(labels)) - 1
     if found != lesions["count"]:
         raise ValueError(f"{seg.name}: {found} segments, expected {lesions['count']}, one per lesion of the table")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from her2core.cohorts.tables import by_patient, need_columns, numbers_within, plain_text, read_texts, refuse
+from her2core.cohorts.tables import by_patient, need_columns, numbers_within, read_idc_table, read_texts, refuse
 from her2core.formats.volume import PHASE_COLUMNS
 from her2core.records import PATIENT_ID
 
@@ -111,11 +111,7 @@ def read_idc_clinical(path: Path) -> pd.DataFrame:
     Either `hrher4g` with texts like "HR + / HER2 -", as ACRIN-6698's, or a column each, as I-SPY2's `hr`, `her2`.
     Six digits alone become ISPY2-<digits>, although they may be ACRIN-6698's; four become ISPY1_<digits>.
     """
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else read_texts(path)
-    except ImportError as error:
-        raise ValueError(f"{path}: parquet needs pyarrow; pip install pyarrow, or save it as CSV") from error
-    table = table.map(plain_text).set_axis([str(c).strip().lower() for c in table.columns], axis=1)
+    table = read_idc_table(path)
     column = next((c for c in _IDC_IDS if c in table), _IDC_IDS[0])
     digits = {r"^([0-9]{6})$": r"ISPY2-\1", r"^([0-9]{4})$": r"ISPY1_\1"}
     table = table.replace({column: digits}, regex=True)

@@ -24,13 +24,14 @@ from her2core.cohorts.acquire import SOURCES
 from her2core.cohorts.manifest import MINCROP_LICENCE, totals
 from her2core.cohorts.transfer import check_reachable, check_space, fetch_file
 from her2core.config import Study, build, steady_dependencies
+from her2core.formats.boundary import reading
+from her2core.formats.weights import find, published
 from her2core.model import ThdaConfig
 from her2core.normalize import LANDMARKS, Window, columns
 from her2core.preprocess import PrepareConfig
 from her2core.records import whole
 from her2core.runs import Run
 from her2core.train import TrainConfig, choose_device
-from her2core.weights import find, published
 
 _BREASTDCEDL = {"spy2": (982, 982), "spy1": (172, 167)}  # its patients, and those with a HER2 status
 _MINCROP_MB = 12  # per patient of the release, about: all of it is 22 to 25 GB for 2,063
@@ -222,7 +223,8 @@ def _archives(study, network):
     """IDC and Zenodo answer where they are needed; BreastDCEDL's table and AMBL's sheet can be read."""
     config, folder = study.params("acquire", SOURCES), study.data("acquire")
     table, wanted, checks = folder / "metadata.csv", set(config.collections), []
-    all_here = table.is_file() and wanted <= set(pd.read_csv(table)["dataset"])  # acquired before
+    with reading(table, "the table that acquire writes", "delete it"):
+        all_here = table.is_file() and wanted <= set(pd.read_csv(table)["dataset"])  # acquired before
     if network and "idc" in config.collections.values() and not all_here:
         checks.append(partial(check_reachable, config.idc))
     if network and wanted & {"spy1", "spy2"}:

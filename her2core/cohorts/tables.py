@@ -7,25 +7,47 @@ expected.  Unknown is NA.
 import csv
 import re
 from collections.abc import Iterable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from her2core.formats.boundary import reading
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f]")  # and line breaks: then a quotation mark is wrong
+
 
 def read_texts(path: Path) -> pd.DataFrame:
-    """A CSV as text, empty cells as missing; every row must have all cells, so that a cut-off file is noticed."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
+    """A CSV as text, empty cells as missing; rows need all cells and an end, so that a cut-off file is noticed."""
+    with reading(path, "a CSV table in UTF-8, a line for each row"):
+        text = path.read_bytes().decode("utf-8-sig")
+        header, *rows = [*csv.reader(StringIO(text, newline=""), strict=True)] or [[]]
+        if len({*header}) < len(header):
+            raise ValueError(f"a heading twice in {', '.join(header)}")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise ValueError(f"{path}, row {number}: expected {len(header)} values, found {len(row)}")
+        if wrong := [*filter(_CONTROL.search, row)]:
+            raise ValueError(f"{path}, row {number}: expected text without line breaks, found {wrong[0][:60]!r}")
+    if rows and text[-1] not in "\r\n":
+        raise ValueError(f"{path}: found no line break after the last row: is it cut off?  Add one if it is not")
     return pd.DataFrame(rows, columns=header, dtype=object).replace("", None)
 
 
 def plain_text(cell: Any) -> str | None:
     """A cell as text: 1.0, "1.0" and "1 " are "1"; missing stays missing."""
     return None if pd.isna(cell) else re.sub(r"^(-?[0-9]+)\.0$", r"\1", str(cell).strip()) or None
+
+
+def read_idc_table(path: Path) -> pd.DataFrame:
+    """A clinical table of IDC, CSV or parquet, as text, the names of its columns in lower case."""
+    if path.suffix == ".parquet":
+        with reading(path, "a table in parquet", "parquet needs pyarrow; pip install pyarrow, or save it as CSV"):
+            table = pd.read_parquet(path)
+    else:
+        table = read_texts(path)
+    return table.map(plain_text).set_axis([str(c).strip().lower() for c in table.columns], axis=1)
 
 
 def need_columns(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:

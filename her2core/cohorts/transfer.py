@@ -5,7 +5,6 @@ archive says that it does not have it.  Proxies are those of HTTP_PROXY, HTTPS_P
 """
 
 import fcntl
-import hashlib
 import re
 import shutil
 import sys
@@ -23,7 +22,7 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
-from her2core.cohorts.manifest import BUCKET
+from her2core.records import file_digest
 
 _NOT_THERE = (403, 404, 410)  # a definite no; any other error may pass
 _KEPT = "what is complete is kept, run again"
@@ -141,7 +140,7 @@ def _list_series(series, endpoint):
     prefix, listed = f"{series['crdc_series_uuid']}/", {}
     query = {"list-type": "2", "prefix": prefix, "continuation-token": None}
     while query["continuation-token"] != "":
-        page = _list_page(f"{endpoint.rstrip('/')}/{BUCKET}", query)
+        page = _list_page(f"{endpoint.rstrip('/')}/{series['bucket']}", query)
         for item in page.iterfind("{*}Contents"):
             key, size, etag = (item.findtext(f"{{*}}{tag}", "").strip('"') for tag in ("Key", "Size", "ETag"))
             name = key.removeprefix(prefix)
@@ -152,25 +151,20 @@ def _list_series(series, endpoint):
     return listed
 
 
-def _size_of(folder):
-    """Number of files in a folder, and of their bytes; what is hidden is not counted."""
-    sizes = [p.stat().st_size for p in folder.glob("[!.]*")]
-    return len(sizes), sum(sizes)
-
-
-def _digest_of(path, kind):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+def _contents(folder, series):
+    """Which revision of a series, and the MD5 of each file that is not hidden."""
+    files = sorted(folder.glob("[!.]*"))
+    return "\n".join([series["crdc_series_uuid"], *(f"{file_digest(p, 'md5')} {p.name}" for p in files)])
 
 
 def fetch_series(series: Mapping, folder: Path, endpoint: str, connections: int) -> None:
     """Download one series, a row of the manifest, into `folder`; files that are there and right are kept.
 
-    Number, sizes and, where the archive lists them, MD5s are checked; a file `.checked` says that they were.
+    Number, sizes and, where the archive lists them, MD5s are checked; a file `.checked` keeps them.
     Raises TransportFault after several tries, NotThere where the archive has other than the manifest says.
     """
-    expected = series["instances"], round(series["size_MB"] * 1e6)
-    if (folder / ".checked").is_file() and _size_of(folder) == expected:
+    expected, checked = (series["instances"], round(series["size_MB"] * 1e6)), folder / ".checked"
+    if checked.is_file() and checked.read_text() == _contents(folder, series):
         return
     what = f"series {series['SeriesInstanceUID']} from {endpoint}"
     listed = _persist(partial(_list_series, series, endpoint), what)
@@ -181,11 +175,13 @@ def fetch_series(series: Mapping, folder: Path, endpoint: str, connections: int)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a worker whose parent was killed may still be at it
-        _fetch_listed(listed, folder, f"{endpoint.rstrip('/')}/{BUCKET}/{series['crdc_series_uuid']}", connections)
-    if (found := _size_of(folder)) != expected:
+        url = f"{endpoint.rstrip('/')}/{series['bucket']}/{series['crdc_series_uuid']}"
+        _fetch_listed(listed, folder, url, connections)
+    sizes = [p.stat().st_size for p in folder.glob("[!.]*")]
+    if (found := (len(sizes), sum(sizes))) != expected:
         shutil.rmtree(folder)
         raise TransportFault(f"{what}: {found[0]} files of {found[1]} bytes came, and were deleted; run again")
-    (folder / ".checked").touch()
+    checked.write_text(_contents(folder, series))
 
 
 def _fetch_listed(listed, folder, url, connections):
@@ -222,12 +218,12 @@ def fetch_file(url: str, path: Path, digest: str, kind: str = "md5") -> Path:
     digest: its first digits, of the kind md5 or sha256; "" where none is known.
     Raises TransportFault after several tries, NotThere where the server does not have the file.
     """
-    if path.is_file() and _digest_of(path, kind).startswith(digest):
+    if path.is_file() and file_digest(path, kind).startswith(digest):
         return path
     part = path.with_name(f".{path.name}.partial")
     for _ in range(PATIENCE.digest_tries):
         _persist(partial(_stream_to, part, url), url)
-        if (found := _digest_of(part, kind)).startswith(digest):
+        if (found := file_digest(part, kind)).startswith(digest):
             part.replace(path)
             return path
         part.unlink()

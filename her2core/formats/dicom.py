@@ -1,41 +1,43 @@
 """DICOM in: one folder with one dynamic series → `DceSeries`.
 
 Arrays are `(T, Z, Y, X)`; slices ascend along the normal of the image plane, phases ascend in time.  File
-names, file order, frame order and InstanceNumber mean nothing here: a slice's place comes from its geometry and
-its phase from TemporalPositionIdentifier, or from the clock where that is missing.
+names, file order and frame order mean nothing here: a slice's place comes from its geometry and its phase from
+TemporalPositionIdentifier, else from a clock, else, with a remark, from InstanceNumber.
 """
 
+import re
 import warnings
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from her2core.formats.dicom_file import MULTI_FRAME, Header, Image, frame_headers, image_of, read_dataset
-from her2core.formats.volume import DceSeries, Geometry
+from her2core.formats.consistency import PLAUSIBLE_MM, facts, plausible_mm, refuse_contradictions
+from her2core.formats.dicom_file import MULTI_FRAME, Image, file_header, frame_headers, image_of, read_dataset
+from her2core.formats.volume import DceSeries, Geometry, Source
 
 _POSITION_TOLERANCE_MM = 0.1  # scanners write positions with one to six decimals
 _SPACING_TOLERANCE = 0.05  # of the slice spacing; a missing slice is off by 1.0
 _STACK_TOLERANCE = 0.1  # pixels by which a slice may lie beside the others
+_FARTHEST_MM = 10_000  # from the centre of the scanner
 _DAY_S = 86400
+_CLOCKS = {  # the better first; a trigger may also be a delay within each heartbeat
+    "AcquisitionTime": ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime"),
+    "TriggerTime": ("TriggerTime", "NominalCardiacTriggerDelayTime"),
+}
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """One frame of one file: where it lies in space and, as far as known, in time."""
+    """One frame of one file.  facts: what all files have to agree on.  told: what tells it from other slices."""
 
     image: Image
     frame: int
-    series_uid: str
-    plane: tuple  # orientation (6 cosines), PixelSpacing (row, column) in mm, (Y, X)
     position_mm: tuple
-    thickness_mm: float | None
-    temporal_position: float | None
-    n_temporal_positions: float | None
-    trigger_s: float | None
-    clock_s: float | None
-    rescale: tuple  # slope, intercept
+    facts: dict[str, Any]
+    told: dict[str, Any]
 
     @property
     def name(self):
@@ -48,26 +50,26 @@ def _first(values):
 
 
 def _slice(header, image, frame):
-    trigger_ms = _first(map(header.number, ("TriggerTime", "NominalCardiacTriggerDelayTime")))
+    trigger_ms = _first(map(header.number, _CLOCKS["TriggerTime"]))
     return _Slice(
         image=image,
         frame=frame,
-        series_uid=header.text("SeriesInstanceUID"),
-        plane=(header.numbers("ImageOrientationPatient", 6), header.numbers("PixelSpacing", 2), image.shape),
         position_mm=header.numbers("ImagePositionPatient", 3),
-        thickness_mm=header.number("SpacingBetweenSlices") or header.number("SliceThickness"),
-        temporal_position=_first(map(header.number, ("TemporalPositionIndex", "TemporalPositionIdentifier"))),
-        n_temporal_positions=header.number("NumberOfTemporalPositions"),
-        trigger_s=None if trigger_ms is None else trigger_ms / 1000,
-        clock_s=_first(map(header.clock_s, ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime"))),
-        rescale=(header.number("RescaleSlope", 1.0), header.number("RescaleIntercept", 0.0)),
+        facts=facts(header),
+        told={
+            "phase": _first(map(header.number, ("TemporalPositionIndex", "TemporalPositionIdentifier"))),
+            "AcquisitionTime": _first(map(header.clock_s, _CLOCKS["AcquisitionTime"])),
+            "TriggerTime": None if trigger_ms is None else trigger_ms / 1000,
+            "InstanceNumber": header.number("InstanceNumber"),
+            "SOPInstanceUID": header.text("SOPInstanceUID"),
+        },
     )
 
 
 def _slices_in(path):
     """The slices of one file: one, or as many as an Enhanced MR has frames."""
     dataset = read_dataset(path, with_pixels=False)
-    header = Header(path, dataset)
+    header = file_header(path, dataset)
     image = image_of(header, dataset)
     if header.text("SOPClassUID") not in MULTI_FRAME:
         return [_slice(header, image, 0)]
@@ -77,24 +79,26 @@ def _slices_in(path):
     return [_slice(header, image, frame) for frame, header in enumerate(headers)]
 
 
-def _files(folder):
-    """Every file of the folder except hidden ones; nothing else may lie there."""
-    folder = Path(folder)
+def _inside(folder):
+    """All in a folder except what is hidden: files, or nothing but folders in the order of their numbers."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder, expected one with the files of one DCE series")
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     if not paths:
         raise ValueError(f"{folder}: no files, expected those of one DCE series")
-    folders = [path.name for path in paths if path.is_dir()]
-    if folders:
-        raise ValueError(f"{folder}: holds the folder {folders[0]!r}, expected only the files of one DCE series")
-    return paths
+    odd = next((path.name for path in paths if not path.name.isprintable()), None)
+    if odd:
+        raise ValueError(f"{folder}: holds {odd!a}, expected file names of printable characters; rename it")
+    folders = [path for path in paths if path.is_dir()]
+    if 0 < len(folders) < len(paths):
+        raise ValueError(f"{folder}: holds the folder {folders[0].name!r}, expected only files of one DCE series")
+    return sorted(folders, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]) or paths
 
 
 def series_uid(folder: Path) -> str:
     """SeriesInstanceUID of one file of the folder."""
-    path = _files(folder)[0]
-    uid = Header(path, read_dataset(path, with_pixels=False)).text("SeriesInstanceUID")
+    path = _inside(folder)[0]
+    uid = file_header(path, read_dataset(path, with_pixels=False)).text("SeriesInstanceUID")
     if uid is None:
         raise ValueError(f"{path}: SeriesInstanceUID is missing")
     return uid
@@ -102,25 +106,9 @@ def series_uid(folder: Path) -> str:
 
 def _slices_of_one_series(folder):
     """The slices of all files of a folder."""
-    slices = [s for path in _files(folder) for s in _slices_in(path)]
-    first = slices[0]
-    for other in slices[1:]:
-        if other.series_uid != first.series_uid:
-            n = len({s.series_uid for s in slices})
-            raise ValueError(
-                f"{folder}: files of {n} series ({first.name}: {first.series_uid}, {other.name}: "
-                f"{other.series_uid}), expected one"
-            )
+    slices = [s for path in _inside(folder) for s in _slices_in(path)]
+    refuse_contradictions(slices, folder, ["SeriesInstanceUID"])
     return slices
-
-
-def _refuse_mixed_planes(slices, folder):
-    """All slices must share orientation, pixel spacing and matrix."""
-    one, names = slices[0], ("orientation", "pixel spacing (mm)", "matrix (rows, columns)")
-    for other in slices[1:]:
-        for name, a, b in zip(names, one.plane, other.plane, strict=True):
-            if a != b and not np.allclose(a, b, rtol=0, atol=1e-3):
-                raise ValueError(f"{folder}: mixed {name}: {one.name} has {a}, {other.name} has {b}, expected one")
 
 
 def _axes(orientation, path):
@@ -135,10 +123,7 @@ def _axes(orientation, path):
 def _slice_spacing_mm(heights_mm, slices, folder):
     """Distance between the sorted slice heights, which must be even."""
     if len(heights_mm) == 1:
-        spacing = slices[0].thickness_mm
-        if not spacing or spacing < 0:
-            raise ValueError(f"{folder}: one slice of thickness {spacing}, expected positive millimetres")
-        return spacing
+        return slices[0].facts["thickness"] or 0.0
     steps = np.diff(heights_mm)
     typical = np.median(steps)
     worst = int(np.argmax(np.abs(steps - typical)))
@@ -155,17 +140,21 @@ def _stack(slices, folder):
 
     Slices ascend along the normal (row direction × column direction), whichever way the scanner numbered them.
     """
-    orientation, (row_mm, column_mm), _ = slices[0].plane
-    axes = _axes(orientation, slices[0].image.path)
-    if min(row_mm, column_mm) <= 0:
-        raise ValueError(f"{folder}: PixelSpacing is {(row_mm, column_mm)}, expected positive millimetres")
+    row_mm, column_mm = slices[0].facts["pixel spacing"]
+    axes = _axes(slices[0].facts["orientation"], slices[0].image.path)
     positions = np.array([s.position_mm for s in slices])  # (N, 3)
+    if np.abs(positions).max() > _FARTHEST_MM:
+        raise ValueError(f"{folder}: a slice at {np.abs(positions).max():g} mm, expected at most {_FARTHEST_MM}")
     heights = positions @ axes[:, 0]  # (N,)
     order = np.argsort(heights, kind="stable")
     new_slice = np.diff(heights[order], prepend=-np.inf) > _POSITION_TOLERANCE_MM
     z = np.empty(len(slices), int)
     z[order] = np.cumsum(new_slice) - 1
     spacing = _slice_spacing_mm(heights[order][new_slice], slices, folder)
+    if not plausible_mm([spacing]):
+        raise ValueError(
+            f"{folder}: slice spacing {spacing:g} mm, expected {PLAUSIBLE_MM[0]} to {PLAUSIBLE_MM[1]} mm"
+        )
     origin = positions[order[0]]
     beside = np.abs((positions - origin) @ axes[:, 1:]).max(axis=1)  # (N,)
     worst = int(np.argmax(beside))
@@ -189,59 +178,86 @@ def _phases_by_position_identifier(values, folder):
     return (values - found[0]).astype(int)
 
 
+def _told(slices, keyword):
+    """What each slice tells `(N,)`, None unless all do."""
+    values = [s.told[keyword] for s in slices]
+    return None if None in values else np.array(values)
+
+
 def _clocks(slices):
-    """Each clock that every slice carries, the better first → list of (keyword, seconds from the first `(N,)`)."""
-    clocks = []
-    if all(s.trigger_s is not None for s in slices):
-        clocks.append(("TriggerTime", np.array([s.trigger_s for s in slices])))
-    if all(s.clock_s is not None for s in slices):
-        times_s = np.array([s.clock_s for s in slices])
-        past_midnight = times_s < times_s.max() - _DAY_S / 2
-        clocks.append(("AcquisitionTime", times_s + _DAY_S * past_midnight))
-    return [(keyword, times_s - times_s.min()) for keyword, times_s in clocks]
+    """Seconds from the first `(N,)` of each clock that every slice carries, by its keyword.
+
+    ContentTime is none of them, being the time of post-processing.
+    """
+    clocks = {keyword: times for keyword in _CLOCKS if (times := _told(slices, keyword)) is not None}
+    for keyword, times_s in clocks.items():
+        past_midnight = (keyword == "AcquisitionTime") * (times_s < times_s.max() - _DAY_S / 2)
+        clocks[keyword] = times_s + _DAY_S * past_midnight - times_s[~past_midnight].min()
+    return clocks
 
 
-def _phases_by_time(keyword, times_s, z, folder):
-    """Rank in time at each slice → phase of each slice `(N,)`; a phase must end before the next begins."""
-    counts = np.bincount(z)  # (Z,)
+def _phases_by_time(times_s, z):
+    """Rank in time at each place → phase of each slice `(N,)`; None unless a phase ends before the next begins."""
+    count = len(z) // (z.max() + 1)
+    phase = np.empty(len(z), int)
+    phase[np.lexsort((times_s, z))] = np.tile(np.arange(count), z.max() + 1)
+    begins, ends = ([pick(times_s[phase == t]) for t in range(count)] for pick in (np.min, np.max))
+    return phase if np.all(np.less(ends[:-1], begins[1:])) else None
+
+
+def _phases_by_number(slices, z):
+    """Rank of InstanceNumber → phase of each slice `(N,)`; None unless it comes in equal blocks.
+
+    Each block is one phase with every place, or each is one place with every phase.
+    """
+    numbers, places = _told(slices, "InstanceNumber"), z.max() + 1
+    frames = [s.frame for s in slices]
+    if numbers is None or len(set(zip(numbers, frames, strict=True))) < len(slices):
+        return None
+    rank = np.empty(len(z), int)
+    order = np.lexsort((frames, numbers))
+    rank[order] = np.arange(len(z))
+    if np.all(np.sort(z[order].reshape(-1, places)) == np.arange(places)):
+        return rank // places
+    by_place = z[order].reshape(places, -1)
+    return rank % by_place.shape[1] if np.all(by_place == by_place[:, :1]) else None
+
+
+def _runs_back(times_s, phase, z):
+    """Whether a clock does, along the phases at any place."""
+    return bool(np.any(np.diff(times_s[np.lexsort((phase, z))].reshape(z.max() + 1, -1)) < 0))
+
+
+def _phases(slices, z, folder):
+    """Phase of each slice of a series `(N,)`: by TemporalPositionIdentifier, else by the first clock in which one
+    phase ends before the next begins, else by InstanceNumber, with a remark.
+
+    I-SPY2's volume series carry TemporalPositionIdentifier from 0 and a frozen AcquisitionTime, so a key that has
+    one value for several slices at the same place is passed over.
+    """
+    positions, counts = _told(slices, "phase"), np.bincount(z)
+    if positions is not None and len(set(positions)) > 1:
+        return _phases_by_position_identifier(positions, folder)
     if len(set(counts)) > 1:
         few = int(np.argmin(counts))
         raise ValueError(
             f"{folder}: unequal slices per phase: {counts[few]} slices at place {few}, {counts.max()} elsewhere"
         )
-    phase = np.empty(len(z), int)
-    phase[np.lexsort((times_s, z))] = np.tile(np.arange(counts[0]), len(counts))
-    begins, ends = (np.array([pick(times_s[phase == t]) for t in range(counts[0])]) for pick in (np.min, np.max))
-    overlap = np.flatnonzero(ends[:-1] >= begins[1:])
-    if len(overlap):
-        t = overlap[0]
+    if counts[0] == 1:
+        return np.zeros(len(z), int)
+    clocks = _clocks(slices)
+    phase = _first(_phases_by_time(times_s, z) for times_s in clocks.values())
+    if phase is not None:
+        return phase
+    phase = _phases_by_number(slices, z)
+    if phase is None or _runs_back(clocks.get("AcquisitionTime", phase), phase, z):
         raise ValueError(
-            f"{folder}: ambiguous phases: by {keyword} phase {t} ends at {ends[t]:g} s and phase {t + 1} begins "
-            f"at {begins[t + 1]:g} s, expected one after the other"
+            f"{folder}: ambiguous phases: {len(z)} slices at {len(counts)} places, expected them told apart by "
+            "TemporalPositionIdentifier, AcquisitionTime, TriggerTime or InstanceNumber; sort the files into one "
+            "folder for each phase, numbered in their order, and name the phases in case.json"
         )
+    warnings.warn(f"{folder}: only InstanceNumber tells the {counts[0]} phases apart", stacklevel=4)
     return phase
-
-
-def _phases(slices, z, folder):
-    """Phase of each slice of a series `(N,)`: TemporalPositionIdentifier, else TriggerTime, else AcquisitionTime.
-
-    Not InstanceNumber (numbered by slice or by phase, as the exporter liked) and not ContentTime (the time of
-    post-processing).  I-SPY2's volume series carry TemporalPositionIdentifier from 0 and a frozen
-    AcquisitionTime, so a key that has one value for several slices at the same place is passed over.
-    """
-    one_slice_per_place = len(slices) == z.max() + 1
-    positions = [s.temporal_position for s in slices]
-    if None not in positions and (one_slice_per_place or len(set(positions)) > 1):
-        return _phases_by_position_identifier(np.array(positions), folder)
-    if one_slice_per_place:
-        return np.zeros(len(slices), int)
-    for keyword, times_s in _clocks(slices):
-        if times_s.max() > 0:
-            return _phases_by_time(keyword, times_s, z, folder)
-    raise ValueError(
-        f"{folder}: ambiguous phases: {len(slices)} slices at {z.max() + 1} places, expected one of "
-        "TemporalPositionIdentifier, TriggerTime or AcquisitionTime in every file and not the same in all"
-    )
 
 
 def _order_of_series(times_s, where, folders):
@@ -257,25 +273,32 @@ def _order_of_series(times_s, where, folders):
     return order
 
 
-def _phases_of_all(parts, z, folders):
+def _phases_of_all(parts, z, folders, home):
     """Phase of each slice `(N,)`: within a folder as `_phases`, one folder after the other by AcquisitionTime.
 
-    Not by the other keys, which begin anew with every series.
+    Not by the other keys, which begin anew with every series; but with a remark as they are numbered in their
+    home folder, None where they have none, if no clock tells.
     """
     where = np.repeat(np.arange(len(parts)), [len(part) for part in parts])  # (N,) folder of each slice
     phase, first = np.empty(len(z), int), 0
     for i, part in enumerate(parts):
-        phase[where == i] = _phases(part, z[where == i], folders[i])
-        announced, found = part[0].n_temporal_positions, len(np.unique(phase[where == i]))
+        named = home or folders[i]
+        phase[where == i] = _phases(part, z[where == i], named)
+        announced, found = part[0].facts["NumberOfTemporalPositions"], len(np.unique(phase[where == i]))
         if announced and announced != found:
-            said = f"{folders[i]}: NumberOfTemporalPositions is {announced:g}"
-            warnings.warn(f"{said}; went on with the {found} phases found", stacklevel=3)
+            said = f"NumberOfTemporalPositions is {announced}; went on with the {found} phases found"
+            warnings.warn(f"{named}: {said}", stacklevel=3)
     if len(parts) == 1:
         return phase
-    times_s = dict(_clocks(list(chain(*parts)))).get("AcquisitionTime")
-    if times_s is None:
+    times_s = _clocks(list(chain(*parts))).get("AcquisitionTime")
+    if home and (times_s is None or times_s.max() == 0):
+        warnings.warn(f"{home}: only their names tell the order of its {len(parts)} folders", stacklevel=3)
+        order = range(len(parts))
+    elif times_s is None:
         raise ValueError(f"{folders[0]}: AcquisitionTime is missing, expected it to order {len(parts)} series")
-    for i in _order_of_series(times_s, where, folders):
+    else:
+        order = _order_of_series(times_s, where, folders)
+    for i in order:
         phase[where == i] += first
         first = phase[where == i].max() + 1
     return phase
@@ -287,30 +310,45 @@ def _refuse_gaps(slices, phase, z, folder):
     np.add.at(counts, (phase, z), 1)
     if counts.max() > 1:
         t, k = np.argwhere(counts > 1)[0]
-        names = [s.name for s, a, b in zip(slices, phase, z, strict=True) if (a, b) == (t, k)]
-        raise ValueError(f"{folder}: duplicate slice: {names[:2]} both hold phase {t}, slice {k}")
+        a, b = [s for s, *place in zip(slices, phase, z, strict=True) if place == [t, k]][:2]
+        differ = ", ".join(key for key in a.told if a.told[key] != b.told[key]) or "nothing that tells slices apart"
+        raise ValueError(
+            f"{folder}: duplicate slice: {[a.name, b.name]} both hold phase {t}, slice {k}, and differ in {differ}"
+        )
     if counts.min() < 1:
         raise ValueError(
             f"{folder}: unequal slices per phase: {counts.sum(axis=1).tolist()}, expected {z.max() + 1} in each"
         )
 
 
+def _refuse_copies(slices, folder):
+    """Every file must be an instance of its own."""
+    known = {}
+    for s in slices:
+        other = known.setdefault(s.told["SOPInstanceUID"] or s.image.path, s)
+        if other.image.path != s.image.path:
+            raise ValueError(
+                f"{folder}: {other.name} and {s.name} have one SOPInstanceUID, expected two; export them again"
+            )
+
+
 def _assemble(slices, phase, z):
     """→ `(T, Z, Y, X)`; the stored integers where every rescale is the identity, else float32."""
-    rescaled = any(s.rescale != (1.0, 0.0) for s in slices)
+    rescaled = any(s.facts["slope and intercept"] != (1.0, 0.0) for s in slices)
     images = dict.fromkeys(s.image for s in slices)  # each once, in the order of the slices
     dtype = np.float32 if rescaled else np.result_type(*{image.dtype for image in images}).newbyteorder("=")
     array = np.empty((phase.max() + 1, z.max() + 1, *slices[0].image.shape), dtype)
     stored = chain.from_iterable(image.frames() for image in images)
     for s, pixels, t, k in zip(slices, stored, phase, z, strict=True):
-        slope, intercept = s.rescale
-        array[t, k] = pixels if s.rescale == (1.0, 0.0) else pixels * np.float32(slope) + np.float32(intercept)
+        slope, intercept = s.facts["slope and intercept"]
+        same = (slope, intercept) == (1.0, 0.0)
+        array[t, k] = pixels if same else pixels * np.float32(slope) + np.float32(intercept)
     return array
 
 
 def _times_s(clocks, phase, folder):
     """Seconds from the first phase `(T,)`; NaN where the clocks are absent or frozen."""
-    for keyword, times_s in clocks:
+    for keyword, times_s in clocks.items():
         begins = np.array([times_s[phase == t].min() for t in range(phase.max() + 1)])
         if np.all(np.diff(begins) > 0):
             return tuple((begins - begins[0]).tolist())
@@ -328,17 +366,29 @@ def read_dce(folder: Path, *more: Path) -> DceSeries:
     Files hold one slice each or, as Enhanced MR, many.  Phases as `_phases`, slices as `_stack`.  Values are
     rescaled by slope and intercept: the stored integer type where that changes nothing, else float32.  Hidden
     files are ignored; anything else that does not belong to the series is a `ValueError` that names it, and so
-    is a series with holes.
+    are a series with holes and files that contradict each other as in `consistency`.
 
     more: further folders with one series each, where an examination is spread over several (pre and post
-    contrast, or one series per phase, as in I-SPY1); all must lie on one grid.
+    contrast, or one series per phase, as in I-SPY1); all must lie on one grid.  A folder of such folders will do.
     """
-    folders = (folder, *more)
-    parts = [_slices_of_one_series(f) for f in folders]
+    inside = _inside(Path(folder))
+    home = folder if not more and inside[0].is_dir() else None
+    folders = inside if home else [folder, *more]
+    parts = [_slices_of_one_series(Path(f)) for f in folders]
     slices = list(chain(*parts))
-    _refuse_mixed_planes(slices, folder)
+    refuse_contradictions(slices, folder)
+    if lossy := _first(s.name for s in slices if s.facts["LossyImageCompression"] == "01"):
+        warnings.warn(f"{folder}: {lossy} was once compressed with loss", stacklevel=2)
     z, geometry = _stack(slices, folder)
-    phase = _phases_of_all(parts, z, folders)
+    phase = _phases_of_all(parts, z, folders, home)
     _refuse_gaps(slices, phase, z, folder)
-    clocks = [clock for clock in _clocks(slices) if not more or clock[0] == "AcquisitionTime"]
-    return DceSeries(_assemble(slices, phase, z), geometry, _times_s(clocks, phase, folder))
+    _refuse_copies(slices, folder)
+    for t in range(phase.max() + 1):
+        refuse_contradictions([slices[i] for i in np.flatnonzero(phase == t)], folder, ["slope and intercept"])
+    clocks = {k: times_s for k, times_s in _clocks(slices).items() if len(parts) == 1 or k == "AcquisitionTime"}
+    patient, frame, uids = (
+        tuple(dict.fromkeys(s.facts[name] for s in slices if s.facts[name]))
+        for name in ("PatientID", "FrameOfReferenceUID", "SeriesInstanceUID")
+    )
+    source = Source(_first(patient), _first(frame), uids)
+    return DceSeries(_assemble(slices, phase, z), geometry, _times_s(clocks, phase, folder), source)

@@ -1,38 +1,44 @@
 """One DICOM file: the elements that may be read of it, and its pixels.
 
 Only the elements of `_ATTRIBUTES` are ever read, so nothing else that a file says about a patient can leave this
-module, in a value or in an error message.
+module, in a value or in an error message; of a patient's name and id only a digest does.
 """
 
 import math
 import re
+import struct
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, dcmread
-from pydicom.dataelem import convert_raw_data_element
+from pydicom import Dataset, filereader, uid
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
-from pydicom.uid import (
-    UID,
-    EnhancedMRImageStorage,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    LegacyConvertedEnhancedMRImageStorage,
-)
+from pydicom.uid import UID
 
-_FUNCTIONAL_GROUPS = (  # of the frames of a multi-frame file: where their elements may stand
+from her2core.formats.boundary import reading
+
+_FUNCTIONAL_GROUPS = (  # where the elements of a frame, and some of a file of one slice, may stand
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence"),
     *("PixelValueTransformationSequence", "CardiacSynchronizationSequence", "SegmentIdentificationSequence"),
     *("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence"),
+    *("MRImageFrameTypeSequence", "MREchoSequence", "MRDiffusionSequence", "MRArterialSpinLabelingSequence"),
 )
 _ATTRIBUTES = (  # all that is ever read of a file, beside the transfer syntax and the character set
-    *("SOPClassUID", "SeriesInstanceUID", "SegmentationType"),
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"),
+    *("Modality", "ImageType", "FrameType", "ComplexImageComponent", "LossyImageCompression", "InstanceNumber"),
+    *("EchoTime", "EffectiveEchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionDirectionality"),
+    *("DiffusionGradientOrientation", "ASLContext", "ScanningSequence", "SegmentationType"),
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept"),
@@ -41,25 +47,67 @@ _ATTRIBUTES = (  # all that is ever read of a file, beside the transfer syntax a
     *("TriggerTime", "NominalCardiacTriggerDelayTime"),
     *("AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime"),  # the time of day only
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", *_FUNCTIONAL_GROUPS),
-    "ReferencedSegmentNumber",
+    *("DiffusionGradientDirectionSequence", "ReferencedSegmentNumber", "SegmentSequence"),
+    *("SegmentationFractionalType", "MaximumFractionalValue", "ReferencedSeriesSequence"),
 )
-MULTI_FRAME = (EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
+_SECRETS = ("PatientID", "PatientName")  # to be compared
+MULTI_FRAME = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
 _DEFERRED_BYTES = 1 << 16  # longer elements, which are pixels, are left in the file until their place is known
-_TAGS = {keyword: Tag(keyword) for keyword in _ATTRIBUTES}
+_MOST_DECODED, _MOST_INFLATED = 1 << 31, 1 << 26  # bytes; few in a file can claim to be many
+_LARGEST_MATRIX = 4096  # rows or columns; breast MRI has up to 1024
+_NATIVE = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
+_LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless)
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG, and of JPEG-LS
+_DECODERS = "install python-gdcm (HTJ2K: pylibjpeg-openjpeg) where a plugin is missing, else export it uncompressed"
+_TAGS = {keyword: int(Tag(keyword)) for keyword in (*_ATTRIBUTES, *_SECRETS)}
+_READ = list(_TAGS.values())
+_GROUP_TAGS = {_TAGS[keyword] for keyword in _FUNCTIONAL_GROUPS}
+_OF_ONE_SLICE = re.compile(
+    r".*((Trigger|Delay|Acquisition|Date)Time|Data|PositionI\w+)|(SOPI|InstanceN|ImagePosition)\w+"
+)
+_SHARED_TAGS = [t for k, t in _TAGS.items() if dictionary_VR(t) != "SQ" and not _OF_ONE_SLICE.fullmatch(k)]
+_CLOCK = re.compile(r"(?:\d{8})?([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d(?:\.\d*)?)(?:[+-]\d{4})?")
+
+
+def _inflated(packed):
+    """The elements of a deflated file; few MB of it could become GB."""
+    content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MOST_INFLATED)
+    if len(content) == _MOST_INFLATED:
+        raise ValueError(f"deflated, and longer than {_MOST_INFLATED >> 20} MiB when inflated")
+    return content
+
+
+def _parsed(file, deferred_bytes):
+    """The dataset of an open file as of `dcmread`, which takes twice as long and inflates without limit."""
+    filereader.read_preamble(file, False)
+    meta = filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    syntax = meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        file, deferred_bytes = BytesIO(_inflated(file.read())), None
+    implicit, little = syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian
+    dataset = filereader.read_dataset(file, implicit, little, None, None, deferred_bytes, specific_tags=_READ)
+    vars(dataset).update(file_meta=meta)
+    return dataset
 
 
 def read_dataset(path: Path, with_pixels: bool = True) -> Dataset:
     """The allowed elements of a file, else ValueError; without pixels, long ones stay there until asked for."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file, expected DICOM")
+        raise ValueError(f"{path}: no such file, or a pipe, device or broken link, expected DICOM")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes), expected DICOM")
-    try:
-        return dcmread(path, None if with_pixels else _DEFERRED_BYTES, specific_tags=list(_TAGS.values()))
-    except InvalidDicomError as error:
-        raise ValueError(f"{path}: not a DICOM file, expected only DICOM here") from error
-    except Exception as error:  # pydicom lets errors of many kinds through on a damaged file
-        raise ValueError(f"{path}: not a readable DICOM file ({error})") from error
+    with reading(path, "a readable DICOM file"):
+        try:
+            with path.open("rb") as file:
+                head = BytesIO(file.read(_DEFERRED_BYTES))  # reading element by element is faster from memory
+                dataset = None if with_pixels else _parsed(head, _DEFERRED_BYTES)
+                if dataset is None or _TAGS["PixelData"] not in dataset:
+                    file.seek(0)
+                    dataset = _parsed(file, None if with_pixels else _DEFERRED_BYTES)
+        except InvalidDicomError as error:
+            raise ValueError("not a DICOM file") from error
+        vars(dataset).update(fileobj_type=open, filename=str(path), timestamp=None)  # where the deferred ones lie
+        return dataset
 
 
 @lru_cache(maxsize=4096)  # a series repeats most of its elements in every file
@@ -75,26 +123,43 @@ def _floats(raw):
     value = convert_raw_data_element(raw).value
     if value is None or value == "":
         return None
-    numbers = tuple(map(float, value if isinstance(value, MultiValue) else [value]))
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{numbers}, expected finite number(s)")
+    values = value if isinstance(value, MultiValue) else [value]
+    numbers = tuple(map(float, values))
+    if not all(map(math.isfinite, numbers)) or "_" in "".join(map(str, values)):  # Python's 1_0
+        raise ValueError(f"{tuple(map(str, values))}, expected finite number(s)")
     return numbers
 
 
 class Header:
-    """The elements of one slice: those of its frame's functional groups, then those of its file."""
+    """The elements of one slice: those of its frame's functional groups, then those of its file.
+
+    Two are equal where all that they say is, but for what tells the slices of a series apart: place, time, number.
+    """
 
     def __init__(self, path: Path, *places: Dataset):
-        self.path, self.places = path, places  # datasets, searched in this order
+        self.path = path  # places are searched in this order; pydicom's own tags are slow keys
+        self.places = [{int(tag): element for tag, element in place.items()} for place in places]
+
+    @cached_property
+    def _shared(self):
+        found = [place.get(tag) for place in self.places for tag in _SHARED_TAGS]
+        return tuple([(*e[:4], e.is_little_endian) if type(e) is RawDataElement else repr(e) for e in found])
+
+    def __eq__(self, other):
+        return self._shared == other._shared
+
+    def __hash__(self):
+        return hash(self._shared)
 
     def _find(self, keyword, convert):
         """The value of a keyword, None where absent or blank; `ValueError` where malformed."""
         tag = _TAGS[keyword]
         for place in self.places:
+            element = place.get(tag)
+            if element is None or element.value is None and not element.length:
+                continue
             try:
-                element = place.get_item(tag, keep_deferred=True)
-                blank = element is None or element.value is None
-                value = None if blank else convert(element._replace(value_tell=0))  # equal wherever it stands
+                value = convert(element._replace(value_tell=0))  # equal wherever it stands
             except Exception as error:  # conversion happens here, and its errors name no file
                 raise ValueError(f"{self.path}: {keyword} is malformed ({error})") from error
             if value is not None:
@@ -103,7 +168,14 @@ class Header:
 
     def text(self, keyword: str) -> str | None:
         """The value as text; None where absent or blank."""
+        if keyword in _SECRETS:
+            raise KeyError(keyword)
         return self._find(keyword, _text)
+
+    def patient(self, keyword: str = "PatientID") -> str | None:
+        """The first 12 hexadecimal digits of the SHA-256 of PatientID or PatientName; None where blank."""
+        text = self._find(keyword, _text)
+        return text and sha256(text.encode()).hexdigest()[:12]
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...]:
         """Exactly `count` finite numbers; `ValueError` where there are others or none."""
@@ -117,9 +189,16 @@ class Header:
         """One finite number; `absent` where the element is absent or blank."""
         return absent if self._find(keyword, _floats) is None else self.numbers(keyword, 1)[0]
 
+    def whole(self, keyword: str, absent: int | None = None) -> int:
+        """One whole number; `absent` where the element is absent or blank, `ValueError` where that is None."""
+        number = self.numbers(keyword, 1)[0] if absent is None else self.number(keyword, absent)
+        if number % 1:
+            raise ValueError(f"{self.path}: {keyword} is {number:g}, expected a whole number")
+        return int(number)
+
     def clock_s(self, keyword: str) -> float | None:
         """Time of day in seconds, of a DICOM time `HHMMSS.f` or date and time; None where it cannot be read."""
-        parts = re.fullmatch(r"(?:\d{8})?(\d\d):?(\d\d):?(\d\d(?:\.\d*)?)(?:[+-]\d{4})?", self.text(keyword) or "")
+        parts = _CLOCK.fullmatch(self.text(keyword) or "")
         return None if parts is None else 3600 * int(parts[1]) + 60 * int(parts[2]) + float(parts[3])
 
     def sop_class(self) -> str:
@@ -129,16 +208,23 @@ class Header:
 
 def _items(dataset, keyword, path):
     """The items of a sequence, none where it is absent."""
-    try:
+    with reading(path, f"{keyword} that can be parsed"):  # which happens when it is asked for
         return list(dataset.get(keyword) or [])
-    except Exception as error:  # a sequence is parsed when it is asked for
-        raise ValueError(f"{path}: {keyword} is malformed ({error})") from error
 
 
-def _groups(frame, path):
-    """The functional groups that one frame, or all frames together, have."""
-    found = (_items(frame, name, path) for name in _FUNCTIONAL_GROUPS)
-    return [items[0] for items in found if items]
+def _groups(place, path):
+    """The functional groups that one frame, or all frames together, have; a direction stands inside its group."""
+    found = list(chain.from_iterable(_items(place, name, path)[:1] for name in _FUNCTIONAL_GROUPS))
+    nested = (_items(group, "DiffusionGradientDirectionSequence", path)[:1] for group in found)
+    return found + list(chain.from_iterable(nested))
+
+
+def file_header(path: Path, dataset: Dataset) -> Header:
+    """The header of a file of one slice, whose groups, where it has some, come last."""
+    header = Header(path, dataset)  # first, as pydicom converts other elements when it parses a sequence
+    if not _GROUP_TAGS.isdisjoint(header.places[0]):
+        header.places += Header(path, *_groups(dataset, path)).places
+    return header
 
 
 def frame_headers(path: Path, dataset: Dataset) -> list[Header]:
@@ -173,38 +259,77 @@ class Image:
             yield np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape)
 
 
+def _coded_shape(stream):
+    """(rows, columns) as a stream of JPEG, JPEG-LS or JPEG 2000 says; None where it does not."""
+    at = stream.find(b"\xff\x4f\xff\x51", 0, 1024)  # of JPEG 2000
+    if at >= 0:
+        right, bottom, left, top = struct.unpack_from(">4I", stream, at + 8)
+        return bottom - top, right - left
+    at = 2
+    while len(stream) >= at + 9 and stream[at + 1] not in _FRAME_HEADERS:
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return struct.unpack_from(">2H", stream, at + 5) if len(stream) >= at + 9 else None
+
+
+def _refuse_other_shapes(dataset, n_frames):
+    """A decoder believes the stream, whatever the header says, and may take all memory or end the process."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != uid.RLELossless:
+        for stream in generate_frames(dataset.PixelData, number_of_frames=n_frames):
+            if (found := _coded_shape(stream)) != (dataset.Rows, dataset.Columns):
+                raise ValueError(f"a compressed frame of {found} rows and columns")
+
+
 def decoded(path: Path, n_frames: int) -> np.ndarray:
     """The frames of a file `(F, Y, X)` by way of pydicom's decoders."""
-    try:
-        pixels = read_dataset(path).pixel_array
-    except Exception as error:  # each decoder has its own errors
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: PixelData cannot be decoded ({reason})") from error
+    dataset = read_dataset(path)
+    with reading(
+        f"{path}: PixelData cannot be decoded by pydicom", "pixels as the header describes them", _DECODERS
+    ):
+        _refuse_other_shapes(dataset, n_frames)
+        pixels = dataset.pixel_array
     frames = pixels.reshape(-1, *pixels.shape[-2:])
     if len(frames) != n_frames:
         raise ValueError(f"{path}: {len(frames)} frames in PixelData, expected {n_frames}")
     return frames
 
 
-def _refuse_other_than_grey_slices(header, dataset, n_frames):
-    path = header.path
+@lru_cache(maxsize=256)  # of a series all are equal
+def _pixel_format(header):
+    """→ data type, matrix, number of frames and unused bits, where this module can read such pixels."""
+    path, n_frames = header.path, header.whole("NumberOfFrames", absent=1)
+    kind = header.text("PhotometricInterpretation") or "MONOCHROME2"
     if n_frames > 1 and header.text("SOPClassUID") not in MULTI_FRAME:
         raise ValueError(
             f"{path}: multi-frame ({header.sop_class()}, {n_frames} frames), expected Enhanced MR or one slice "
             "per file"
         )
-    if "PixelData" not in dataset:
-        raise ValueError(
-            f"{path}: no PixelData ({header.sop_class()}), expected a complete image, not cut off before it"
-        )
-    kind = header.text("PhotometricInterpretation") or "MONOCHROME2"
-    if header.number("SamplesPerPixel", absent=1) != 1 or not kind.startswith("MONOCHROME"):
+    if header.whole("SamplesPerPixel", absent=1) != 1 or not kind.startswith("MONOCHROME"):
         raise ValueError(f"{path}: a colour image ({kind}), expected one grey value per pixel")
+    rows, columns, bits, signed = map(header.whole, ("Rows", "Columns", "BitsAllocated", "PixelRepresentation"))
+    stored = header.whole("BitsStored", absent=bits)
+    high = header.whole("HighBit", absent=stored - 1)
+    if bits not in (8, 16, 32) or not 0 < stored <= bits or high != stored - 1 or signed not in (0, 1):
+        raise ValueError(
+            f"{path}: {stored} of {bits} bits stored, HighBit {high}, PixelRepresentation {signed}, expected 8, 16 "
+            "or 32 bits, HighBit one less than those stored, and 0 or 1; export it again"
+        )
+    if min(rows, columns, n_frames) < 1 or max(rows, columns) > _LARGEST_MATRIX:
+        raise ValueError(
+            f"{path}: {n_frames} frame(s) of {rows} × {columns} pixels, expected at least one of each, and at most "
+            f"{_LARGEST_MATRIX} rows and columns"
+        )
+    return np.dtype(f"<{'i' if signed else 'u'}{bits // 8}"), (rows, columns), n_frames, bits - stored
 
 
 def _offset(dataset, path, expected, frame):
     """Where native pixels begin in the file, which must hold `expected` bytes of them; None for other syntaxes."""
-    if dataset.file_meta.get("TransferSyntaxUID") not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if syntax in _LOSSY:
+        raise ValueError(f"{path}: {syntax.name}, expected intensities as measured; export it without loss")
+    if syntax not in _NATIVE:
+        if expected > _MOST_DECODED:
+            raise ValueError(f"{path}: {expected} bytes when decoded, expected at most {_MOST_DECODED} in a file")
         return None
     pixels = dataset.get_item(_TAGS["PixelData"], keep_deferred=True)
     found = min(pixels.length, path.stat().st_size - pixels.value_tell)
@@ -217,17 +342,9 @@ def _offset(dataset, path, expected, frame):
 
 def image_of(header: Header, dataset: Dataset) -> Image:
     """Matrix, pixel type and place of the pixels of a file, after checking that they are all there."""
-    path, n_frames = header.path, int(header.number("NumberOfFrames", absent=1))
-    _refuse_other_than_grey_slices(header, dataset, n_frames)
-    keywords = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation")
-    rows, columns, bits, signed = (int(header.numbers(keyword, 1)[0]) for keyword in keywords)
-    stored = int(header.number("BitsStored", absent=bits))
-    if bits not in (8, 16, 32) or not 0 < stored <= bits or min(rows, columns, n_frames) < 1:
-        raise ValueError(
-            f"{path}: {n_frames} frame(s) of {rows} × {columns} pixels with {stored} of {bits} bits stored, "
-            "expected at least one of each, and 8, 16 or 32 bits"
-        )
-    dtype = np.dtype(f"<{'i' if signed else 'u'}{bits // 8}")
-    frame = rows * columns * dtype.itemsize
-    offset = _offset(dataset, path, n_frames * frame, frame)
-    return Image(path, dtype, (rows, columns), n_frames, bits - stored, offset)
+    if _TAGS["PixelData"] not in header.places[0]:
+        kind = header.sop_class()
+        raise ValueError(f"{header.path}: no PixelData ({kind}), expected a complete image, not cut off before it")
+    image = Image(header.path, *_pixel_format(header), None)
+    frame = math.prod(image.shape) * image.dtype.itemsize
+    return replace(image, offset=_offset(dataset, image.path, image.n_frames * frame, frame))

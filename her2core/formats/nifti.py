@@ -1,72 +1,133 @@
-"""BreastDCEDL's NIfTI layout in and out: one file per phase and one mask per patient, voxels only.
+"""NIfTI in and out: one file per phase and one mask per patient, in BreastDCEDL's folders and under its names.
 
-The files were saved with an identity affine from arrays in `(z, row, column)` order, so their headers say
-nothing true about space (Sci Data 13, 264, 2026): spacing comes from the metadata table, and position and
-orientation are lost.  File names carry the acquisition index k: `<pid>_spy2_vis1_dce_aqc_<k>.nii.gz` ("aqc" is
-their spelling) or, in the full I-SPY1 release, `<pid>_spy1_vis1_acq<k>.nii.gz`.
+BreastDCEDL's files were saved with an identity affine and no unit from arrays in `(z, row, column)` order, so
+their headers say nothing true about space (Sci Data 13, 264, 2026).  Just that is their signature: spacing comes
+from the metadata table, and position and orientation are lost.  Any other header counts, see `_read_volume`.
+File names carry the acquisition index k: `<pid>_spy2_vis1_dce_aqc_<k>.nii.gz` ("aqc" is their spelling) or, in
+the full I-SPY1 release, `<pid>_spy1_vis1_acq<k>.nii.gz`.
 """
 
 import gzip
+import math
 import re
-import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy import ndimage
 
+from her2core.formats.boundary import reading
 from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry
 from her2core.records import whole
 
-_HEADER_BYTES = 352  # of a NIfTI-1 file
+_HEADER_BYTES, _MOST_BYTES, _DEFLATE = 348, 1 << 31, 1032  # of NIfTI-1; of one volume; gzip expands no further
+_UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, taken as mm; metre; mm; micrometre
+# where axes run, by where slices follow each other
+_ORDERS = dict.fromkeys("SI", "SPL") | dict.fromkeys("RL", "RIP") | dict.fromkeys("AP", "PIL")
+_COARSER = 1.1  # times the next spacing: then slices follow each other along this axis
+_ROUNDED = 0.02  # of a length that somebody wrote down
 
 
-def _stored_bytes(path):
-    """Length of the file once decompressed; as much as can be decompressed where it is damaged."""
-    length = 0
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        with suppress(EOFError, OSError, zlib.error):
-            while chunk := file.read(1 << 16):
-                length += len(chunk)
-    return length
+def _header(block):
+    """The first bytes of a file → its header, which must not contradict itself."""
+    if (magic := block[344:347]) != b"n+1":
+        known = {b"ni1": "half of a pair of .hdr and .img", b"n+2": "NIfTI-2", b"ni2": "NIfTI-2"}
+        raise ValueError(known.get(magic) or known.get(block[4:7], "not a readable NIfTI file"))
+    header = nib.Nifti1Header(block, check=False)
+    dtype, (n, *size) = header.get_data_dtype(), header["dim"].tolist()
+    right = {
+        "sizeof_hdr": header["sizeof_hdr"] == _HEADER_BYTES,
+        "dim": 3 <= n <= 7 and min(size[:3]) > 0 and set(size[3:n]) <= {1},
+        "datatype": dtype.kind in "iuf" and dtype.itemsize <= 8,
+        "bitpix": header["bitpix"] == 8 * dtype.itemsize,
+        "vox_offset": header["vox_offset"] >= _HEADER_BYTES + 4 and float(header["vox_offset"]).is_integer(),
+        "scl_slope": 0 <= header["scl_slope"] < np.inf,  # 0 stands for none
+        "scl_inter": np.isfinite(header["scl_inter"]),
+        "xyzt_units": int(header["xyzt_units"]) & 7 in _UNIT_MM,
+    }
+    if wrong := [f"{key} {header[key].tolist()}" for key, is_right in right.items() if not is_right]:
+        raise ValueError(f"a header with {', '.join(wrong)}")
+    return header
 
 
-def _announced_bytes(path):
-    """The length before compression, with which gzip ends, modulo 2³²."""
-    return int(np.fromfile(path, "<u4", offset=max(path.stat().st_size - 4, 0))[0])
+def _stored(path):
+    """A file → its header, and its voxels `(i, j, k)`: all of them, and nothing beside."""
+    is_gzip, length = path.suffix == ".gz", path.stat().st_size
+    with (gzip.open if is_gzip else open)(path, "rb") as file:
+        header = _header(file.read(_HEADER_BYTES))
+        size, dtype = header["dim"][1:4].tolist(), header.get_data_dtype()
+        end = int(header["vox_offset"]) + math.prod(size) * dtype.itemsize
+        if end > min(_MOST_BYTES, length * (_DEFLATE if is_gzip else 1)):
+            raise ValueError(f"truncated, or too large: {length} bytes, of {end} announced")
+        array = header.data_from_fileobj(file)
+        if file.read(1):  # and the checksum with which gzip ends
+            raise ValueError(f"longer than the {end} bytes that its header announces")
+    native = dtype.newbyteorder("=") if array.dtype.kind in "iu" else np.float32  # float64 where it was rescaled
+    return header, array.astype(native, copy=False).reshape(size)
 
 
-def _refuse_truncated(path, image):
-    """SimpleITK fills up a file that was cut off, and says nothing: its length is checked here."""
-    bits, offset = (float(image.GetMetaData(key)) for key in ("bitpix", "vox_offset"))
-    expected = int(offset + image.GetNumberOfPixels() * bits / 8)
-    if path.suffix == ".gz" and _announced_bytes(path) == expected % 2**32:
-        return
-    found = _stored_bytes(path)
-    if found < expected:
-        raise ValueError(f"{path}: truncated, {found} bytes once decompressed, expected {expected}")
+def _geometry_of(affine):
+    """Affine into RAS → geometry of the same axes, in LPS; more decimals are rounding errors."""
+    spacing, columns = voxel_sizes(affine), np.diag([-1, -1, 1]) @ affine[:3]
+    direction = map(tuple, (columns[:, :3] / spacing).round(6).tolist())
+    return Geometry(tuple(spacing.round(6).tolist()), tuple(columns[:, 3].round(6).tolist()), tuple(direction))
+
+
+def _alike(one, other):
+    """Whether two geometries are one, but for rounding; never where a number is not finite."""
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs)
+
+
+def _affine(header):
+    """Indices (i, j, k) → RAS mm, by sform or else by qform; None for BreastDCEDL's signature."""
+    unit = int(header["xyzt_units"]) & 7
+    to_mm, pixdim = np.diag([*[_UNIT_MM[unit]] * 3, 1.0]), header["pixdim"][1:4] * _UNIT_MM[unit]
+    given = header.get_sform(coded=True), header.get_qform(coded=True)
+    given = [to_mm @ affine for affine, code in given if code > 0]
+    if not given:
+        raise ValueError("neither sform nor qform, so that nothing says where the voxels lie")
+    first, last = _geometry_of(given[0]), _geometry_of(given[-1])
+    if not _alike(first, last):
+        raise ValueError(f"sform {first} and qform {last}")
+    if not np.allclose(first.spacing_mm, pixdim, rtol=1e-3, atol=0):
+        raise ValueError(f"pixdim {pixdim.tolist()} mm and an affine with the spacing {first.spacing_mm} mm")
+    return None if unit == 0 and np.array_equal(given[0], np.eye(4)) else given[0]
+
+
+def _upright(array, affine):
+    """`(i, j, k)` → `(Z, Y, X)`: axes are exchanged and reversed, never resampled, until they run as in DICOM.
+
+    Slices follow each other along the axis with clearly the largest spacing, else along that nearest to head-feet.
+    Axial ones then run to S, P and L, sagittal ones to R, I and P, coronal ones to P, I and L.
+    """
+    spacing = voxel_sizes(affine)
+    *_, next_mm, largest_mm = sorted(spacing)
+    letter = nib.aff2axcodes(affine)[np.argmax(spacing)] if largest_mm > _COARSER * next_mm else "S"
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(_ORDERS[letter]))
+    upright = np.ascontiguousarray(apply_orientation(array, turn))
+    return upright, _geometry_of(affine @ inv_ornt_aff(turn, array.shape))
 
 
 def _read_voxels(path):
-    """File in `(z, row, column)` order → array `(Z, Y, X)`; integers keep their type, floats become float32."""
-    path = Path(path)
-    try:
-        image = sitk.ReadImage(str(path), imageIO="NiftiImageIO")
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not a readable NIfTI file ({str(error).splitlines()[-1]})") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        found = f"size {image.GetSize()}, {image.GetNumberOfComponentsPerPixel()} component(s)"
-        raise ValueError(f"{path}: {found}, expected one three-dimensional volume")
-    _refuse_truncated(path, image)
-    array = np.ascontiguousarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0))  # SimpleITK reverses the order
-    return array if array.dtype.kind in "iu" else array.astype(np.float32)
+    """One file → array `(Z, Y, X)` and its geometry, None where the header has BreastDCEDL's signature."""
+    expected, remedy = "one three-dimensional volume as NIfTI-1", "export each phase as one .nii.gz"
+    with reading(path, expected, remedy), np.errstate(all="ignore"):
+        header, array = _stored(Path(path))
+        if (affine := _affine(header)) is not None:
+            return _upright(array, affine)
+        upright = np.empty(array.shape, array.dtype)
+        for k in range(array.shape[2]):  # much faster than all at once
+            upright[..., k] = array[..., k]
+        return upright, None
 
 
 def phase_files(folder: Path, patient_id: str) -> dict[int, Path]:
     """Acquisition index k → file of that phase, k ascending as a number (2 before 10)."""
-    name = re.compile(rf"{re.escape(patient_id)}_\w+?_vis1_(?:dce_aqc_|dce_acq_?|aqc_?|acq_?)(\d+)\.nii(?:\.gz)?")
+    name = re.compile(rf"{re.escape(patient_id)}_\w+?_vis1_(?:dce_)?(?:aqc|acq)_?(\d+)\.(?:nii(?:\.gz)?|hdr)")
     found = {}
     for path in sorted(Path(folder).glob("*dce/*")):
         match = name.fullmatch(path.name)
@@ -81,7 +142,8 @@ def phase_files(folder: Path, patient_id: str) -> dict[int, Path]:
 
 def mask_file(folder: Path, patient_id: str) -> Path:
     """The one mask of a patient below `folder`."""
-    paths = [p for ext in (".nii", ".nii.gz") for p in Path(folder).glob(f"*mask/{patient_id}_*_vis1_mask{ext}")]
+    names = (f"*mask/{patient_id}_*_vis1_mask{ext}" for ext in (".nii", ".nii.gz", ".hdr"))
+    paths = [path for name in names for path in Path(folder).glob(name)]
     if len(paths) != 1:
         raise ValueError(
             f"{patient_id}: {len(paths)} mask files under {folder}/mask, expected one "
@@ -101,21 +163,25 @@ def _wanted_phases(files, patient_id, row, phases):
     return list(files) if phases is None else required
 
 
-def _geometry(patient_id, row):
-    """Spacing from the table, the only place that has it."""
-    spacing = (float(row["slice_thick"]), float(row["xy_spacing"]), float(row["xy_spacing"]))
-    if not all(s > 0 and np.isfinite(s) for s in spacing):
+def _geometry(patient_id, row, found):
+    """The files' geometry, which the table must not contradict; spacing from the table where they have none."""
+    told = [row.get(name) for name in ("slice_thick", "xy_spacing", "xy_spacing")]
+    told = [np.nan if mm is None else float(mm) for mm in told]
+    if found is None and not all(mm > 0 and np.isfinite(mm) for mm in told):
+        said = f"slice_thick {told[0]}, xy_spacing {told[1]} in the table or case.json"
+        raise ValueError(f"{patient_id}: {said}, expected positive mm, as these NIfTI files do not say")
+    if found is None:
+        return Geometry(tuple(told))
+    if any(abs(mm - said) > _ROUNDED * mm for mm, said in zip(found.spacing_mm, told, strict=True)):
         raise ValueError(
-            f"{patient_id}: slice_thick {row['slice_thick']}, xy_spacing {row['xy_spacing']}, expected positive mm"
+            f"{patient_id}: spacing {found.spacing_mm} mm in the files, {told} mm in the table or case.json"
         )
-    return Geometry(spacing)
+    return found
 
 
-def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Mask file → bool `(Z, Y, X)`; it must hold 0 and 1 only, some 1, and have the series' shape if given."""
-    array = _read_voxels(path)
-    if shape is not None and array.shape != tuple(shape):
-        raise ValueError(f"{path}: mask of shape {array.shape}, expected that of the series, {tuple(shape)}")
+def read_mask(path: Path, array: np.ndarray | None = None) -> np.ndarray:
+    """Mask file → bool `(Z, Y, X)`; it must hold 0 and 1 only, and some 1.  array: what it holds, if known."""
+    array = _read_voxels(path)[0] if array is None else array
     mask = array == 1
     if not np.array_equal(mask, array != 0):
         raise ValueError(f"{path}: mask holds the values {np.unique(array)[:8].tolist()}, expected 0 and 1")
@@ -124,26 +190,34 @@ def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
     return mask
 
 
+def _refuse_other_grid(path, volume, first_path, first):
+    """Two files of a patient must have one shape and lie in one place."""
+    (array, place), (first_array, first_place) = volume, first
+    same = _alike(place, first_place) if place and first_place else place == first_place
+    if array.shape != first_array.shape or not same:
+        found, expected = (f"shape {a.shape}, {g or 'identity affine without unit'}" for a, g in (volume, first))
+        raise ValueError(f"{path}: {found}; expected {expected} as {first_path.name}")
+
+
 def read_breastdcedl(
     folder: Path, patient_id: str, row: Mapping, *, phases: Iterable[int] | None = None
 ) -> tuple[DceSeries, np.ndarray]:
-    """One patient of BreastDCEDL → `(DceSeries, mask)`, the mask bool `(Z, Y, X)`.
+    """One patient of BreastDCEDL, or exported in its layout → `(DceSeries, mask)`, the mask bool `(Z, Y, X)`.
 
     folder: holds `dce/` and `mask/`.  row: the patient's line of the metadata table (any mapping), of which
-    `slice_thick` and `xy_spacing` in mm are needed; the phases it names as pre, post_early and post_late must
-    be there.  phases: acquisition indices to read, by default all that are found; ascending either way (MinCrop
-    keeps three, for example 0, 2, 6, so they are pre, early, late).  Times are unknown: NaN.
+    `slice_thick` and `xy_spacing` in mm are needed where the headers do not say; the phases it names as pre,
+    post_early and post_late must be there.  phases: acquisition indices to read, by default all that are found;
+    ascending either way (MinCrop keeps three, for example 0, 2, 6, so they are pre, early, late).  All files must
+    lie on one grid.  Times are unknown: NaN.
     """
-    geometry = _geometry(patient_id, row)
     files = phase_files(folder, patient_id)
-    paths = [files[k] for k in _wanted_phases(files, patient_id, row, phases)]
+    paths = [files[k] for k in _wanted_phases(files, patient_id, row, phases)] + [mask_file(folder, patient_id)]
     volumes = [_read_voxels(path) for path in paths]
     for path, volume in zip(paths, volumes, strict=True):
-        if volume.shape != volumes[0].shape:
-            raise ValueError(f"{path}: shape {volume.shape}, expected {volumes[0].shape} as {paths[0].name}")
-    array = np.stack(volumes)  # (T, Z, Y, X)
-    mask = read_mask(mask_file(folder, patient_id), array.shape[1:])
-    return DceSeries(array, geometry, (float("nan"),) * len(array)), mask
+        _refuse_other_grid(path, volume, paths[0], volumes[0])
+    *images, mask = (array for array, _ in volumes)
+    geometry = _geometry(patient_id, row, volumes[0][1])
+    return DceSeries(np.stack(images), geometry, (float("nan"),) * len(images)), read_mask(paths[-1], mask)
 
 
 def min_crop(
@@ -165,13 +239,9 @@ def min_crop(
 
 
 def _write_voxels(array, path):
-    """Array `(Z, Y, X)` → file in `(z, row, column)` order with an identity affine; complete or absent."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    image.SetDirection((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))  # RAS, as NIfTI has it, turned into LPS
+    """Array `(Z, Y, X)` → file with BreastDCEDL's signature, the same bytes each time; complete or absent."""
     with whole(path) as part:
-        sitk.WriteImage(image, str(part), useCompression=True, compressionLevel=1)
-        if _announced_bytes(part) != (_HEADER_BYTES + array.nbytes) % 2**32:  # SimpleITK is silent on a full disk
-            raise OSError(f"{path}: could not be written whole; is the disk full?")
+        nib.Nifti1Image(array, np.eye(4), dtype=array.dtype).to_filename(part)
 
 
 def write_breastdcedl(

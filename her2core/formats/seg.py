@@ -1,12 +1,16 @@
 """DICOM in: one SEG → a mask or labels on the grid of its series."""
 
+import math
+import warnings
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from pydicom.uid import SegmentationStorage
 
+from her2core.formats.boundary import reading
 from her2core.formats.dicom_file import Header, decoded, frame_headers, read_dataset
-from her2core.formats.volume import Geometry
+from her2core.formats.volume import Geometry, Source
 
 MEANINGS = ("segments", "tumour_is_zero")  # what the values of a SEG say, see `read_seg`
 _LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -14,66 +18,81 @@ _GRID_TOLERANCE = 0.1  # voxels by which a mask may lie beside the grid it is dr
 _LARGEST_MASK = 0.5  # of the volume; an inverse mask read the wrong way round marks nearly all of it
 
 
-def _upright(frames, position, orientation, spacing, geometry, path):
-    """Turns frames whose rows and columns run along the other axis of the grid, or against it, like the grid.
-
-    → frames `(F, Y, X)`, mm of their first voxels `(F, 3)`, from row to row and from column to column `(F, 3)`.
-    """
-    down, across = orientation[:, 3:] * spacing[:, :1], orientation[:, :3] * spacing[:, 1:]
-    cosines = np.array(geometry.direction).T @ np.stack([orientation[0, 3:], orientation[0, :3]], axis=1)
-    turn = np.rint(cosines)[1:]  # (y or x, down or across)
-    if not any(np.array_equal(np.abs(turn), known) for known in (np.eye(2), np.eye(2)[::-1])):
-        raise ValueError(
-            f"{path}: mask on another grid: down its columns and along its rows are the (z, y, x) directions "
-            f"{np.round(cosines.T, 3).tolist()}, expected those of y and x"
-        )
-    if turn[0, 0] == 0:
-        frames, down, across = frames.swapaxes(1, 2), across, down
-    if turn[0].sum() < 0:
-        frames, position, down = frames[:, ::-1], position + down * (frames.shape[1] - 1), -down
-    if turn[1].sum() < 0:
-        frames, position, across = frames[:, :, ::-1], position + across * (frames.shape[2] - 1), -across
-    return frames, position, down, across
-
-
-def _frame_slices(frames, position, down, across, geometry, path):
-    """Slice index of each frame `(F,)`, after checking that three corners of it fall on those of the grid."""
-    _, rows, columns = frames.shape
-    corners = np.stack([position, position + down * (rows - 1), position + across * (columns - 1)], axis=1)
-    index = (corners - geometry.origin_mm) @ np.array(geometry.direction) / geometry.spacing_mm  # (F, 3, zyx)
-    z = np.rint(index[:, 0, 0]).astype(int)
-    expected = np.zeros_like(index)
-    expected[:, :, 0] = z[:, None]
-    expected[:, 1, 1], expected[:, 2, 2] = rows - 1, columns - 1
-    worst = int(np.argmax(np.abs(index - expected).max(axis=(1, 2))))
-    if np.abs(index[worst] - expected[worst]).max() > _GRID_TOLERANCE:
-        raise ValueError(
-            f"{path}: mask on another grid: the corners of frame {worst} have the indices (z, y, x) "
-            f"{np.round(index[worst], 2).tolist()}, expected {expected[worst].tolist()}"
-        )
-    return z
-
-
 def _placed(frames, headers, geometry, shape, path):
-    """Frames `(F, Y, X)` as they lie on the grid, and the slice index of each `(F,)`."""
+    """Frames `(F, Y, X)` as they lie on the grid, and the slice index of each `(F,)`.
+
+    Frames whose rows and columns run along the other axis of the grid, or against it, are turned like the grid.
+    """
     position, orientation, spacing = (
         np.array([header.numbers(keyword, count) for header in headers])
         for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2))
     )
-    frames, *place = _upright(frames, position, orientation, spacing, geometry, path)
+    to_grid = np.array(geometry.direction)  # LPS → (z, y, x)
+    down, across = orientation[:, 3:] * spacing[:, :1], orientation[:, :3] * spacing[:, 1:]
+    ends = position + down * (frames.shape[1] - 1), position + across * (frames.shape[2] - 1)
+    if abs(down[0] @ to_grid[:, 2]) > abs(down[0] @ to_grid[:, 1]):
+        frames, ends = frames.swapaxes(1, 2), ends[::-1]
     if frames.shape[1:] != tuple(shape[1:]):
         raise ValueError(
             f"{path}: mask on another grid: {frames.shape[1:]} rows and columns, expected {tuple(shape[1:])}"
         )
-    z = _frame_slices(frames, *place, geometry, path)
+    corners = np.stack([position, *ends], axis=1)  # (F, 3, xyz)
+    index = (corners - geometry.origin_mm) @ to_grid / geometry.spacing_mm
+    last = np.subtract(shape[1:], 1)
+    against = index[0, 0, 1:] > last / 2  # the first voxel lies at the end of this axis
+    expected = np.rint(index[:, :1]).repeat(3, axis=1)
+    expected[:, :, 1:] = last * (against ^ np.array([[0, 0], [1, 0], [0, 1]], bool))
+    worst = int(np.argmax(np.abs(index - expected).max(axis=(1, 2))))
+    if not np.abs(index[worst] - expected[worst]).max() <= _GRID_TOLERANCE:  # so that NaN is none of it
+        raise ValueError(
+            f"{path}: mask on another grid: the corners of frame {worst} have the indices (z, y, x) "
+            f"{np.round(index[worst], 2).tolist()}, expected {expected[worst].tolist()}"
+        )
+    z = expected[:, 0, 0].astype(int)
     if z.min() < 0 or z.max() >= shape[0]:
         raise ValueError(
             f"{path}: mask on another grid: its slices are {z.min()} to {z.max()}, expected 0 to {shape[0] - 1}"
         )
-    return frames, z
+    return np.flip(frames, tuple(1 + np.flatnonzero(against))), z
 
 
-def _seg_frames(path, geometry, shape):
+def _referenced(dataset):
+    """SeriesInstanceUID of each series that a SEG says it was drawn on."""
+    groups = [*(dataset.get(f"{which}FunctionalGroupsSequence") or [] for which in ("Shared", "PerFrame"))]
+    drawn = [d for group in chain(*groups) for d in group.get("DerivationImageSequence") or []]
+    images = [image for d in drawn for image in d.get("SourceImageSequence") or []]
+    named = chain(dataset.get("ReferencedSeriesSequence") or [], images)
+    return {str(item.SeriesInstanceUID) for item in named if item.get("SeriesInstanceUID")}
+
+
+def _refuse_strange(header, referenced, source):
+    """A mask must be of the images' patient, and drawn on them or in their frame of reference, where both say."""
+    path, patient, frame = header.path, header.patient(), header.text("FrameOfReferenceUID")
+    if patient and source.patient and patient != source.patient:
+        raise ValueError(f"{path}: SHA-256 of PatientID is {patient}…, expected {source.patient}… as in the images")
+    agree = [mine == theirs for mine, theirs in [(frame, source.frame_of_reference)] if mine and theirs]
+    agree += [bool(referenced & set(source.series))] if referenced and source.series else []
+    if not all(agree):
+        found = f"frame of reference {frame} and source {', '.join(sorted(referenced)[:3]) or None}"
+        images = f"{source.frame_of_reference} and {', '.join(source.series[:3]) or None}"
+        if not any(agree):
+            raise ValueError(
+                f"{path}: {found}, expected one of the images', {images}; take the mask of these images"
+            )
+        warnings.warn(f"{path}: {found}, the images have {images}", stacklevel=4)
+
+
+def _fractions(frames, header):
+    """Frames of a FRACTIONAL SEG, 0 where its segment is not: a probability counts from one half."""
+    kind, full = header.text("SegmentationFractionalType"), header.number("MaximumFractionalValue", math.nan)
+    if kind not in ("PROBABILITY", "OCCUPANCY") or not frames.max() <= full:
+        expected = f"PROBABILITY or OCCUPANCY up to MaximumFractionalValue, {full:g}"
+        found = f"SegmentationFractionalType {kind}, values up to {frames.max()}"
+        raise ValueError(f"{header.path}: {found}, expected {expected}")
+    return np.where(frames >= full / 2, frames, 0) if kind == "PROBABILITY" else frames
+
+
+def _seg_frames(path, geometry, shape, source, meaning):
     """→ SegmentationType, frames `(F, Y, X)`, slice index `(F,)` and segment number `(F,)`, 0 in a LABELMAP."""
     path = Path(path)
     dataset = read_dataset(path)
@@ -83,6 +102,10 @@ def _seg_frames(path, geometry, shape):
         raise ValueError(f"{path}: {header.sop_class()}, expected Segmentation Storage (SEG)")
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise ValueError(f"{path}: SegmentationType is {kind}, expected BINARY, FRACTIONAL or LABELMAP")
+    with reading(path, "sequences of segments and source images"):
+        described = {int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or []}
+        referenced = _referenced(dataset)
+    _refuse_strange(header, referenced, source or Source())
     headers = frame_headers(path, dataset)
     n_frames = int(header.number("NumberOfFrames", absent=1))
     if not len(headers) == n_frames >= 1:
@@ -96,23 +119,34 @@ def _seg_frames(path, geometry, shape):
         raise ValueError(f"{path}: {n_frames} frames at {len(places)} places, expected one frame at each")
     if kind == "LABELMAP" and (background := header.number("PixelPaddingValue")):
         frames = np.where(frames == background, 0, frames)
+    if kind == "FRACTIONAL" and meaning == "segments":
+        frames = _fractions(frames, header)
+    found = set(np.unique(frames).tolist()) - {0} if kind == "LABELMAP" else set(segment)
+    if described and not found <= described:
+        raise ValueError(
+            f"{path}: frames of the segments {sorted(found)[:8]}, described are {sorted(described)[:8]}"
+        )
     return kind, frames, z, np.array(segment)
 
 
-def read_seg(path: Path, geometry: Geometry, shape: tuple[int, int, int], *, meaning: str) -> np.ndarray:
+def read_seg(
+    path: Path, geometry: Geometry, shape: tuple[int, int, int], *, meaning: str, source: Source | None = None
+) -> np.ndarray:
     """DICOM SEG → bool `(Z, Y, X)` tumour mask on the grid of the DCE series (`geometry`, `shape`).
 
     meaning: "segments": the union of all segments, frames that are absent being background (the `ROI` of
-    Advanced-MRI-Breast-Lesions).  "tumour_is_zero": the `Analysis Mask` of I-SPY2 and ACRIN-6698, an INVERSE
-    bit mask that says FRACTIONAL but whose value 0 is tumour and whose bits say why a voxel is none: 1 below the
-    enhancement threshold, 2 too few neighbours, 8 or 16 background, 32 outside the box drawn by hand, 64 omitted
-    by hand (Analysis-mask-files-description.v20211020).  Taken as `> 0` it would mark 99.7 % of the volume.
+    Advanced-MRI-Breast-Lesions); a probability counts from one half.  "tumour_is_zero": the `Analysis Mask` of
+    I-SPY2 and ACRIN-6698, an INVERSE bit mask that says FRACTIONAL but whose value 0 is tumour and whose bits say
+    why a voxel is none: 1 below the enhancement threshold, 2 too few neighbours, 8 or 16 background, 32 outside the
+    box drawn by hand, 64 omitted by hand (Analysis-mask-files-description.v20211020).  Taken as `> 0` it would mark
+    99.7 % of the volume.
     Frames are placed by position and orientation, never by order.  `ValueError` for a mask on another grid,
-    without tumour, or with more tumour than a breast can hold.
+    without tumour, with more tumour than a breast can hold, or of another patient or examination than `source`,
+    whose images it is for; a warning where it was drawn on other images in the same frame of reference.
     """
     if meaning not in MEANINGS:
         raise ValueError(f"meaning is {meaning!r}, expected one of {MEANINGS}")
-    kind, frames, z, _ = _seg_frames(path, geometry, shape)
+    kind, frames, z, _ = _seg_frames(path, geometry, shape, source, meaning)
     mask = np.zeros(shape, bool)
     if meaning == "segments":
         np.logical_or.at(mask, z, frames > 0)
@@ -133,9 +167,11 @@ def read_seg(path: Path, geometry: Geometry, shape: tuple[int, int, int], *, mea
     return mask
 
 
-def read_seg_labels(path: Path, geometry: Geometry, shape: tuple[int, int, int]) -> np.ndarray:
+def read_seg_labels(
+    path: Path, geometry: Geometry, shape: tuple[int, int, int], *, source: Source | None = None
+) -> np.ndarray:
     """DICOM SEG with segments → uint8 `(Z, Y, X)`: 0 background, else the segment's number; none may overlap."""
-    kind, frames, z, segment = _seg_frames(path, geometry, shape)
+    kind, frames, z, segment = _seg_frames(path, geometry, shape, source, "segments")
     largest = int(frames.max() if kind == "LABELMAP" else segment.max())
     if largest > 255:
         raise ValueError(f"{path}: segment number {largest}, expected at most 255")

@@ -13,6 +13,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 PHASE_COLUMNS = ("pre", "post_early", "post_late")  # of a table that names the phases, as BreastDCEDL's does
+_MOST_UNDERSHOOT = 0.001  # of voxels, below zero by interpolation at sharp edges; more mean a difference of phases
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Whose images they are and where they lie: what a mask of them has to agree with.  None where unknown.
+
+    patient: digits of the SHA-256 of PatientID, as no identifier leaves a reader.  frame_of_reference: its UID.
+    series: SeriesInstanceUID of each series.
+    """
+
+    patient: str | None = None
+    frame_of_reference: str | None = None
+    series: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DceSeries:
     """All phases of one examination on one grid.
 
@@ -51,6 +65,7 @@ class DceSeries:
     array: np.ndarray
     geometry: Geometry
     times_s: tuple[float, ...]
+    source: Source = Source()
 
     def __post_init__(self):
         if self.array.ndim != 4 or 0 in self.array.shape:
@@ -115,3 +130,36 @@ def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     image.SetOrigin([float(p) for p in geometry.origin_mm])
     image.SetDirection(np.asarray(geometry.direction, float)[:, ::-1].ravel().tolist())
     return image
+
+
+def native_crop(image: np.ndarray, centre_px: Sequence[float], size_px: int) -> np.ndarray:
+    """`size_px` square of `(P, Y, X)` around `centre_px`, inside the image; a smaller image is padded evenly."""
+    for axis, centre in enumerate(centre_px, start=1):
+        last_start = max(image.shape[axis] - size_px, 0)
+        start = int(np.clip(np.ceil(centre - size_px / 2), 0, last_start))  # the rounding of nifti.min_crop
+        image = image.take(range(start, min(start + size_px, image.shape[axis])), axis)
+    lacking = [size_px - n for n in image.shape[1:]]
+    return np.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in lacking)], mode="edge")
+
+
+def as_uint16(phases: np.ndarray, patient: str) -> tuple[np.ndarray, float]:
+    """Intensities as uint16, rounded, and the power of two they were multiplied by, so that rounding keeps levels.
+
+    It is 1 for whole numbers that fit, and for others that reach 2048; else the maximum becomes 32768 to 65535.
+    Undershoot below zero becomes 0.  ValueError where they are not finite, or one voxel in a thousand is negative.
+    """
+    if phases.dtype == np.uint16:
+        return phases, 1.0
+    low, high = phases.min(), phases.max()
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{patient}: intensities from {low} to {high}, expected finite numbers")
+    rounded, factor = np.rint(phases), 1.0
+    if high > 65535 or 0 < high < 2048 and not np.array_equal(phases, rounded):
+        factor = float(2.0 ** np.floor(np.log2(65535 / float(high))))
+        rounded = np.rint(phases * np.float64(factor))
+    if (negative := np.mean(rounded < 0)) >= _MOST_UNDERSHOOT:
+        raise ValueError(
+            f"{patient}: intensities from {low} to {high}, {100 * negative:.2g} % of them below zero; "
+            f"expected less than {100 * _MOST_UNDERSHOOT:g} %, which interpolation may leave"
+        )
+    return np.maximum(rounded, 0).astype(np.uint16), factor

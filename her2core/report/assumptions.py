@@ -17,8 +17,7 @@ from her2core.config import lookup
 
 def assumptions() -> list[dict[str, str]]:
     """The open choices: rows of parameter, known, alternative, model."""
-    with open(Path(__file__).with_name("assumptions.csv"), newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(Path(__file__).with_name("assumptions.csv").read_text("utf-8").splitlines()))
 
 
 def _shown(value):

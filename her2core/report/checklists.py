@@ -27,7 +27,7 @@ _STATUS = {
 
 def checklist_items(name: str, cohort: str) -> Iterator[tuple[str, str, str, list[str], str]]:
     """Rows of a standard: item, in short, status, paths relative to the compendium, remark."""
-    with open(Path(__file__).parent / name, newline="") as file:
+    with open(Path(__file__).parent / name, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             paths = row["files"].replace("{cohort}", cohort).split()
             if row["status"] not in _STATUS or (row["status"] in ("yes", "part")) != bool(paths):

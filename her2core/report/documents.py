@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from scipy.stats import binomtest
 
 from her2core.config import BANNER, Study
+from her2core.formats.boundary import reading
 
 _NO_RESULT = "not run"
 _NOT_TESTABLE = "not testable on this cohort"
@@ -55,8 +56,8 @@ class _Reported:
 
 def _reported():
     """The rows of reported.csv."""
-    with open(Path(__file__).with_name("reported.csv"), newline="") as file:
-        return [_Reported(**row) for row in csv.DictReader(file)]
+    lines = Path(__file__).with_name("reported.csv").read_text("utf-8").splitlines()
+    return [_Reported(**row) for row in csv.DictReader(lines)]
 
 
 _BEST = "thda-channel_q98-raw"  # the paper's
@@ -64,7 +65,9 @@ _BEST = "thda-channel_q98-raw"  # the paper's
 
 def flow_in_use(results: Path) -> dict:
     """flow.json, where those of unprepared.csv are out as well; what follows a reason's colon is left out."""
-    flow, path = json.loads((results / "flow.json").read_text()), results / "unprepared.csv"
+    path = results / "unprepared.csv"
+    with reading(results / "flow.json", "the flow of patients as JSON"):
+        flow = json.loads((results / "flow.json").read_text("utf-8"))
     for lost in pd.read_csv(path).itertuples() if path.is_file() else ():
         flow["splits"][lost.split]["patients"] -= 1
         flow["splits"][lost.split]["her2_positive"] -= int(lost.her2)
@@ -184,7 +187,8 @@ AUC of each window, and the names of two of the seven windows it compares."""
 def _verdict(study, reported, short):
     """Ours and the verdict for one number of a real study; no place is given to a number of other patients."""
     path = study.results / reported.table
-    found = _JUDGES[reported.table](path, reported, study.values) if path.is_file() else None
+    with reading(path, "results of this version of the code", f"dvc repro {study.target('study')}"):
+        found = _JUDGES[reported.table](path, reported, study.values) if path.is_file() else None
     if found is None:
         return "–", _NO_RESULT
     needed = ("internal", "external") if reported.table == "external_validation.csv" else ("internal",)
@@ -264,7 +268,9 @@ def model_card(study: Study, citation: dict) -> str:
 
     citation: CITATION.cff as a dictionary.  Raises `Unready` where no weights of the reference were recorded.
     """
-    metrics, flow = json.loads((study.results / "metrics.json").read_text()), flow_in_use(study.results)
+    flow = flow_in_use(study.results)
+    with reading(study.results / "metrics.json", "the study's metrics as JSON"):
+        metrics = json.loads((study.results / "metrics.json").read_text("utf-8"))
     path = study.results / "weights" / f"{metrics['reference']}.csv"
     study.need(f"train@{metrics['reference']}", path)
     weights = pd.read_csv(path)
@@ -273,7 +279,7 @@ def model_card(study: Study, citation: dict) -> str:
     settings = {"models": {"thda": study.section("models")["thda"]}}  # of the reference, which is THDA
     settings["train"] = {k: v for k, v in study.section("train").items() if k != "jobs"}
     template = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    return template.from_string(Path(__file__).with_name("model_card.md.jinja").read_text()).render(
+    return template.from_string(Path(__file__).with_name("model_card.md.jinja").read_text("utf-8")).render(
         cohort=study.name,
         sections=study.values,
         synthetic=study.is_synthetic,

@@ -2,7 +2,7 @@
 
 The page stands alone: pictures are inside it, it loads nothing, and its content security policy lets no script run
 but its own, without which all of it can be read.  What notebooks bring is held to a list of tags and attributes;
-identifiers and absolute paths in their outputs are replaced.  The same notebooks give the same bytes.
+patients are named as in figures, absolute paths lose their folders.  The same notebooks give the same bytes.
 """
 
 import base64
@@ -27,7 +27,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from her2core.config import BANNER, Study, read_yaml, steady_dependencies
-from her2core.records import whole
+from her2core.formats.boundary import reading
+from her2core.records import alias, whole
 
 _PATTERN = "0[0-9]_*.ipynb"  # the study; 10_predict_case is somebody's own examination
 _LIMIT = 6_000_000  # bytes of the page
@@ -46,7 +47,7 @@ _PANDAS_STYLE = re.compile(r"<style scoped>[^<]*</style>")
 # What the page does not tell: folders, UIDs, patients as archives name them, and what stands in such a column.
 _FOLDERS = re.compile(r"(?:file://|(?<![\w/\\.:<+=-]))(?:/|\\\\|[A-Za-z]:[/\\]+)(?:[\w.+@~-]+[/\\]+)+")
 _UID = re.compile(r"\b\d+(?:\.\d+){6,}\b")
-_PATIENT = re.compile(r"\b(?:ISPY[12]?|ACRIN-6698|AMBL|DUKE|Breast_MRI|PHANTOM-[A-Z0-9]+)[-_]\d{3,}\b")
+_PATIENT = re.compile(r"(?:ISPY[12]?|ACRIN-6698|AMBL|DUKE|Breast_MRI|PHANTOM-[A-Z0-9]+)[-_]\d{3,}")
 _NAMING = {"patient", "pid", "patient_id", "patientid", "mrn", "series_uid", "seriesinstanceuid"}
 _CELL = re.compile(r'(<t[hd](?: (?:colspan="(\d+)"|rowspan="[^"]*"))*>)(.*?)</t[hd]>', re.S)
 
@@ -72,18 +73,19 @@ def _slug(text):
 class _Page:
     """One notebook on its way to HTML; of a notebook that several runs share, one run.
 
-    patients: identifier → stand-in, for the whole report.  After `render`: title, body, headings (level, id, text).
+    After `render`: title, body, headings (level, id, text).
     """
 
-    def __init__(self, path, patients):
-        self.path, self.patients = path, patients
-        notebook, _, self.run = path.stem.partition("-")
-        self.notebook, self.id = _slug(notebook), _slug(path.stem)
+    def __init__(self, path):
+        self.path, stem = path, _unnamed(path.stem)
+        notebook, _, self.run = stem.partition("-")
+        self.notebook, self.id = _slug(notebook), _slug(stem)
         self.headings, self.said, self.figures, self.cells = [], "", 0, 0
         self.title = self.above = self.run or self.notebook
 
     def render(self):
-        notebook = nbformat.read(self.path, as_version=4)
+        with reading(self.path, "an executed notebook", "run the study again"):
+            notebook = nbformat.reads(_unnamed(self.path.read_text("utf-8")), as_version=4)
         saved = _SAVED.findall("\n".join(c.source for c in notebook.cells))
         self.saved = {variable or figure: name or title for variable, name, title, figure in saved}
         parts = [self.prose(c.source) if c.cell_type == "markdown" else self.code(c) for c in notebook.cells]
@@ -147,10 +149,8 @@ class _Page:
     def figure(self, png, name, tables):
         """A picture inside the page, described by what stands above it, with links to its files."""
         self.figures += 1
-        try:
+        with reading(self.path, f"a PNG as picture {self.figures}"):
             png = in_256_colours(base64.b64decode("".join(png.split()), validate=True))
-        except (ValueError, OSError, SyntaxError) as error:
-            raise ValueError(f"{self.path.name}: picture {self.figures} is no PNG: {error}") from None
         files = [("PDF", f"../../figures/{self.path.parents[1].name}/{name}.pdf")] if name else []
         files += [(table, table) for table in tables]
         files += [("code", f"#{self.id}-code-{self.cells}")] if self.cells else []
@@ -182,17 +182,19 @@ class _Page:
                 naming |= {at} if text.lower() in _NAMING else set()
                 start, text = start if text else start.replace("<th", "<td"), text.replace("_", " ")
             elif at in naming and text and not text.startswith("patient "):
-                text = self.stand_in(text)
+                text = alias(text)
             at -= int(span or 1)
             cells.append(f"{start}{text}</{start[1:3]}>")
         return f"<tr>{''.join(cells)}</tr>"
 
-    def stand_in(self, patient):
-        return self.patients.setdefault(patient, f"patient {len(self.patients) + 1}")
-
     def anonymous(self, text):
         """Without folders, which lead to somebody's computer, and without identifiers."""
-        return _PATIENT.sub(lambda patient: self.stand_in(patient[0]), _UID.sub("(UID)", _FOLDERS.sub("…/", text)))
+        return _unnamed(_UID.sub("(UID)", _FOLDERS.sub("…/", text)))
+
+
+def _unnamed(text):
+    """With each patient's identifier replaced; base64 holds none, as it has no hyphen and no underscore."""
+    return _PATIENT.sub(lambda patient: alias(patient[0]), text)
 
 
 def _text(inline):
@@ -206,12 +208,12 @@ def _preformatted(text):
 
 
 def in_256_colours(png: bytes) -> bytes:
-    """A PNG with a palette, on white; as it was, where that is no smaller."""
+    """A PNG with a palette, on white, and without the texts that a PNG may carry."""
     image = Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     smaller = io.BytesIO()
     flat.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
-    return min(png, smaller.getvalue(), key=len)
+    return smaller.getvalue()
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -258,21 +260,19 @@ def _links(citation):
 def write_page(folder: Path, title: str, out: Path, synthetic: bool, links: Sequence[tuple[str, str]] = ()) -> int:
     """Write the report of the executed notebooks in `folder` to `out`; returns its size in bytes.
 
-    links: (text, address) of what the first screen leads to.  Pictures get 256 colours where that is smaller.
+    links: (text, address) of what the first screen leads to.  Pictures get 256 colours.
     ValueError where a notebook failed or brings what would load or run something, or the page is too large.
     """
     paths = sorted(p for p in Path(folder).glob(_PATTERN) if not p.name.endswith(".part.ipynb"))
     if not paths:
         raise ValueError(f"{folder}: no executed notebook; run the study first")
-    patients = {}
-    pages = [_Page(path, patients).render() for path in paths]
     html = _ENVIRONMENT.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8")).render(
         title=title,
         banner=BANNER if synthetic else "",
         links=links,
         light=Markup(_LIGHT.get_style_defs(".highlight")),
         dark=Markup(_DARK.get_style_defs(".highlight")),
-        groups=[list(runs) for _, runs in groupby(pages, key=lambda page: page.notebook)],
+        groups=[list(runs) for _, runs in groupby((_Page(p).render() for p in paths), lambda page: page.notebook)],
     )
     _check(html)
     if (size := len(html.encode())) > _LIMIT:

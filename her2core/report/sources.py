@@ -7,6 +7,7 @@ import pandas as pd
 from her2core.cohorts.ambl import find_ambl_sheet
 from her2core.cohorts.manifest import MANIFESTS, MINCROP_LICENCE
 from her2core.config import Study
+from her2core.formats.boundary import reading
 
 
 def _md5(path):
@@ -79,9 +80,10 @@ def _sources(study):
 def data_sources(study: Study) -> dict:
     """What a study's data are and which version, for JSON; read from the raw files as they are here."""
     files = study.data("acquire") / "files.csv"
-    table = pd.read_csv(files, dtype={"patient": str, "series_uid": str}).assign(patients=1)
-    table["series"] = table["series_uid"].fillna("").str.split().str.len()  # NIfTI has none
-    on_disk = table.groupby("dataset")[["patients", "series", "files", "bytes"]].sum()
+    with reading(files, "the table that acquire writes", "run it again"):
+        table = pd.read_csv(files, dtype={"patient": str, "series_uid": str}).assign(patients=1)
+        table["series"] = table["series_uid"].fillna("").str.split().str.len()  # NIfTI has none
+        on_disk = table.groupby("dataset")[["patients", "series", "files", "bytes"]].sum()
     return {
         "cohort": study.name,
         "synthetic": study.is_synthetic,

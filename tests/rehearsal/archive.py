@@ -1,7 +1,7 @@
 """What the archives would serve, in their layout and under their identifiers; made once for the same inputs.
 
 FOLDER/
-    served/idc-open-data/<crdc_series_uuid>/*.dcm   I-SPY2 and AMBL
+    served/<bucket>/<crdc_series_uuid>/*.dcm        I-SPY2 and AMBL
     served/records/<record>/files/*                 I-SPY1 as MinCrop's tar, BreastDCEDL's table
     manifests/*.csv                                 with the true number and size of files, and MD5 in releases.csv
     labels/*.xlsx                                   AMBL's sheet
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from her2core.cohorts.manifest import BUCKET, MANIFESTS
+from her2core.cohorts.manifest import MANIFESTS
 from her2core.cohorts.phantom import write_patient
 from her2core.config import root
 from her2core.formats.dicom_file import read_dataset
@@ -96,10 +96,10 @@ def _manifest(dataset):
 
 
 def _serve(person, role, home, folder):
-    """Move one series into the bucket under its real name; returns its row of the manifest, true to the files."""
+    """Move one series into its bucket under its real name; returns its row of the manifest, true to the files."""
     table = _manifest(person.dataset)
     row = table[(table["patient"] == person.patient) & (table["role"] == role)].iloc[0].to_dict()
-    target = folder / "served" / BUCKET / row["crdc_series_uuid"]
+    target = folder / "served" / row["bucket"] / row["crdc_series_uuid"]
     if role == "dce":
         target.parent.mkdir(parents=True, exist_ok=True)
         (home / "dce").rename(target)

@@ -6,8 +6,6 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from her2core.cohorts.manifest import BUCKET
-
 
 class _Files(SimpleHTTPRequestHandler):
     """A file server.  server.ranges: whether it honours Range.  server.cut: names whose first answer is cut off."""
@@ -80,11 +78,12 @@ class Moto:
         self._port, acl = 0, get_canned_acl("public-read")
         self.start()
         backend = s3_backends["123456789012"]["aws"]
-        backend.create_bucket(BUCKET, "us-east-1")
-        backend.put_bucket_acl(BUCKET, acl)
-        for path in sorted((served / BUCKET).rglob("*.dcm")):
-            key = backend.put_object(BUCKET, path.relative_to(served / BUCKET).as_posix(), path.read_bytes())
-            key.set_acl(acl)
+        for bucket in sorted(served.glob("idc-open-data*")):
+            backend.create_bucket(bucket.name, "us-east-1")
+            backend.put_bucket_acl(bucket.name, acl)
+            for path in sorted(bucket.rglob("*.dcm")):
+                key = backend.put_object(bucket.name, path.relative_to(bucket).as_posix(), path.read_bytes())
+                key.set_acl(acl)
 
     def start(self) -> None:
         from moto.server import ThreadedMotoServer

@@ -1,7 +1,6 @@
 """Figures that show slices: of patients, under windows, before and after N4, read from files, misjudged."""
 
 from collections.abc import Iterable, Sequence
-from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from her2core.records import alias
 from her2core.report.figures.style import (
     ONE_COLUMN,
     PHASE_NAMES,
@@ -77,11 +77,6 @@ def most_tumour(mask: np.ndarray) -> int:
     return int(mask.sum((1, 2)).argmax())
 
 
-def _in_rgb(image):
-    """Phases `(3, H, W)` as the red, green and blue of one picture."""
-    return image.transpose(1, 2, 0)
-
-
 # --- figures ------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +119,7 @@ def phases(images: np.ndarray, names: list[str], pixel_mm: float | np.ndarray, c
     figure, axes = plt.subplots(rows, 4, figsize=(TWO_COLUMNS, 0.3 + 1.85 * rows), squeeze=False)
     label_mm(axes, (*PHASE_NAMES, "RGB fusion"))
     for row, image, name, mm in zip(axes, images, names, np.broadcast_to(pixel_mm, rows), strict=True):
-        show_row(row, (*image, _in_rgb(image)), mm)
+        show_row(row, (*image, image.transpose(1, 2, 0)), mm)
         row[0].set_ylabel(f"{name}\n(mm)", fontsize=7)
     headline(figure, cohort, "What the network sees, one 8-bit window per row")
     return figure
@@ -174,7 +169,7 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
     for k, (window, image) in enumerate(images.items()):
         row, column = divmod(k, columns)
         picture, histogram = axes[2 * row : 2 * row + 2, column]
-        show_small(picture, _in_rgb(image), pixel_mm)
+        show_small(picture, image.transpose(1, 2, 0), pixel_mm)  # phases as red, green and blue
         picture.set_title(f"{window}\n{100 * (image[1] == 255).mean():.1f} % white")
         share = np.full(image[1].size, 100 / image[1].size)
         histogram.hist(image[1].ravel(), bins=np.linspace(0, 256, 33), weights=share, color="0.5", log=True)
@@ -236,10 +231,10 @@ def failures(
     for column, image, mm, (_, row) in zip(axes.T, images, sizes, table.iterrows(), strict=True):
         column[0].imshow(image[1], vmin=0, vmax=255)
         column[0].set(xticks=[], yticks=[])
-        show_small(column[1], _in_rgb(image), mm)
+        show_small(column[1], image.transpose(1, 2, 0), mm)
         seeds = f"{row['probability']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
         label = f"HER2{'+' if row['label'] else '−'}, predicted"
-        column[0].set_title(f"{fill(row['patient'], 17)}\n{label}\n{seeds}", fontsize=6.5)
+        column[0].set_title(f"{alias(row['patient'])}\n{label}\n{seeds}", fontsize=6.5)
     axes[0, 0].set_ylabel(PHASE_NAMES[1])
     axes[1, 0].set_ylabel("RGB fusion")
     title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} patients"

@@ -7,11 +7,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from textwrap import shorten
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+
+from her2core.formats.boundary import reading
 
 _TORCHVISION = "https://download.pytorch.org/models"
 _CVT_13, _CVT_REVISION = "microsoft/cvt-13", "84e365a5f6a5ca987486abb25f3d8e5265cdc44d"
@@ -82,15 +85,14 @@ def load(name: str, weights: Weights) -> dict[str, torch.Tensor]:
     Errors: as `find`, and ValueError where it holds anything but tensors by name.
     """
     path = find(name, weights)
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # nobody says what reading a broken pickle may raise; torch's own text misleads
-        raise ValueError(f"{path}: no file of weights ({type(error).__name__})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path}: no file of weights; expected tensors by name")
+    with reading(path, "a file of weights: tensors by name", "delete or replace it"):
+        try:
+            safe = path.suffix == ".safetensors"
+            tensors = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:  # torch's own text says how to execute it all the same
+            raise ValueError("a pickle that is broken or holds code") from error
+        if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+            raise ValueError(f"a {type(tensors).__name__} of other things")
     return dict(tensors)  # without torch's remark on the version: then each layer takes the names of older ones too
 
 
