@@ -33,7 +33,7 @@ import yaml
 from prepared_samples import make_run, write_prepared
 from safetensors.torch import save_file
 
-from her2core import records, weights
+from her2core import records
 from her2core.baselines import ModelConfig
 from her2core.case import read_case
 from her2core.cohorts.acquire import SOURCES
@@ -43,6 +43,7 @@ from her2core.cohorts.manifest import read_manifest, read_releases
 from her2core.config import MERGED, Study, merge
 from her2core.dataset import Prepared
 from her2core.evaluate import EvaluateConfig
+from her2core.formats import weights
 from her2core.formats.dicom import read_dce
 from her2core.formats.dicom_write import write_dce, write_seg
 from her2core.formats.nifti import read_breastdcedl

@@ -21,7 +21,7 @@ cohort kinetics bias_field normalize audit preprocess
 dataset model baselines train runs probe case
 auc calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
-cohorts.tables cohorts.manifest cohorts.labels cohorts.ambl cohorts.duke cohorts.transfer cohorts.phantom
+cohorts.tables cohorts.manifest cohorts.labels cohorts.ambl cohorts.transfer cohorts.phantom
 cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight
 report.figures.style report.figures.images report.figures.network report.figures.phantom
 report.figures.curves report.figures.forests report.figures
