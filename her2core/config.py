@@ -199,8 +199,10 @@ def build(into: type, values: dict, where: str, optional: bool = False) -> Any:
 
 
 def _frozen(value, place=""):
-    """Lists as tuples, however deep; ValueError for a number that is not finite."""
+    """Lists as tuples, however deep; ValueError for a number that is not finite, and a name that is a date."""
     if isinstance(value, dict):
+        if strange := [key for key in value if not isinstance(key, str | int)]:
+            raise ValueError(f"{place}{strange[0]} is no name")
         return {key: _frozen(item, f"{place}{key}: ") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_frozen(item, place) for item in value)
@@ -251,7 +253,7 @@ def steady_dependencies(entry: str, study: Study, **item: str) -> Iterator[None]
     now = _state(stage, Study.open(study.name), item)
     if changed := sorted(k for k, v in now.items() if before[k] != v):
         raise ValueError(
-            f"changed while the stage ran, so its results belong to neither version: {', '.join(changed)}"
+            f"changed while the stage ran, so its results are of neither version: {', '.join(changed)}"
         )
 
 

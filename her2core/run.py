@@ -110,9 +110,7 @@ def parse(arguments: list[str]) -> dict[str, str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not re.fullmatch(r"[\w./-]*[\w-]", value):
-            raise ValueError(
-                f"expected name=value with letters, digits and _ - . / in the value, found {argument!r}"
-            )
+            raise ValueError(f"found {argument!r}, expected name=value, the value of letters, digits and _ - . /")
         pairs[key] = value
     return pairs
 

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import chdir
@@ -137,7 +138,9 @@ def read_series(folder):
 
 
 def _seconds(text):
-    digits = re.fullmatch(r"(?:\d{8})?(\d\d)(\d\d)(\d\d(?:\.\d*)?)(?:[+-]\d{4})?", (text or "").strip())
+    digits = re.fullmatch(
+        r"(?:\d{8})?([01]\d|2[0-3])([0-5]\d)([0-5]\d(?:\.\d*)?)(?:[+-]\d{4})?", (text or "").strip()
+    )
     return float(digits[1]) * 3600 + float(digits[2]) * 60 + float(digits[3]) if digits else None
 
 
@@ -162,12 +165,16 @@ def _slices_of_one(path):
         plain.unlink()
     tags = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     trigger = _number(tags.get("0018|1060"))
-    clocks = (None if trigger is None else trigger / 1000, _seconds(tags.get("0008|0032")))
+    keys = (
+        _seconds(tags.get("0008|0032")),
+        None if trigger is None else trigger / 1000,
+        _number(tags["0020|0013"]),
+    )
     axes = np.array(image.GetDirection()).reshape(3, 3).T[:2]
     pixels = sitk.GetArrayFromImage(image)
     if len(pixels) > 1:
         raise ValueError("several frames")
-    yield pixels[0], image.GetOrigin(), axes, image.GetSpacing()[:2], (_number(tags.get("0020|0100")), *clocks)
+    yield pixels[0], image.GetOrigin(), axes, image.GetSpacing()[:2], (_number(tags.get("0020|0100")), *keys)
 
 
 def _slices_of_many(ds):
@@ -175,13 +182,20 @@ def _slices_of_many(ds):
     shared = ds.SharedFunctionalGroupsSequence[0]
     (dy, dx), axes = shared.PixelMeasuresSequence[0].PixelSpacing, shared.PlaneOrientationSequence[0]
     axes = np.array(axes.ImageOrientationPatient, float).reshape(2, 3)
-    for pixels, group in zip(ds.pixel_array, ds.PerFrameFunctionalGroupsSequence, strict=True):
+    groups = ds.PerFrameFunctionalGroupsSequence
+    for number, (pixels, group) in enumerate(zip(ds.pixel_array, groups, strict=True)):
         content, scale = group.FrameContentSequence[0], group.PixelValueTransformationSequence[0]
         heart = group.get("CardiacSynchronizationSequence")
         trigger = heart[0].NominalCardiacTriggerDelayTime / 1000 if heart else None
-        keys = content.get("TemporalPositionIndex"), trigger, _seconds(content.get("FrameAcquisitionDateTime"))
+        clock = _seconds(content.get("FrameAcquisitionDateTime"))
+        keys = content.get("TemporalPositionIndex"), clock, trigger, number
         position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
         yield pixels * float(scale.RescaleSlope) + float(scale.RescaleIntercept), position, axes, (dx, dy), keys
+
+
+def _apart(table):
+    """Whether all of a column comes before all of the next."""
+    return bool((table.max(0)[:-1] < table.min(0)[1:]).all())
 
 
 def right_series(folder):
@@ -197,10 +211,11 @@ def right_series(folder):
     levels = np.bincount(z, heights) / np.bincount(z)
     count = len(slices) // len(levels)
     known = [np.array(k) for k in zip(*keys, strict=True) if None not in k and len(set(k)) >= count]
-    order = np.lexsort((known[0], z)).reshape(len(levels), count)  # [z, t]
+    orders = [np.lexsort((k, z)).reshape(len(levels), count) for k in known]  # [z, t]
+    order = next(o for k, o in zip(known, orders, strict=True) if _apart(k[o]) or k is known[-1] and _apart(k[o].T))
     if not np.array_equal(z[order], np.repeat(np.arange(len(levels)), count).reshape(order.shape)):
         raise ValueError("gaps")
-    clocks = [np.array(k)[order].min(0) for k in list(zip(*keys, strict=True))[1:] if None not in k]
+    clocks = [np.array(k)[order].min(0) for k in list(zip(*keys, strict=True))[1:3] if None not in k]
     clocks = [c - c[0] for c in clocks if (np.diff(c) > 0).all()] or [np.full(count, np.nan)]
     direction = np.column_stack([np.cross(*axes[0]), axes[0][1], axes[0][0]])
     place = {"spacing": [np.diff(levels).mean(), *spacing[0][::-1]], "direction": direction}
@@ -509,6 +524,8 @@ def _prepare():
 
 def read_one_case(folder):
     case = read_case(folder, _prepare())
+    for remark in case.remarks:
+        warnings.warn(f"{folder}: {remark}", stacklevel=1)
     found = {"phases": case.phases, "mask": case.mask, "spacing": case.geometry.spacing_mm}
     return found | {"times": case.times_s}
 

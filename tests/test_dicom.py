@@ -31,7 +31,6 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from her2core.formats import dicom
 from her2core.formats.dicom import read_dce
 from her2core.formats.dicom_write import write_seg
 from her2core.formats.seg import read_seg
@@ -239,6 +238,16 @@ def test_phases_that_nothing_tells_apart_are_ambiguous_and_the_message_says_how_
         ValueError, match="dce: ambiguous phases: 15 slices at 5 places, .*one folder for .*case.json"
     ):
         read_dce(folder)
+
+
+def test_instance_numbers_of_more_phases_than_announced_tell_nothing(folder):
+    edit(folder, UNTOLD)
+    edit(folder, put(NumberOfTemporalPositions=4))
+    with pytest.raises(ValueError, match="dce: ambiguous phases: 15 slices at 5 places"):
+        read_dce(folder)
+    edit(folder, put(NumberOfTemporalPositions=3))
+    with BY_NUMBER:
+        assert np.array_equal(read_dce(folder).array, series().array)
 
 
 def test_instance_numbers_that_run_against_the_clock_tell_nothing(folder):
@@ -594,13 +603,6 @@ def test_each_folder_must_hold_one_series_only(three_series):
         path.rename(three_series[0] / path.name)
     with pytest.raises(ValueError, match="9: mixed SeriesInstanceUID"):
         read_dce(three_series[0], three_series[2])
-
-
-def test_the_series_uid_is_that_of_the_files(folder):
-    assert dicom.series_uid(folder) == files_at(folder)[0][1].SeriesInstanceUID
-    edit(folder, put(SeriesInstanceUID=None))
-    with pytest.raises(ValueError, match="SeriesInstanceUID is missing"):
-        dicom.series_uid(folder)
 
 
 # ------------------------------------------------------------------------------------------------- there and back

@@ -161,9 +161,11 @@ def test_identifiers_are_compared_but_only_digests_are_told(folder):
 def test_the_source_says_whose_series_it_is(folder):
     ds = files_at(folder)[0][1]
     patient = sha256(b"P1").hexdigest()[:12]
-    assert read_dce(folder).source == Source(patient, ds.FrameOfReferenceUID, (ds.SeriesInstanceUID,))
-    edit(folder, put(PatientID="", FrameOfReferenceUID=None))
-    assert read_dce(folder).source == Source(None, None, (ds.SeriesInstanceUID,))
+    assert read_dce(folder).source == Source(
+        patient, ds.StudyInstanceUID, ds.FrameOfReferenceUID, (ds.SeriesInstanceUID,)
+    )
+    edit(folder, put(PatientID="", StudyInstanceUID=None, FrameOfReferenceUID=None))
+    assert read_dce(folder).source == Source(None, None, None, (ds.SeriesInstanceUID,))
 
 
 @pytest.mark.parametrize("change", [dict(PatientID="P2"), dict(StudyInstanceUID="1.2.3")])

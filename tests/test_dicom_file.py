@@ -123,6 +123,12 @@ def test_what_only_python_takes_for_a_number_is_none(text):
             as_written(keyword, text).number(keyword)
 
 
+def test_a_number_written_as_text_may_not_be_stored_as_bytes():
+    element = parse(BytesIO(struct.pack("<HH", 0x28, 0x1052) + b"SS\2\0-3"), False, True)
+    with pytest.raises(ValueError, match="a.dcm: RescaleIntercept is malformed .stored as SS, expected DS"):
+        Header(Path("a.dcm"), element).number("RescaleIntercept")
+
+
 def test_headers_are_equal_where_they_differ_only_in_place_time_and_number():
     same = dict(Rows=7, RescaleSlope=2, PatientID="P1")
     one, other = (

@@ -183,11 +183,18 @@ def test_a_deflated_enhanced_file_is_read(tmp_path):
 
 def test_a_deflated_file_may_not_grow_without_limit(tmp_path):
     path = next(write(tmp_path / "dce", series(shape=(1, 1, 6, 8))).iterdir())
-    deflate(path, lambda body: body + b"\x09\x00\x01\x10OB\0\0" + struct.pack("<I", 1 << 26) + bytes(1 << 26))
+    deflate(path, lambda body: body + b"\xe1\x7f\x01\x10OB\0\0" + struct.pack("<I", 1 << 26) + bytes(1 << 26))
     assert path.stat().st_size < 1 << 19
     with pytest.raises(
         ValueError, match="dcm: deflated, and longer than 64 MiB when inflated, expected a readable"
     ):
+        read_dce(tmp_path / "dce")
+
+
+def test_a_deflated_file_of_millions_of_empty_elements_is_refused_at_the_second(tmp_path):
+    path = next(write(tmp_path / "dce", series(shape=(1, 1, 6, 8))).iterdir())
+    deflate(path, lambda body: body[:8] + bytes(1 << 25))
+    with pytest.raises(ValueError, match=r"dcm: element \(0000,0000\) after \(0008,00.*, expected ascending ones"):
         read_dce(tmp_path / "dce")
 
 

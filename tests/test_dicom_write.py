@@ -56,8 +56,8 @@ def test_a_folder_appears_only_when_complete_and_is_never_written_into(tmp_path,
 @pytest.mark.parametrize(
     "dtype, bits, message",
     [
-        (np.float32, 16, "values are float32"),
-        (np.uint16, 8, "expected 0 to 255 in 8 bits"),
+        (np.float32, 16, "float32 values"),
+        (np.uint16, 8, "from 0 to 255 in 8 bits"),
         (np.int16, 12, "-2048"),
     ],
 )

@@ -109,7 +109,7 @@ def test_written_headers_have_lost_the_geometry_like_the_real_ones(folder):
 
 def test_a_missing_phase_file_is_named(folder):
     (folder / f"{DCE}2.nii.gz").unlink()
-    with pytest.raises(ValueError, match=rf"{PATIENT}: missing phase file \[2\], found phases \[0, 10\]"):
+    with pytest.raises(ValueError, match=rf"{PATIENT}: missing phase file \[2\], found \[0, 10\]"):
         read_breastdcedl(folder, PATIENT, ROW)
     with pytest.raises(ValueError, match=r"missing phase file \[5\]"):
         read_breastdcedl(folder, PATIENT, ROW, phases=(0, 5))
@@ -459,6 +459,8 @@ def patched(path, order="<", **fields):
         {"scl_slope": -1},
         {"scl_slope": np.nan},
         {"scl_slope": np.inf},
+        {"scl_slope": 1e-30},
+        {"scl_slope": 1e13},
         {"scl_inter": np.nan},
         {"xyzt_units": 5},
     ],
@@ -501,6 +503,15 @@ def test_a_header_that_contradicts_itself_is_refused_by_the_name_of_its_field(fo
 def test_a_header_that_contradicts_its_file_is_refused(folder, fields, message):
     patched(folder / f"{DCE}2.nii.gz", **fields)
     with pytest.raises(ValueError, match=f"aqc_2.nii.gz: .*{message}"):
+        read_breastdcedl(folder, PATIENT, ROW)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_voxel_that_is_no_finite_number_is_refused(folder, value):
+    array = series().array[0].astype(np.float32)
+    array[1, 2, 3] = value
+    store(array, folder / f"{DCE}2.nii.gz")
+    with pytest.raises(ValueError, match="aqc_2.nii.gz: voxels that are not finite numbers, expected"):
         read_breastdcedl(folder, PATIENT, ROW)
 
 

@@ -99,7 +99,7 @@ def test_output_and_progress_bars_reach_the_terminal_and_the_file_repeats_to_the
     [
         (("good", "sped=fast"), "notebooks/good.ipynb has no parameter sped; it has cohort, speed, colour"),
         (("god",), "no notebook 'god'; there are dies, edits, exits, fails, good, sleeps, "),
-        (("good", "fast"), "expected name=value"),
+        (("good", "fast"), "found 'fast', expected name=value"),
         (("good", "cohort=large"), "no study 'large'; there are small"),
     ],
 )

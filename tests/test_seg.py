@@ -289,7 +289,17 @@ def test_the_padding_value_of_a_label_map_is_background(tmp_path):
 # ------------------------------------------------------------------------------------ whose mask, and what it says
 
 FRAME, SERIES = "1.2.3.4", ("1.2.3.5", "1.2.3.6")
-SOURCE = Source(hashlib.sha256(b"P1").hexdigest()[:12], FRAME, SERIES)
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+SOURCE = Source(digest("P1"), "1.2.3.7", FRAME, SERIES)
+
+
+def place(frame, study="1.2.3.7"):
+    return put(FrameOfReferenceUID=frame, StudyInstanceUID=study)
 
 
 def drawn_on(*uids):
@@ -324,17 +334,16 @@ def changed(path, *changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        (put(FrameOfReferenceUID=FRAME),),
-        (put(FrameOfReferenceUID=FRAME), drawn_on("1.2.3.6")),
-        (put(FrameOfReferenceUID=FRAME), drawn_on("1.2.9", "1.2.3.5")),
-        (put(FrameOfReferenceUID=FRAME), derived_from("1.2.3.5")),
-        (put(FrameOfReferenceUID=None), drawn_on("1.2.3.5")),
-        (put(FrameOfReferenceUID=FRAME, PatientID="")),
-        (put(FrameOfReferenceUID=None, PatientID=None)),
+        (place(FRAME),),
+        (place(FRAME, study=None), drawn_on("1.2.3.6")),
+        (place(FRAME), drawn_on("1.2.9", "1.2.3.5")),
+        (place(FRAME), derived_from("1.2.3.5")),
+        (place(None), drawn_on("1.2.3.5")),
+        (place(FRAME), put(PatientID="")),
+        (place(None), put(PatientID=None)),
     ],
 )
 def test_a_mask_of_the_same_patient_and_place_or_that_does_not_say_is_read(roi, changes):
-    changes = changes if isinstance(changes, tuple) else (changes,)
     assert np.array_equal(both_readers(changed(roi, *changes), SOURCE), lesions() > 0)
 
 
@@ -344,9 +353,17 @@ def test_what_the_images_do_not_say_is_no_contradiction(roi):
         assert np.array_equal(both_readers(roi, source), lesions() > 0)
 
 
+def told(study, frame, series):
+    study, frame = (uid and f"{digest(uid)}…" for uid in (study, frame))
+    return f"SHA-256 of study {study} and frame of reference {frame}, series {series}"
+
+
+OF_THE_IMAGES = told("1.2.3.7", FRAME, "1.2.3.5, 1.2.3.6")
+
+
 @pytest.mark.parametrize("patient", ["P2", "p1", "P1 P1"])
 def test_a_mask_of_another_patient_is_refused_and_nobody_is_named(roi, patient):
-    changed(roi, put(FrameOfReferenceUID=FRAME, PatientID=patient), drawn_on(*SERIES))
+    changed(roi, place(FRAME), put(PatientID=patient), drawn_on(*SERIES))
     with pytest.raises(
         ValueError, match=rf"roi.dcm: SHA-256 of PatientID is \w{{12}}…, expected {SOURCE.patient}…"
     ) as e:
@@ -355,35 +372,33 @@ def test_a_mask_of_another_patient_is_refused_and_nobody_is_named(roi, patient):
 
 
 @pytest.mark.parametrize(
-    "changes, found",
+    "changes, said",
     [
-        ((put(FrameOfReferenceUID=FRAME), drawn_on("1.2.8", "1.2.9")), f"{FRAME} and source 1.2.8, 1.2.9"),
-        ((put(FrameOfReferenceUID=FRAME), derived_from("1.2.8")), f"{FRAME} and source 1.2.8"),
-        ((put(FrameOfReferenceUID="1.2.9"), drawn_on("1.2.3.6")), "1.2.9 and source 1.2.3.6"),
-        ((put(FrameOfReferenceUID="1.2.9"), derived_from("1.2.3.5")), "1.2.9 and source 1.2.3.5"),
+        ((place(FRAME), drawn_on("1.2.8", "1.2.9")), ["1.2.3.7", FRAME, "1.2.8, 1.2.9"]),
+        ((place(FRAME), derived_from("1.2.8")), ["1.2.3.7", FRAME, "1.2.8"]),
+        ((place("1.2.9"), drawn_on("1.2.3.6")), ["1.2.3.7", "1.2.9", "1.2.3.6"]),
+        ((place("1.2.9"), derived_from("1.2.3.5")), ["1.2.3.7", "1.2.9", "1.2.3.5"]),
+        ((place(FRAME, study="1.2.9"),), ["1.2.9", FRAME, "None"]),
     ],
 )
-def test_a_mask_that_agrees_in_series_or_in_place_alone_is_read_with_a_remark(roi, changes, found):
+def test_a_mask_that_agrees_in_series_or_in_place_alone_is_read_with_a_remark(roi, changes, said):
     changed(roi, *changes)
-    with pytest.warns(
-        UserWarning, match=f"roi.dcm: frame of reference {found}, the images have {FRAME} and 1.2.3.5"
-    ):
+    with pytest.warns(UserWarning, match=f"roi.dcm: {told(*said)}, the images have {OF_THE_IMAGES}"):
         assert np.array_equal(both_readers(roi, SOURCE), lesions() > 0)
 
 
 @pytest.mark.parametrize(
-    "changes, found",
+    "changes, said",
     [
-        ((put(FrameOfReferenceUID="1.2.9"),), "1.2.9 and source None"),
-        ((put(FrameOfReferenceUID="1.2.9"), drawn_on("1.2.8")), "1.2.9 and source 1.2.8"),
-        ((put(FrameOfReferenceUID=None), derived_from("1.2.8")), "None and source 1.2.8"),
+        ((place("1.2.9"),), ["1.2.3.7", "1.2.9", "None"]),
+        ((place("1.2.9"), drawn_on("1.2.8")), ["1.2.3.7", "1.2.9", "1.2.8"]),
+        ((place(None), derived_from("1.2.8")), ["1.2.3.7", None, "1.2.8"]),
+        ((place(None, study="1.2.9"),), ["1.2.9", None, "None"]),
     ],
 )
-def test_a_mask_that_agrees_in_nothing_is_refused_with_both(roi, changes, found):
+def test_a_mask_that_agrees_in_nothing_is_refused_with_both(roi, changes, said):
     changed(roi, *changes)
-    with pytest.raises(
-        ValueError, match=f"roi.dcm: frame of reference {found}, expected one of .*{FRAME} and 1.2.3.5"
-    ):
+    with pytest.raises(ValueError, match=f"roi.dcm: {told(*said)}, expected one of the images', {OF_THE_IMAGES}"):
         both_readers(roi, SOURCE)
 
 
@@ -391,7 +406,7 @@ def test_the_masks_that_we_write_are_of_the_patient_and_in_the_frame_of_referenc
     folder, roi, inverse
 ):
     image = files_at(folder)[0][1]
-    source = Source(SOURCE.patient, image.FrameOfReferenceUID, (image.SeriesInstanceUID,))
+    source = Source(SOURCE.patient, image.StudyInstanceUID, image.FrameOfReferenceUID, (image.SeriesInstanceUID,))
     assert np.array_equal(both_readers(roi, source), lesions() > 0)
     assert read_seg(inverse, geometry(), SHAPE[1:], meaning="tumour_is_zero", source=source).any()
 
@@ -444,9 +459,7 @@ def test_fractions_without_a_measure_are_refused(tmp_path, kind, full, found):
 @pytest.mark.parametrize("numbers", [[1], [1, 3], [7, 8]])
 def test_a_frame_of_a_segment_that_is_not_described_is_refused_and_without_descriptions_any_is_read(roi, numbers):
     changed(roi, put(SegmentSequence=[item(SegmentNumber=n) for n in numbers]))
-    with pytest.raises(
-        ValueError, match=rf"roi.dcm: frames of the segments \[1, 2\], described are \[{numbers[0]}"
-    ):
+    with pytest.raises(ValueError, match=rf"roi.dcm: frames of segments \[1, 2\], described are \[{numbers[0]}"):
         read(roi)
     changed(roi, put(SegmentSequence=None))
     assert np.array_equal(read(roi), lesions() > 0)
@@ -454,7 +467,7 @@ def test_a_frame_of_a_segment_that_is_not_described_is_refused_and_without_descr
 
 def test_a_value_of_a_label_map_that_is_not_described_is_refused(tmp_path):
     path = changed(label_map(tmp_path), lambda ds: ds.SegmentSequence.pop())
-    with pytest.raises(ValueError, match=r"seg.dcm: frames of the segments \[1, 2\], described are \["):
+    with pytest.raises(ValueError, match=r"seg.dcm: frames of segments \[1, 2\], described are \["):
         read(path)
 
 

@@ -100,9 +100,9 @@ def test_phases_are_those_that_a_row_names_or_none(table):
 
 def test_the_phases_nearest_in_time_must_be_three():
     assert nearest_phases((0.0, 72.0, 144.0, 216.0, 390.0), 150, 450) == Phases(0, 2, 4)
-    with pytest.raises(ValueError, match="phases at 0, 300 s: expected an early one near 150 s and a later"):
+    with pytest.raises(ValueError, match="phases at 0, 300 s, expected one near 150 s and a later"):
         nearest_phases((0.0, 300.0), 150, 450)
-    with pytest.raises(ValueError, match="phases at 0 s: expected"):
+    with pytest.raises(ValueError, match="phases at 0 s, expected"):
         nearest_phases((0.0,), 150, 450)
     with pytest.raises(ValueError, match="the files do not say when each phase was acquired"):
         nearest_phases((NAN, NAN, NAN), 150, 450)

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 
-from her2core.formats import dicom, dicom_write, nifti
+from her2core.formats import dicom_write, nifti
 from her2core.parallel import each
 from her2core.phantom.patient import Patient, make_patient
 from her2core.phantom.sites import Site, draw_protocol
@@ -167,13 +168,13 @@ def _make_one(row, config, folder):
     site = site_of(row, config.coarse)
     patient = make_patient(row["seed"], row["her2"], site, bayes_auc=config.bayes_auc)
     paths = write_patient(row, patient, site, folder)
-    dicoms = row["dataset"] != "spy1"
+    dicoms = [path for path in paths if path.parent.name == "dce" and path.suffix == ".dcm"][:1]
     truth = {k: getattr(site, k) for k in ("manufacturer", "field_T", "bits", "gain")} | asdict(patient.truth)
     return write_record(
         folder,
         row["patient"],
         paths,
-        series_uid=dicom.series_uid(folder / row["dataset"] / row["patient"] / "dce") if dicoms else "",
+        series_uid=" ".join(dcmread(path, stop_before_pixels=True).SeriesInstanceUID for path in dicoms),
         metadata=_metadata_row(row, site),
         truth={"patient": row["patient"], "seed": row["seed"]} | truth,
     )

@@ -44,9 +44,6 @@ _CLASSES = {"acquire": SOURCES, "prepare": PrepareConfig, "models": ModelConfig,
 _CLASSES |= {"evaluate": EvaluateConfig}
 
 
-# --- what it takes ------------------------------------------------------------------------------------------
-
-
 def _collections(study):
     """A row per collection: the plan, and the disk of its files: what stays, and at most is under way beside it."""
     config = study.params("acquire", SOURCES)
@@ -137,9 +134,6 @@ def describe(study: Study) -> str:
     hours = _gpu_hours(study, trained)
     lines.append(f"{trained['seeds'].sum()} trainings: about {hours:.1f} h on an H100, by their operations")
     return "\n".join(lines)
-
-
-# --- what is wanting ----------------------------------------------------------------------------------------
 
 
 def _section(study, name):

@@ -4,12 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from her2core.formats.dicom_file import Header
+from her2core.formats.dicom_file import Header, digest
 
 PLAUSIBLE_MM = (0.01, 100.0)  # of a voxel; breast MRI has 0.3 to 5
 _SIZES = f"one, {PLAUSIBLE_MM[0]:g} to {PLAUSIBLE_MM[1]:g} mm"
@@ -41,7 +40,7 @@ class _Rule:
 
     def shown(self, value: Any) -> str:
         """A value as errors show it."""
-        return sha256(value.encode()).hexdigest()[:12] if self.secret else str(value)
+        return digest(value) if self.secret else str(value)
 
 
 def _text(keyword, only=None, **more):

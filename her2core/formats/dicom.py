@@ -95,15 +95,6 @@ def _inside(folder):
     return sorted(folders, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]) or paths
 
 
-def series_uid(folder: Path) -> str:
-    """SeriesInstanceUID of one file of the folder."""
-    path = _inside(folder)[0]
-    uid = file_header(path, read_dataset(path, with_pixels=False)).text("SeriesInstanceUID")
-    if uid is None:
-        raise ValueError(f"{path}: SeriesInstanceUID is missing")
-    return uid
-
-
 def _slices_of_one_series(folder):
     """The slices of all files of a folder."""
     slices = [s for path in _inside(folder) for s in _slices_in(path)]
@@ -152,9 +143,7 @@ def _stack(slices, folder):
     z[order] = np.cumsum(new_slice) - 1
     spacing = _slice_spacing_mm(heights[order][new_slice], slices, folder)
     if not plausible_mm([spacing]):
-        raise ValueError(
-            f"{folder}: slice spacing {spacing:g} mm, expected {PLAUSIBLE_MM[0]} to {PLAUSIBLE_MM[1]} mm"
-        )
+        raise ValueError("{}: slice spacing {:g} mm, expected {} to {} mm".format(folder, spacing, *PLAUSIBLE_MM))
     origin = positions[order[0]]
     beside = np.abs((positions - origin) @ axes[:, 1:]).max(axis=1)  # (N,)
     worst = int(np.argmax(beside))
@@ -233,24 +222,28 @@ def _phases(slices, z, folder):
     phase ends before the next begins, else by InstanceNumber, with a remark.
 
     I-SPY2's volume series carry TemporalPositionIdentifier from 0 and a frozen AcquisitionTime, so a key that has
-    one value for several slices at the same place is passed over.
+    one value for several slices at the same place is passed over, and so are numbers that tell other than
+    NumberOfTemporalPositions.
     """
     positions, counts = _told(slices, "phase"), np.bincount(z)
     if positions is not None and len(set(positions)) > 1:
         return _phases_by_position_identifier(positions, folder)
     if len(set(counts)) > 1:
         few = int(np.argmin(counts))
-        raise ValueError(
-            f"{folder}: unequal slices per phase: {counts[few]} slices at place {few}, {counts.max()} elsewhere"
-        )
+        found = f"{counts[few]} slices at place {few}, {counts.max()} elsewhere"
+        raise ValueError(f"{folder}: unequal slices per phase: {found}")
     if counts[0] == 1:
         return np.zeros(len(z), int)
     clocks = _clocks(slices)
     phase = _first(_phases_by_time(times_s, z) for times_s in clocks.values())
     if phase is not None:
         return phase
-    phase = _phases_by_number(slices, z)
-    if phase is None or _runs_back(clocks.get("AcquisitionTime", phase), phase, z):
+    phase, announced = _phases_by_number(slices, z), slices[0].facts["NumberOfTemporalPositions"]
+    if (
+        phase is None
+        or announced not in (0, None, counts[0])
+        or _runs_back(clocks.get("AcquisitionTime", phase), phase, z)
+    ):
         raise ValueError(
             f"{folder}: ambiguous phases: {len(z)} slices at {len(counts)} places, expected them told apart by "
             "TemporalPositionIdentifier, AcquisitionTime, TriggerTime or InstanceNumber; sort the files into one "
@@ -316,9 +309,8 @@ def _refuse_gaps(slices, phase, z, folder):
             f"{folder}: duplicate slice: {[a.name, b.name]} both hold phase {t}, slice {k}, and differ in {differ}"
         )
     if counts.min() < 1:
-        raise ValueError(
-            f"{folder}: unequal slices per phase: {counts.sum(axis=1).tolist()}, expected {z.max() + 1} in each"
-        )
+        found, expected = counts.sum(axis=1).tolist(), z.max() + 1
+        raise ValueError(f"{folder}: unequal slices per phase: {found}, expected {expected} in each")
 
 
 def _refuse_copies(slices, folder):
@@ -386,9 +378,9 @@ def read_dce(folder: Path, *more: Path) -> DceSeries:
     for t in range(phase.max() + 1):
         refuse_contradictions([slices[i] for i in np.flatnonzero(phase == t)], folder, ["slope and intercept"])
     clocks = {k: times_s for k, times_s in _clocks(slices).items() if len(parts) == 1 or k == "AcquisitionTime"}
-    patient, frame, uids = (
+    patient, study, frame, uids = (
         tuple(dict.fromkeys(s.facts[name] for s in slices if s.facts[name]))
-        for name in ("PatientID", "FrameOfReferenceUID", "SeriesInstanceUID")
+        for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID")
     )
-    source = Source(_first(patient), _first(frame), uids)
+    source = Source(_first(patient), _first(study), _first(frame), uids)
     return DceSeries(_assemble(slices, phase, z), geometry, _times_s(clocks, phase, folder), source)

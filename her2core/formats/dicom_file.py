@@ -57,6 +57,8 @@ _MOST_DECODED, _MOST_INFLATED = 1 << 31, 1 << 26  # bytes; few in a file can cla
 _LARGEST_MATRIX = 4096  # rows or columns; breast MRI has up to 1024
 _NATIVE = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
 _LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless)
+_BINARY = ("US", "SS", "UL", "SL", "FL", "FD")
+_AFTER_PIXELS = {b"\xfa\xff", b"\xfc\xff", b"\xe1\x7f"}  # groups: digital signatures, padding, makers' own
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG, and of JPEG-LS
 _DECODERS = "install python-gdcm (HTJ2K: pylibjpeg-openjpeg) where a plugin is missing, else export it uncompressed"
 _TAGS = {keyword: int(Tag(keyword)) for keyword in (*_ATTRIBUTES, *_SECRETS)}
@@ -77,15 +79,27 @@ def _inflated(packed):
     return content
 
 
+def _ascending():
+    """For each element: stops where a tag does not ascend, as millions of empty ones deflate to few bytes."""
+    tags = [-1]
+
+    def check(tag, vr, length):
+        tags.append(tag)
+        if tag <= tags[-2]:
+            raise ValueError(f"element {tag} after {tags[-2]}, expected ascending ones")
+
+    return check
+
+
 def _parsed(file, deferred_bytes):
     """The dataset of an open file as of `dcmread`, which takes twice as long and inflates without limit."""
     filereader.read_preamble(file, False)
     meta = filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    syntax = meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+    syntax, check = meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian), None
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        file, deferred_bytes = BytesIO(_inflated(file.read())), None
+        file, deferred_bytes, check = BytesIO(_inflated(file.read())), None, _ascending()
     implicit, little = syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian
-    dataset = filereader.read_dataset(file, implicit, little, None, None, deferred_bytes, specific_tags=_READ)
+    dataset = filereader.read_dataset(file, implicit, little, None, check, deferred_bytes, specific_tags=_READ)
     vars(dataset).update(file_meta=meta)
     return dataset
 
@@ -102,7 +116,8 @@ def read_dataset(path: Path, with_pixels: bool = True) -> Dataset:
                 head = BytesIO(file.read(_DEFERRED_BYTES))  # reading element by element is faster from memory
                 dataset = None if with_pixels else _parsed(head, _DEFERRED_BYTES)
                 if dataset is None or _TAGS["PixelData"] not in dataset:
-                    file.seek(0)
+                    file.seek(0)  # from memory also, as a wrong length in a file would be allocated
+                    file = BytesIO(file.read()) if with_pixels else file
                     dataset = _parsed(file, None if with_pixels else _DEFERRED_BYTES)
         except InvalidDicomError as error:
             raise ValueError("not a DICOM file") from error
@@ -120,6 +135,8 @@ def _text(raw):
 @lru_cache(maxsize=4096)
 def _floats(raw):
     """An encoded element as a tuple of finite floats; None where blank."""
+    if raw.VR in _BINARY and dictionary_VR(raw.tag) in ("DS", "IS"):
+        raise ValueError(f"stored as {raw.VR}, expected {dictionary_VR(raw.tag)}")
     value = convert_raw_data_element(raw).value
     if value is None or value == "":
         return None
@@ -128,6 +145,11 @@ def _floats(raw):
     if not all(map(math.isfinite, numbers)) or "_" in "".join(map(str, values)):  # Python's 1_0
         raise ValueError(f"{tuple(map(str, values))}, expected finite number(s)")
     return numbers
+
+
+def digest(text: str) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of what may say who somebody is, or when they came."""
+    return sha256(text.encode()).hexdigest()[:12]
 
 
 class Header:
@@ -173,9 +195,9 @@ class Header:
         return self._find(keyword, _text)
 
     def patient(self, keyword: str = "PatientID") -> str | None:
-        """The first 12 hexadecimal digits of the SHA-256 of PatientID or PatientName; None where blank."""
+        """`digest` of PatientID or PatientName; None where blank."""
         text = self._find(keyword, _text)
-        return text and sha256(text.encode()).hexdigest()[:12]
+        return text and digest(text)
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...]:
         """Exactly `count` finite numbers; `ValueError` where there are others or none."""
@@ -230,7 +252,7 @@ def file_header(path: Path, dataset: Dataset) -> Header:
 def frame_headers(path: Path, dataset: Dataset) -> list[Header]:
     """The header of each frame of a multi-frame file: its own functional groups come before those of all frames."""
     shared = _items(dataset, "SharedFunctionalGroupsSequence", path)[:1]
-    shared = list(chain.from_iterable(_groups(item, path) for item in shared))
+    shared = [group for item in shared for group in _groups(item, path)]
     frames = _items(dataset, "PerFrameFunctionalGroupsSequence", path)
     return [Header(path, *_groups(frame, path), *shared, dataset) for frame in frames]
 
@@ -283,9 +305,10 @@ def _refuse_other_shapes(dataset, n_frames):
 def decoded(path: Path, n_frames: int) -> np.ndarray:
     """The frames of a file `(F, Y, X)` by way of pydicom's decoders."""
     dataset = read_dataset(path)
-    with reading(
-        f"{path}: PixelData cannot be decoded by pydicom", "pixels as the header describes them", _DECODERS
-    ):
+    pixels = dataset.get_item(_TAGS["PixelData"]) if _TAGS["PixelData"] in dataset else None
+    if dataset.file_meta.get("TransferSyntaxUID") in _NATIVE and type(pixels) is RawDataElement:
+        _refuse_rest(pixels, path)
+    with reading(f"{path}: PixelData cannot be decoded", "pixels as the header describes them", _DECODERS):
         _refuse_other_shapes(dataset, n_frames)
         pixels = dataset.pixel_array
     frames = pixels.reshape(-1, *pixels.shape[-2:])
@@ -298,33 +321,40 @@ def decoded(path: Path, n_frames: int) -> np.ndarray:
 def _pixel_format(header):
     """→ data type, matrix, number of frames and unused bits, where this module can read such pixels."""
     path, n_frames = header.path, header.whole("NumberOfFrames", absent=1)
-    kind = header.text("PhotometricInterpretation") or "MONOCHROME2"
+    kind = header.text("PhotometricInterpretation") or "no PhotometricInterpretation"
     if n_frames > 1 and header.text("SOPClassUID") not in MULTI_FRAME:
-        raise ValueError(
-            f"{path}: multi-frame ({header.sop_class()}, {n_frames} frames), expected Enhanced MR or one slice "
-            "per file"
-        )
+        found = f"multi-frame ({header.sop_class()}, {n_frames} frames)"
+        raise ValueError(f"{path}: {found}, expected Enhanced MR or one slice per file")
     if header.whole("SamplesPerPixel", absent=1) != 1 or not kind.startswith("MONOCHROME"):
-        raise ValueError(f"{path}: a colour image ({kind}), expected one grey value per pixel")
+        raise ValueError(f"{path}: a colour image ({kind}), expected MONOCHROME2, one grey value per pixel")
     rows, columns, bits, signed = map(header.whole, ("Rows", "Columns", "BitsAllocated", "PixelRepresentation"))
     stored = header.whole("BitsStored", absent=bits)
     high = header.whole("HighBit", absent=stored - 1)
     if bits not in (8, 16, 32) or not 0 < stored <= bits or high != stored - 1 or signed not in (0, 1):
-        raise ValueError(
-            f"{path}: {stored} of {bits} bits stored, HighBit {high}, PixelRepresentation {signed}, expected 8, 16 "
-            "or 32 bits, HighBit one less than those stored, and 0 or 1; export it again"
-        )
+        found = f"{stored} of {bits} bits stored, HighBit {high}, PixelRepresentation {signed}"
+        expected = "8, 16 or 32 bits, HighBit one less than those stored, and 0 or 1; export it again"
+        raise ValueError(f"{path}: {found}, expected {expected}")
     if min(rows, columns, n_frames) < 1 or max(rows, columns) > _LARGEST_MATRIX:
-        raise ValueError(
-            f"{path}: {n_frames} frame(s) of {rows} × {columns} pixels, expected at least one of each, and at most "
-            f"{_LARGEST_MATRIX} rows and columns"
-        )
+        expected = f"at least one of each, and at most {_LARGEST_MATRIX} rows and columns"
+        raise ValueError(f"{path}: {n_frames} frame(s) of {rows} × {columns} pixels, expected {expected}")
     return np.dtype(f"<{'i' if signed else 'u'}{bits // 8}"), (rows, columns), n_frames, bits - stored
+
+
+def _refuse_rest(pixels, path):
+    """Where bytes were inserted into native pixels, or lost, their end is not the element's."""
+    end, size = pixels.value_tell + pixels.length, path.stat().st_size
+    if end > size:
+        raise ValueError(f"{path}: truncated, PixelData lacks {end - size} bytes")
+    if end < size:
+        with path.open("rb") as file:
+            file.seek(end)
+            if (group := file.read(2)) not in _AFTER_PIXELS:
+                raise ValueError(f"{path}: bytes {group.hex()} … after PixelData, expected the end of the file")
 
 
 def _offset(dataset, path, expected, frame):
     """Where native pixels begin in the file, which must hold `expected` bytes of them; None for other syntaxes."""
-    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
     if syntax in _LOSSY:
         raise ValueError(f"{path}: {syntax.name}, expected intensities as measured; export it without loss")
     if syntax not in _NATIVE:
@@ -337,14 +367,14 @@ def _offset(dataset, path, expected, frame):
         raise ValueError(f"{path}: truncated, PixelData holds {found} bytes, expected {expected}")
     if found >= expected + frame:  # anything shorter than a frame is padding
         raise ValueError(f"{path}: too long, PixelData holds {found} bytes, expected {expected}")
+    _refuse_rest(pixels, path)
     return pixels.value_tell
 
 
 def image_of(header: Header, dataset: Dataset) -> Image:
     """Matrix, pixel type and place of the pixels of a file, after checking that they are all there."""
     if _TAGS["PixelData"] not in header.places[0]:
-        kind = header.sop_class()
-        raise ValueError(f"{header.path}: no PixelData ({kind}), expected a complete image, not cut off before it")
+        raise ValueError(f"{header.path}: no PixelData ({header.sop_class()}), expected a complete image")
     image = Image(header.path, *_pixel_format(header), None)
     frame = math.prod(image.shape) * image.dtype.itemsize
     return replace(image, offset=_offset(dataset, image.path, image.n_frames * frame, frame))

@@ -137,15 +137,11 @@ def _own_elements(series, t, z, acquisition, series_uid):
 
 def _refuse_unstorable(array, bits_stored, patient_id):
     """Stored values must be 16-bit integers that fit in `bits_stored` bits."""
-    if array.dtype not in (np.uint16, np.int16):
-        raise ValueError(f"{patient_id}: values are {array.dtype}, expected uint16 or int16")
-    half = 1 << (bits_stored - 1)
-    low, high = (-half, half - 1) if array.dtype == np.int16 else (0, 2 * half - 1)
-    least, most = array.min(), array.max()
-    if least < low or most > high:
-        raise ValueError(
-            f"{patient_id}: values from {least} to {most}, expected {low} to {high} in {bits_stored} bits"
-        )
+    low = -(1 << (bits_stored - 1)) if array.dtype == np.int16 else 0
+    high, least, most = low + (1 << bits_stored) - 1, array.min(), array.max()
+    if array.dtype not in (np.uint16, np.int16) or least < low or most > high:
+        found = f"{array.dtype} values from {least} to {most}, expected uint16 or int16"
+        raise ValueError(f"{patient_id}: {found} from {low} to {high} in {bits_stored} bits")
 
 
 def write_dce(series: DceSeries, folder: Path, *, patient_id: str, acquisition: Acquisition) -> None:

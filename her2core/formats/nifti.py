@@ -27,6 +27,7 @@ _HEADER_BYTES, _MOST_BYTES, _DEFLATE = 348, 1 << 31, 1032  # of NIfTI-1; of one 
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, taken as mm; metre; mm; micrometre
 # where axes run, by where slices follow each other
 _ORDERS = dict.fromkeys("SI", "SPL") | dict.fromkeys("RL", "RIP") | dict.fromkeys("AP", "PIL")
+_SLOPES = (1e-12, 1e12)  # of stored values; 0 to 1 in four bytes has 2e-10
 _COARSER = 1.1  # times the next spacing: then slices follow each other along this axis
 _ROUNDED = 0.02  # of a length that somebody wrote down
 
@@ -44,7 +45,7 @@ def _header(block):
         "datatype": dtype.kind in "iuf" and dtype.itemsize <= 8,
         "bitpix": header["bitpix"] == 8 * dtype.itemsize,
         "vox_offset": header["vox_offset"] >= _HEADER_BYTES + 4 and float(header["vox_offset"]).is_integer(),
-        "scl_slope": 0 <= header["scl_slope"] < np.inf,  # 0 stands for none
+        "scl_slope": header["scl_slope"] == 0 or _SLOPES[0] <= header["scl_slope"] <= _SLOPES[1],  # 0: none
         "scl_inter": np.isfinite(header["scl_inter"]),
         "xyzt_units": int(header["xyzt_units"]) & 7 in _UNIT_MM,
     }
@@ -65,6 +66,8 @@ def _stored(path):
         array = header.data_from_fileobj(file)
         if file.read(1):  # and the checksum with which gzip ends
             raise ValueError(f"longer than the {end} bytes that its header announces")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("voxels that are not finite numbers")
     native = dtype.newbyteorder("=") if array.dtype.kind in "iu" else np.float32  # float64 where it was rescaled
     return header, array.astype(native, copy=False).reshape(size)
 
@@ -157,9 +160,7 @@ def _wanted_phases(files, patient_id, row, phases):
     named = [row[c] for c in PHASE_COLUMNS if c in row and not np.isnan(float(row[c]))]
     required = sorted({int(k) for k in (named if phases is None else phases)})
     if missing := [k for k in required if k not in files]:
-        raise ValueError(
-            f"{patient_id}: missing phase file {missing}, found phases {list(files)}, expected {required}"
-        )
+        raise ValueError(f"{patient_id}: missing phase file {missing}, found {list(files)}, expected {required}")
     return list(files) if phases is None else required
 
 
@@ -173,9 +174,8 @@ def _geometry(patient_id, row, found):
     if found is None:
         return Geometry(tuple(told))
     if any(abs(mm - said) > _ROUNDED * mm for mm, said in zip(found.spacing_mm, told, strict=True)):
-        raise ValueError(
-            f"{patient_id}: spacing {found.spacing_mm} mm in the files, {told} mm in the table or case.json"
-        )
+        said = f"{told} mm in the table or case.json"
+        raise ValueError(f"{patient_id}: spacing {found.spacing_mm} mm in the files, {said}")
     return found
 
 

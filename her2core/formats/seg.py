@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.uid import SegmentationStorage
 
 from her2core.formats.boundary import reading
-from her2core.formats.dicom_file import Header, decoded, frame_headers, read_dataset
+from her2core.formats.dicom_file import Header, decoded, digest, frame_headers, read_dataset
 from her2core.formats.volume import Geometry, Source
 
 MEANINGS = ("segments", "tumour_is_zero")  # what the values of a SEG say, see `read_seg`
@@ -32,10 +32,9 @@ def _placed(frames, headers, geometry, shape, path):
     ends = position + down * (frames.shape[1] - 1), position + across * (frames.shape[2] - 1)
     if abs(down[0] @ to_grid[:, 2]) > abs(down[0] @ to_grid[:, 1]):
         frames, ends = frames.swapaxes(1, 2), ends[::-1]
+    other = f"{path}: mask on another grid:"
     if frames.shape[1:] != tuple(shape[1:]):
-        raise ValueError(
-            f"{path}: mask on another grid: {frames.shape[1:]} rows and columns, expected {tuple(shape[1:])}"
-        )
+        raise ValueError(f"{other} {frames.shape[1:]} rows and columns, expected {tuple(shape[1:])}")
     corners = np.stack([position, *ends], axis=1)  # (F, 3, xyz)
     index = (corners - geometry.origin_mm) @ to_grid / geometry.spacing_mm
     last = np.subtract(shape[1:], 1)
@@ -45,14 +44,12 @@ def _placed(frames, headers, geometry, shape, path):
     worst = int(np.argmax(np.abs(index - expected).max(axis=(1, 2))))
     if not np.abs(index[worst] - expected[worst]).max() <= _GRID_TOLERANCE:  # so that NaN is none of it
         raise ValueError(
-            f"{path}: mask on another grid: the corners of frame {worst} have the indices (z, y, x) "
+            f"{other} the corners of frame {worst} have the indices (z, y, x) "
             f"{np.round(index[worst], 2).tolist()}, expected {expected[worst].tolist()}"
         )
     z = expected[:, 0, 0].astype(int)
     if z.min() < 0 or z.max() >= shape[0]:
-        raise ValueError(
-            f"{path}: mask on another grid: its slices are {z.min()} to {z.max()}, expected 0 to {shape[0] - 1}"
-        )
+        raise ValueError(f"{other} its slices are {z.min()} to {z.max()}, expected 0 to {shape[0] - 1}")
     return np.flip(frames, tuple(1 + np.flatnonzero(against))), z
 
 
@@ -65,16 +62,26 @@ def _referenced(dataset):
     return {str(item.SeriesInstanceUID) for item in named if item.get("SeriesInstanceUID")}
 
 
+def _said(study, frame, series):
+    """Where a mask or its images belong, for messages."""
+    study, frame = (uid and f"{digest(uid)}…" for uid in (study, frame))
+    return (
+        f"SHA-256 of study {study} and frame of reference {frame}, series {', '.join(sorted(series)[:3]) or None}"
+    )
+
+
 def _refuse_strange(header, referenced, source):
     """A mask must be of the images' patient, and drawn on them or in their frame of reference, where both say."""
-    path, patient, frame = header.path, header.patient(), header.text("FrameOfReferenceUID")
+    path, patient, study = header.path, header.patient(), header.text("StudyInstanceUID")
+    frame = header.text("FrameOfReferenceUID")
     if patient and source.patient and patient != source.patient:
         raise ValueError(f"{path}: SHA-256 of PatientID is {patient}…, expected {source.patient}… as in the images")
     agree = [mine == theirs for mine, theirs in [(frame, source.frame_of_reference)] if mine and theirs]
     agree += [bool(referenced & set(source.series))] if referenced and source.series else []
-    if not all(agree):
-        found = f"frame of reference {frame} and source {', '.join(sorted(referenced)[:3]) or None}"
-        images = f"{source.frame_of_reference} and {', '.join(source.series[:3]) or None}"
+    same_study = not (study and source.study) or study == source.study
+    if not all([*agree, same_study]):
+        found = _said(study, frame, referenced)
+        images = _said(source.study, source.frame_of_reference, source.series)
         if not any(agree):
             raise ValueError(
                 f"{path}: {found}, expected one of the images', {images}; take the mask of these images"
@@ -109,9 +116,7 @@ def _seg_frames(path, geometry, shape, source, meaning):
     headers = frame_headers(path, dataset)
     n_frames = int(header.number("NumberOfFrames", absent=1))
     if not len(headers) == n_frames >= 1:
-        raise ValueError(
-            f"{path}: {n_frames} frames with the positions of {len(headers)}, expected as many of both"
-        )
+        raise ValueError(f"{path}: {n_frames} frames with the positions of {len(headers)}, expected one of each")
     frames, z = _placed(decoded(path, n_frames), headers, geometry, shape, path)
     segment = [0 if kind == "LABELMAP" else int(h.numbers("ReferencedSegmentNumber", 1)[0]) for h in headers]
     places = set(zip(z.tolist(), segment, strict=True))
@@ -123,9 +128,7 @@ def _seg_frames(path, geometry, shape, source, meaning):
         frames = _fractions(frames, header)
     found = set(np.unique(frames).tolist()) - {0} if kind == "LABELMAP" else set(segment)
     if described and not found <= described:
-        raise ValueError(
-            f"{path}: frames of the segments {sorted(found)[:8]}, described are {sorted(described)[:8]}"
-        )
+        raise ValueError(f"{path}: frames of segments {sorted(found)[:8]}, described are {sorted(described)[:8]}")
     return kind, frames, z, np.array(segment)
 
 

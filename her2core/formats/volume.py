@@ -45,11 +45,12 @@ class Geometry:
 class Source:
     """Whose images they are and where they lie: what a mask of them has to agree with.  None where unknown.
 
-    patient: digits of the SHA-256 of PatientID, as no identifier leaves a reader.  frame_of_reference: its UID.
-    series: SeriesInstanceUID of each series.
+    patient: digits of the SHA-256 of PatientID, as no identifier leaves a reader.  study, frame_of_reference: their
+    UIDs.  series: SeriesInstanceUID of each series.
     """
 
     patient: str | None = None
+    study: str | None = None
     frame_of_reference: str | None = None
     series: tuple[str, ...] = ()
 
@@ -117,9 +118,7 @@ def nearest_phases(times_s: Sequence[float], early_s: float, late_s: float) -> P
     chosen = [0] + [1 + int(np.argmin(np.abs(after - t))) for t in (early_s, late_s)] if len(after) else [0]
     if len(set(chosen)) < 3:
         found = ", ".join(f"{t:g}" for t in times_s)
-        raise ValueError(
-            f"phases at {found} s: expected an early one near {early_s:g} s and a later near {late_s:g} s"
-        )
+        raise ValueError(f"phases at {found} s, expected one near {early_s:g} s and a later near {late_s:g} s")
     return Phases(*chosen)
 
 

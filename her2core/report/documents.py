@@ -29,9 +29,6 @@ def markdown_table(header: Sequence, rows: Iterable[Sequence]) -> list[str]:
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-# --- reported and reproduced --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Reported:
     """One number of the paper.
@@ -218,9 +215,6 @@ def reported_vs_reproduced(study: Study) -> str:
         rows.append((r.item, r.reported, r.source, ours, verdict))
     lines += markdown_table(("number", "reported", "stands in", "ours", "verdict"), rows)
     return "\n".join(lines) + "\n"
-
-
-# --- model card ---------------------------------------------------------------------------------------------
 
 
 def _flat(values, prefix=""):

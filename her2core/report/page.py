@@ -216,9 +216,6 @@ def in_256_colours(png: bytes) -> bytes:
     return smaller.getvalue()
 
 
-# --- the page -----------------------------------------------------------------------------------------------
-
-
 class _Inspection(HTMLParser):
     """Ids and anchors of some HTML, and what in it no notebook may bring."""
 

@@ -1,17 +1,12 @@
 """What a cohort's data are: collections, versions, licences, and what lies on disk of them."""
 
-import hashlib
-
 import pandas as pd
 
 from her2core.cohorts.ambl import find_ambl_sheet
 from her2core.cohorts.manifest import MANIFESTS, MINCROP_LICENCE
 from her2core.config import Study
 from her2core.formats.boundary import reading
-
-
-def _md5(path):
-    return hashlib.md5(path.read_bytes()).hexdigest()
+from her2core.records import file_digest
 
 
 def _archive_sources(dataset, path):
@@ -30,7 +25,7 @@ def _archive_sources(dataset, path):
             "instances": int(part["instances"].sum()),
             "bytes": int((part["size_MB"] * 1e6).round().sum()),
             "manifest": f"{path.parent.name}/{path.name}",
-            "manifest_md5": _md5(path),
+            "manifest_md5": file_digest(path, "md5"),
         }
 
 
@@ -53,7 +48,13 @@ def _sheet_source(study, acquire):
     """AMBL's clinical sheet, which has no version but its bytes."""
     sheet, _ = find_ambl_sheet(study.top / acquire["ambl_clinical"])
     coding = {"HER2": acquire["ambl_her2"], "pathology_out": list(acquire["ambl_pathology_out"])}
-    return {"dataset": "ambl", "source": "clinical sheet", "file": sheet.name, "md5": _md5(sheet), "coding": coding}
+    return {
+        "dataset": "ambl",
+        "source": "clinical sheet",
+        "file": sheet.name,
+        "md5": file_digest(sheet, "md5"),
+        "coding": coding,
+    }
 
 
 def _sources(study):
@@ -89,5 +90,5 @@ def data_sources(study: Study) -> dict:
         "synthetic": study.is_synthetic,
         "sources": list(_sources(study)),
         "on_disk": on_disk.to_dict("index"),
-        "files_md5": _md5(files),
+        "files_md5": file_digest(files, "md5"),
     }

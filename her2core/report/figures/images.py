@@ -24,9 +24,6 @@ from her2core.report.figures.style import (
 _MOST_FAILURES = 6
 
 
-# --- panels -------------------------------------------------------------------------------------------------
-
-
 def _show_mm(panel, image, pixel_mm, **style):
     """An image with axes in mm from its centre; y grows downwards.  pixel_mm: of both axes, or (y, x)."""
     half_y, half_x = np.multiply(image.shape[:2], pixel_mm) / 2
@@ -75,9 +72,6 @@ def label_mm(axes: np.ndarray, titles: Iterable[str]) -> None:
 def most_tumour(mask: np.ndarray) -> int:
     """Number of the slice with most tumour of a mask `(Z, Y, X)`."""
     return int(mask.sum((1, 2)).argmax())
-
-
-# --- figures ------------------------------------------------------------------------------------------------
 
 
 def readers(examples: dict[str, tuple], cohort: str) -> Figure:

@@ -49,9 +49,6 @@ def beside(axes: Axes, y: float, text: str) -> None:
     axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7)
 
 
-# --- checks: ValueError says what was found and what was expected --------------------------------------------
-
-
 def require_shape(name: str, array: np.ndarray, *shape: int | None) -> None:
     """None stands for any size but 0."""
     found = np.shape(array)
@@ -84,9 +81,6 @@ def require_some(name: str, items: Sized, most: int) -> None:
     """One of them at least, and not too many to be drawn."""
     if not 0 < len(items) <= most:
         raise ValueError(f"{name}: found {len(items)}, expected 1 to {most}")
-
-
-# --- words --------------------------------------------------------------------------------------------------
 
 
 def patients_of(name: str, estimates: Iterable) -> str:
