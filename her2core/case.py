@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from her2core.config import build
-from her2core.dataset import with_neighbours
+from her2core.dataset import read_prepared, with_neighbours
 from her2core.formats.boundary import reading
 from her2core.formats.dicom import read_dce
 from her2core.formats.nifti import min_crop, read_breastdcedl
@@ -301,10 +301,7 @@ def measures(case: Case, images: np.ndarray) -> dict[str, float]:
 def _training_measures(run):
     """{name: values `(n,)`} of the training patients, for each of `MEASURES`; unknown times are NaN."""
     prepared = run.opened
-    path = prepared.folder / "kinetics.csv"
-    if not path.is_file():
-        raise ValueError(f"{path.name}: not in {path.parent.name}/; run the stage prepare again")
-    table = pd.read_csv(path)
+    table = read_prepared(prepared.folder, "kinetics.csv", pd.read_csv)
     table = table[table["split"] == "train"]
     if table.empty:
         raise ValueError("kinetics.csv: no training patient, whose range a case could lie in")

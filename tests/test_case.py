@@ -24,6 +24,7 @@ from her2core.formats.volume import DceSeries, Geometry, Phases, Source, to_sitk
 from her2core.model import ThdaConfig
 from her2core.phantom.patient import make_patient
 from her2core.preprocess import PrepareConfig, prepare
+from her2core.records import write_digests
 from her2core.runs import parse_run
 
 TOP = Path(__file__).resolve().parents[1]
@@ -50,6 +51,12 @@ def made_up_table():
     return pd.concat(rows, ignore_index=True)
 
 
+def put_kinetics(table, folder):
+    """A table in place of the stage's, with its digest."""
+    table.to_csv(folder / "kinetics.csv", index=False)
+    write_digests(folder / "digests.csv", [p for p in sorted(folder.iterdir()) if p.name != "digests.csv"])
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """Folder of the stage `prepare`, with a made-up table of kinetics."""
@@ -57,7 +64,7 @@ def prepared(tmp_path_factory):
     get_all(COHORT, folder / "raw")
     patients = included(patient_table(pd.read_csv(folder / "raw/metadata.csv")))
     prepare(patients, folder / "raw", folder / "prepare", CONFIG)
-    made_up_table().to_csv(folder / "prepare/kinetics.csv", index=False)
+    put_kinetics(made_up_table(), folder / "prepare")
     return folder / "prepare"
 
 
@@ -536,7 +543,7 @@ def test_unknown_times_are_a_warning(nifti, run, ranges):
 
 def test_training_patients_without_times_leave_the_wanted_ones(run, tmp_path):
     folder = shutil.copytree(run.prepared, tmp_path / "prepare")
-    made_up_table().assign(early_s=np.nan, late_s=np.nan).to_csv(folder / "kinetics.csv", index=False)
+    put_kinetics(made_up_table().assign(early_s=np.nan, late_s=np.nan), folder)
     found = c.training_ranges(replace(run, prepared=folder), CONFIG)
     assert found["early_s"] == c.Range(100.0, 200.0, "wanted")
     assert found["late_s"] == c.Range(400.0, 500.0, "wanted")
@@ -545,11 +552,14 @@ def test_training_patients_without_times_leave_the_wanted_ones(run, tmp_path):
 def test_a_preparation_without_table_or_training_patients_is_refused(run, tmp_path):
     folder = shutil.copytree(run.prepared, tmp_path / "prepare")
     other = replace(run, prepared=folder)
-    made_up_table().query("split != 'train'").to_csv(folder / "kinetics.csv", index=False)
+    put_kinetics(made_up_table().query("split != 'train'"), folder)
     with pytest.raises(ValueError, match="kinetics.csv: no training patient"):
         c.training_ranges(other, CONFIG)
+    made_up_table().to_csv(folder / "kinetics.csv", index=False)
+    with pytest.raises(ValueError, match="kinetics.csv: its SHA-256 is"):
+        c.training_ranges(other, CONFIG)
     (folder / "kinetics.csv").unlink()
-    with pytest.raises(ValueError, match="kinetics.csv: not in prepare/; run the stage prepare again"):
+    with pytest.raises(ValueError, match="kinetics.csv: no such file, expected what the stage prepare wrote"):
         c.training_ranges(other, CONFIG)
 
 

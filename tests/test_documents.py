@@ -195,6 +195,22 @@ def test_those_lost_in_preparation_are_missing_too(results):
     assert "| test | 130 | 30 |" in card and "pathology: 5, N4 failed: 2, no lesion: 1." in card
 
 
+@pytest.mark.parametrize(
+    "row", ["A,spy2,fold7,1,N4 failed", "A,spy2,test,yes,N4 failed", "A,spy9,test,1,N4 failed", "A,spy2,test,1,"]
+)
+def test_a_damaged_table_of_those_lost_in_preparation_is_named_with_the_remedy(results, row):
+    (results / "unprepared.csv").write_text(f"patient,dataset,split,her2,reason\n{row}\n")
+    with pytest.raises(ValueError, match="unprepared.csv: .*, expected patients of .*run the stage prepare"):
+        documents.reported_vs_reproduced(study(results.parents[1]))
+
+
+def test_a_damaged_table_of_weights_is_named_with_the_remedy(results):
+    path = next((results / "weights").iterdir())
+    path.write_text("file,bytes\nseed0.safetensors,many\n")
+    with pytest.raises(ValueError, match=f"{path.name}: .*, expected digests of .*; run the training"):
+        documents.model_card(study(results.parents[1]), CITATION)
+
+
 def test_where_everyone_could_be_prepared_nothing_changes(results):
     before = documents.reported_vs_reproduced(study(results.parents[1]))
     (results / "unprepared.csv").write_text("patient,dataset,split,her2,reason\n")
@@ -342,8 +358,11 @@ def test_the_sources_of_the_real_cohort_are_those_of_the_manifests(top):
 def test_bytes_are_exact_though_the_archive_counts_in_megabytes(top):
     (top / "manifests").unlink()
     (top / "manifests").mkdir()
-    columns = "patient,collection,instances,size_MB,licence,source_DOI,idc_version"
-    (top / "manifests/ispy1.csv").write_text(f"{columns}\nA,c,5,0.100001,L,D,25\nA,c,1,2.000002,L,D,25\n")
+    header = (TOP / "manifests/ispy1.csv").read_text().splitlines()[0]
+    where = "0000000{n}-0000-0000-0000-000000000000,idc-open-data"
+    series = f"A,dce,ispy1,1.2.{{n}},{where},{{files}},{{mb}},CC BY 3.0,10.1/d,25"
+    lines = [series.format(n=1, files=5, mb="0.100001"), series.format(n=2, files=1, mb="2.000002")]
+    (top / "manifests/ispy1.csv").write_text("\n".join([header, *lines, ""]))
     sections = {"acquire": {"source": "archive", "collections": {"spy1": "idc"}, "manifests": "manifests"}}
     (source,) = sources.data_sources(study(top, sections))["sources"]
     assert (source["patients"], source["series"], source["instances"], source["bytes"]) == (1, 2, 6, 2_100_003)

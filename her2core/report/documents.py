@@ -65,15 +65,16 @@ def flow_in_use(results: Path) -> dict:
     path = results / "unprepared.csv"
     with reading(results / "flow.json", "the flow of patients as JSON"):
         flow = json.loads((results / "flow.json").read_text("utf-8"))
-    for lost in pd.read_csv(path).itertuples() if path.is_file() else ():
-        flow["splits"][lost.split]["patients"] -= 1
-        flow["splits"][lost.split]["her2_positive"] -= int(lost.her2)
-        out = [flow["excluded"], flow["collections"][lost.dataset]["excluded"]]
-        if lost.split != "external" and "of_published" in flow:
-            out.append(flow["of_published"]["reasons"])
-        for reasons in out:
-            kind = lost.reason.split(":")[0]
-            reasons[kind] = reasons.get(kind, 0) + 1
+    with reading(path, "patients of the flow, each with a reason", "run the stage prepare again"):
+        for lost in pd.read_csv(path).itertuples() if path.is_file() else ():
+            flow["splits"][lost.split]["patients"] -= 1
+            flow["splits"][lost.split]["her2_positive"] -= int(lost.her2)
+            out = [flow["excluded"], flow["collections"][lost.dataset]["excluded"]]
+            if lost.split != "external" and "of_published" in flow:
+                out.append(flow["of_published"]["reasons"])
+            for reasons in out:
+                kind = lost.reason.split(":")[0]
+                reasons[kind] = reasons.get(kind, 0) + 1
     return flow
 
 
@@ -267,8 +268,9 @@ def model_card(study: Study, citation: dict) -> str:
         metrics = json.loads((study.results / "metrics.json").read_text("utf-8"))
     path = study.results / "weights" / f"{metrics['reference']}.csv"
     study.need(f"train@{metrics['reference']}", path)
-    weights = pd.read_csv(path)
-    digests = [(f"`{row.file}`", f"{row.bytes:,}", f"`{row.sha256}`") for row in weights.itertuples()]
+    with reading(path, "digests of the frozen weights", "run the training again"):
+        rows = pd.read_csv(path).itertuples()
+        digests = [(f"`{row.file}`", f"{row.bytes:,}", f"`{row.sha256}`") for row in rows]
     splits = [(k, v["patients"], v["her2_positive"]) for k, v in flow["splits"].items()]
     settings = {"models": {"thda": study.section("models")["thda"]}}  # of the reference, which is THDA
     settings["train"] = {k: v for k, v in study.section("train").items() if k != "jobs"}

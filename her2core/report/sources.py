@@ -3,7 +3,7 @@
 import pandas as pd
 
 from her2core.cohorts.ambl import find_ambl_sheet
-from her2core.cohorts.manifest import MANIFESTS, MINCROP_LICENCE
+from her2core.cohorts.manifest import MANIFESTS, MINCROP_LICENCE, read_manifest
 from her2core.config import Study
 from her2core.formats.boundary import reading
 from her2core.records import file_digest
@@ -11,8 +11,7 @@ from her2core.records import file_digest
 
 def _archive_sources(dataset, path):
     """One entry per collection of a pinned manifest."""
-    table = pd.read_csv(path, dtype={"patient": str})
-    for (collection, doi), part in table.groupby(["collection", "source_DOI"], sort=True):
+    for (collection, doi), part in read_manifest(path).groupby(["collection", "source_DOI"], sort=True):
         yield {
             "dataset": dataset,
             "source": "NCI Imaging Data Commons",
