@@ -32,6 +32,7 @@ import test_labels as labels
 import torch
 import yaml
 from prepared_samples import make_run, write_prepared
+from pydicom.tag import Tag
 from safetensors.torch import save_file
 
 from her2core import records
@@ -208,7 +209,7 @@ def right_series(folder):
         raise ValueError("several planes")
     heights = np.array(positions) @ np.cross(*axes[0])
     z = np.unique(heights.round(1), return_inverse=True)[1]  # 0.1 mm are granted
-    levels = np.bincount(z, heights) / np.bincount(z)
+    levels = np.array([heights[z == k].min() for k in range(z.max() + 1)])
     count = len(slices) // len(levels)
     known = [np.array(k) for k in zip(*keys, strict=True) if None not in k and len(set(k)) >= count]
     orders = [np.lexsort((k, z)).reshape(len(levels), count) for k in known]  # [z, t]
@@ -220,9 +221,18 @@ def right_series(folder):
     direction = np.column_stack([np.cross(*axes[0]), axes[0][1], axes[0][0]])
     place = {"spacing": [np.diff(levels).mean(), *spacing[0][::-1]], "direction": direction}
     place["origin"] = np.array(positions[order[0, 0]])
-    return [
-        {"array": np.array([[pixels[i] for i in phase] for phase in order.T]), "times": clocks[0].tolist()} | place
-    ]
+    found = {
+        "array": np.array([[pixels[i] for i in phase] for phase in order.T]),
+        "times": clocks[0].tolist(),
+    } | place
+    return [found] + [found | {"times": [math.nan] * count}] * any(map(_has_a_broken_time, paths))
+
+
+def _has_a_broken_time(path):
+    """Whether AcquisitionTime holds bytes that are no text, where GDCM cuts it off: it may count as unknown."""
+    element = pydicom.dcmread(path, stop_before_pixels=True)._dict.get(Tag("AcquisitionTime"))
+    value = getattr(element, "value", None)
+    return isinstance(value, bytes) and b"\0" in value.rstrip(b"\0 ")
 
 
 # ------------------------------------------------------------------------------------------------------------- SEG

@@ -191,6 +191,25 @@ def inserted(path_of):
     return broken
 
 
+def meta_of_gigabytes(home):
+    """The file's meta information claims more bytes than there are, and its pixels lie far behind."""
+    path, ds = files_at(home / "dce", phase=1, slice_=2)[0]
+    ds.add_new(0x00091001, "UN", bytes(1 << 17))
+    ds.save_as(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x02\x00\x01\x00OB")
+    content[at + 8 : at + 12] = b"\xf0\xff\xff\xff"
+    path.write_bytes(content)
+
+
+def unknown_vr(path_of):
+    def broken(home):
+        path = path_of(home)
+        path.write_bytes(path.read_bytes().replace(b"\xe0\x7f\x10\x00O", b"\xe0\x7f\x10\x00@"))
+
+    return broken
+
+
 def text_as_number(home):
     path = one(home)
     path.write_bytes(path.read_bytes().replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x10\x00US"))
@@ -292,6 +311,8 @@ CASES = [
         "grey or colour", one_file(put(PhotometricInterpretation="")), dce, "image .no PhotometricInt.*MONOCHROME2"
     ),
     Case("bytes inserted", inserted(one), dce, "dcm: bytes .{4} … after PixelData, expected the end of the file"),
+    Case("a VR that there is not", unknown_vr(one), dce, "dcm: "),
+    Case("meta information of gigabytes", meta_of_gigabytes, dce, "dcm: "),
     Case("a syntax that is no text", text_as_number, dce, "dcm: PixelData cannot be decoded"),
     Case("palette", one_file(put(PhotometricInterpretation="PALETTE COLOR")), dce, "a colour image .PALETTE"),
     Case("slope NaN", one_file(put(RescaleSlope="nan")), dce, "dcm: RescaleSlope is malformed"),
@@ -369,6 +390,7 @@ CASES = [
     Case(
         "SEG: bytes inserted", inserted(lambda home: home / "mask.dcm"), mask, "mask.dcm: bytes .* after PixelData"
     ),
+    Case("SEG: a VR that there is not", unknown_vr(lambda h: h / "mask.dcm"), mask, "mask.dcm: PixelData cannot"),
     Case("SEG: an MR image", lambda home: shutil.copy(one(home), home / "roi.dcm"), roi, "MR Image .*expected Seg"),
     Case("SEG: posing as MR", of("roi.dcm", put(SOPClassUID=MRImageStorage)), roi, "expected Segmentation Storage"),
     Case("SEG: a surface", of("roi.dcm", put(SegmentationType="SURFACE")), roi, "SegmentationType is SURFACE"),

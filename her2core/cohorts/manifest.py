@@ -27,7 +27,7 @@ MANIFEST_COLUMNS = {  # of a manifest: its name in the index, what its text must
     "size_MB": ("series_size_MB", r"(?=.*[1-9])[0-9]{1,9}\.[0-9]{6}"),  # 1e6 bytes: six decimals are exact
     "licence": ("license_short_name", "CC BY[A-Z0-9 .-]*"),
     "source_DOI": ("source_DOI", r"10\.[0-9]+/[A-Za-z0-9._/-]+"),
-    "idc_version": ("idc_version", "[1-9][0-9]*"),
+    "idc_version": ("idc_version", "[1-9][0-9]{0,3}"),
 }
 
 

@@ -94,7 +94,7 @@ def _ascending():
 def _parsed(file, deferred_bytes):
     """The dataset of an open file as of `dcmread`, which takes twice as long and inflates without limit."""
     filereader.read_preamble(file, False)
-    meta = filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    meta = filereader.read_dataset(file, False, True, None, lambda tag, *_: tag >> 16 != 2, _DEFERRED_BYTES)
     syntax, check = meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian), None
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         file, deferred_bytes, check = BytesIO(_inflated(file.read())), None, _ascending()
@@ -305,7 +305,7 @@ def _refuse_other_shapes(dataset, n_frames):
 def decoded(path: Path, n_frames: int) -> np.ndarray:
     """The frames of a file `(F, Y, X)` by way of pydicom's decoders."""
     dataset = read_dataset(path)
-    pixels = dataset.get_item(_TAGS["PixelData"]) if _TAGS["PixelData"] in dataset else None
+    pixels = dataset.get_item(_TAGS["PixelData"], keep_deferred=True) if _TAGS["PixelData"] in dataset else None
     if dataset.file_meta.get("TransferSyntaxUID") in _NATIVE and type(pixels) is RawDataElement:
         _refuse_rest(pixels, path)
     with reading(f"{path}: PixelData cannot be decoded", "pixels as the header describes them", _DECODERS):
