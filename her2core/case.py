@@ -3,16 +3,18 @@
 A network gives a number for any three images.  Whether the number means anything depends on how much the case
 resembles the training patients, so each measure of it is held against theirs.
 
-<case>/dce/                     images, as in `examination`: DICOM, or NIfTI
-<case>/seg.dcm or mask/*.nii.gz  the lesion; or a box in case.json
-<case>/case.json                 what the files cannot say, see `Told`
+<case>/dce/*.dcm, seg.dcm                      one DICOM series with all phases, a SEG with the lesion's segments
+<case>/dce/*.nii.gz, mask/*.nii.gz, case.json  one patient in BreastDCEDL's layout
+<case>/case.json                               see `Sidecar`; with DICOM only where the files' times do not serve
 
 Nothing that says who the patient is leaves this module: messages name the case by its folder's last name.
 """
 
 import json
 import re
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,10 @@ import pandas as pd
 from her2core.config import build
 from her2core.dataset import read_prepared, with_neighbours
 from her2core.formats.boundary import reading
-from her2core.formats.examination import Told, read_examination
-from her2core.formats.nifti import min_crop
-from her2core.formats.volume import Geometry, as_uint16
+from her2core.formats.dicom import read_dce
+from her2core.formats.nifti import min_crop, read_breastdcedl
+from her2core.formats.seg import read_seg
+from her2core.formats.volume import PHASE_COLUMNS, Geometry, Phases, as_uint16, nearest_phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import maps, piecewise
 from her2core.preprocess import PrepareConfig, pack
@@ -44,6 +47,42 @@ _CUT_OFF = 0.5  # of its largest section; a sphere cut there has 6 % of its volu
 
 
 @dataclass(frozen=True)
+class Sidecar:
+    """case.json: what the files of a case cannot say.
+
+    pre, post_early, post_late: acquisition indices of the phases, from 0.  NIfTI needs them; with DICOM they choose
+    the phases where the times in the files are absent or wrong.  slice_thick, xy_spacing: mm, as in BreastDCEDL's
+    table, for NIfTI with headers like its own.  early_s, late_s: seconds from pre to the other two.
+    """
+
+    pre: int | None = None
+    post_early: int | None = None
+    post_late: int | None = None
+    slice_thick: float | None = None
+    xy_spacing: float | None = None
+    early_s: float | None = None
+    late_s: float | None = None
+
+    def __post_init__(self):
+        named = [getattr(self, c) for c in PHASE_COLUMNS]
+        if self.phases is None and named != [None] * 3:
+            raise ValueError(f"phases {named}, expected {', '.join(PHASE_COLUMNS)}, or none of them")
+        numbers = {name: getattr(self, name) for name in ("slice_thick", "xy_spacing", "early_s", "late_s")}
+        if wrong := {name: n for name, n in numbers.items() if n is not None and (n is True or not 0 < n < np.inf)}:
+            raise ValueError(f"{wrong}, expected positive numbers")
+
+    @property
+    def phases(self) -> Phases | None:
+        """The three phases, None where they are left to the files' times."""
+        return Phases.named(vars(self))
+
+    def known_times(self, times_s: Sequence[float]) -> tuple[float, ...]:
+        """Times of pre, early and late: those written here, else those of the files."""
+        given = (None, self.early_s, self.late_s)
+        return tuple(t if g is None else g for g, t in zip(given, times_s, strict=True))
+
+
+@dataclass(frozen=True)
 class Case:
     """name: the folder's.  phases: `(3, Z, Y, X)` uint16, pre, early, late.  mask: bool `(Z, Y, X)`.
     times_s: `(3,)` seconds after pre, NaN where unknown.  remarks: what the reader doubted.
@@ -57,16 +96,15 @@ class Case:
     remarks: tuple[str, ...] = ()
 
 
-def _told(folder):
-    """What case.json tells."""
+def _read_sidecar(folder):
     path = folder / "case.json"
     if not path.is_file():
-        return Told()
-    with reading(path, f"a JSON object with some of {', '.join(Told.__dataclass_fields__)}, each once"):
+        return Sidecar()
+    with reading(path, f"a JSON object with some of {', '.join(Sidecar.__dataclass_fields__)}, each once"):
         values = json.loads(path.read_bytes(), object_pairs_hook=_once)  # in UTF-8, UTF-16 or UTF-32
         if not isinstance(values, dict):
             raise ValueError(f"a {type(values).__name__}")
-    return build(Told, values, path, optional=True)
+    return build(Sidecar, values, path, optional=True)
 
 
 def _once(pairs):
@@ -76,47 +114,86 @@ def _once(pairs):
     return values
 
 
-def _mask_of(folder, told):
-    """The case's mask: seg.dcm, or the one file in mask/; None where case.json has a box."""
-    files = [p for p in (folder / "seg.dcm", *folder.glob("mask/[!.]*")) if p.is_file()]
-    if len(files) + (told.box is not None) != 1:
-        found = ", ".join(str(p.relative_to(folder)) for p in files) or "none"
-        raise ValueError(f"{folder}: masks: {found}; expected one: seg.dcm, a file in mask/, or a box in case.json")
-    return files[0] if files else None
+def _remarked(folder, read, *args, **kwargs):
+    """What a reader returns, and what it doubts of files below a folder: its warnings as text."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=re.escape(str(folder)))
+        found = read(*args, **kwargs)
+    return found, [str(w.message) for w in caught if str(w.message).startswith(str(folder))]
+
+
+def _read_dicom(folder, sidecar, config):
+    """dce/ and seg.dcm → the fields of `Case` after its name.
+
+    A series that announces other phases than are there is an error, unless the sidecar names those to take.
+    """
+    series, remarks = _remarked(folder, read_dce, folder / "dce")
+    if remarks and sidecar.phases is None:
+        raise ValueError(f"doubtful series, export it again or name the phases to take in case.json ({remarks[0]})")
+    chosen = sidecar.phases or nearest_phases(series.times_s, config.early_s, config.late_s)
+    chosen.check(len(series.array))
+    grid, whose = (series.geometry, series.array.shape[1:]), {"meaning": "segments", "source": series.source}
+    mask, doubts = _remarked(folder, read_seg, folder / "seg.dcm", *grid, **whose)
+    times_s = sidecar.known_times([series.times_s[k] - series.times_s[chosen.pre] for k in chosen])
+    return series.array[list(chosen)], mask, series.geometry, times_s, (*remarks, *doubts)
+
+
+def _patient_of(folder):
+    """The id in the name of the one mask file, None where it does not say."""
+    names = [p.name for p in folder.glob("mask/*")]
+    match = re.fullmatch(r"(.+)_[^_]+_vis1_mask\.nii(\.gz)?", names[0]) if len(names) == 1 else None
+    return match and match[1]
+
+
+def _read_nifti(folder, sidecar):
+    """dce/, mask/ and case.json → the fields of `Case` after its name."""
+    known = {k: v for k, v in asdict(sidecar).items() if v is not None}
+    if missing := [k for k in PHASE_COLUMNS if k not in known]:
+        raise ValueError(f"{folder}: these NIfTI files say nothing of {', '.join(missing)}; expected in case.json")
+    if (patient := _patient_of(folder)) is None:
+        raise ValueError(f"{folder}/mask: expected one file <patient>_<collection>_vis1_mask.nii.gz")
+    series, mask = read_breastdcedl(folder, patient, known, phases=sidecar.phases)
+    phases = series.array[[0, 1, -1]]  # as read, in order; the early phase may also be the late one
+    return phases, mask, series.geometry, sidecar.known_times([0.0, np.nan, np.nan]), ()
 
 
 def _anonymous(text, folder):
-    """A message without the folders above the case, and of its NIfTI files' names only what tells them apart."""
+    """A message without the folders above the case and without the patient's id."""
     text = text.replace(str(folder), folder.name)
-    for path in (*folder.glob("dce/*.nii*"), *folder.glob("mask/*.nii*")):
-        end = re.search(r"(_(mask|aqc|acq|dce))?(_\d\d?)?\.nii(\.gz)?$", path.name)
-        text = text.replace(path.name, f"…{end[0] if end else ''}")
-    return text
+    patient = _patient_of(folder)
+    return re.sub(rf"(?<!\w){re.escape(patient)}(?=[_:])", folder.name, text) if patient else text
+
+
+def _read_files(folder, config):
+    """Whichever layout the folder has → the fields of `Case` after its name."""
+    sidecar = _read_sidecar(folder)
+    if (folder / "seg.dcm").is_file():
+        return _read_dicom(folder, sidecar, config)
+    if (folder / "mask").is_dir():
+        return _read_nifti(folder, sidecar)
+    raise ValueError(f"{folder}: expected dce/ and seg.dcm (DICOM), or dce/, mask/ and case.json (NIfTI)")
 
 
 def read_case(folder: Path, config: PrepareConfig, cut: tuple[int, int] | None = None) -> Case:
-    """A folder → `Case`.
+    """A folder, of either layout → `Case`.
 
-    config: its wanted times choose the phases of a series that has times, unless case.json names them.  cut:
-    (slices beyond the lesion, pixels) where the cohort's volumes were cut before the stage `prepare`, as those of
-    MinCrop: a window counts the intensities of the whole volume, so the case has to be cut alike.  ValueError for a
-    case that is incomplete, cannot be read or, unless case.json names the phases, has others than it announces."""
+    config: its wanted times choose the phases of a DICOM series.  cut: (slices beyond the
+    lesion, pixels) where the cohort's volumes were cut before the stage `prepare`, as those of MinCrop: a window
+    counts the intensities of the whole volume, so the case has to be cut alike.  ValueError for a case that is
+    incomplete or cannot be read.
+    """
     folder = Path(folder)
-    wanted = {"early_s": config.early_s, "late_s": config.late_s, "name": folder.name}
     try:
-        told = _told(folder)
-        found = read_examination(folder / "dce", _mask_of(folder, told), told, **wanted)
-        phases, factor = as_uint16(found.phases, folder.name)
+        phases, mask, geometry, times_s, remarks = _read_files(folder, config)
+        phases, factor = as_uint16(phases, folder.name)
     except (ValueError, OSError) as error:
         text = _anonymous(str(error), folder)
         raise ValueError(text if text.startswith(folder.name) else f"{folder.name}: {text}") from None
-    remarks, mask = (*found.doubts, *found.remarks), found.mask
     if factor != 1:
         remarks += (f"intensities were multiplied by {factor:.10g} to keep their levels as whole numbers",)
     if cut:
         phases, mask, _ = min_crop(phases, mask, *cut)
-    said = tuple(_anonymous(remark, folder) for remark in remarks)
-    return Case(folder.name, phases, mask, found.geometry, found.times_s, said)
+    return Case(folder.name, phases, mask, geometry, times_s, tuple(_anonymous(r, folder) for r in remarks))
 
 
 def network_input(case: Case, config: PrepareConfig, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

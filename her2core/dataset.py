@@ -101,7 +101,7 @@ class Prepared:
             found = ", ".join(f"{len(array)} {name}" for name, array in arrays.items())
             raise ValueError(f"{folder}: {len(rows)} rows, {found}; run the stage prepare again")
         texts = {name: np.array([row[name] for row in rows]) for name in ("patient", "split", "dataset")}
-        label, pixel_mm = np.array([int(r["label"]) for r in rows]), np.array([float(r["pixel_mm"]) for r in rows])
+        label, pixel_mm = np.array([int(r["her2"]) for r in rows]), np.array([float(r["pixel_mm"]) for r in rows])
         levels = read_prepared(folder, "levels.npy")
         return cls(folder, bias_field, **arrays, levels=levels, **texts, label=label, pixel_mm=pixel_mm)
 

@@ -154,13 +154,11 @@ def comparisons(table: pd.DataFrame, reference: str, config: EvaluateConfig, alp
     return out
 
 
-def subgroups(
-    table: pd.DataFrame, groups: pd.Series, config: EvaluateConfig, classes: tuple[str, str] = ("HER2+", "HER2−")
-) -> pd.DataFrame:
+def subgroups(table: pd.DataFrame, groups: pd.Series, config: EvaluateConfig) -> pd.DataFrame:
     """AUC in every group of one run's patients; groups: Series, patient → group, missing values being a group.
 
     One row per group: patients, positives, auc, low, high, note.  A group with fewer than five patients of either
-    class has no AUC, and `note` says of which, by the names of the classes.
+    class has no AUC, and `note` says of which.
     """
     if unknown := set(table["patient"]) - set(groups.index):
         raise ValueError(f"{len(unknown)} patients stand in no group, such as {min(unknown)}")
@@ -170,7 +168,7 @@ def subgroups(
         labels, probabilities = matrix(part)
         positives = int((labels == 1).sum())
         row = {"group": group, "patients": labels.size, "positives": positives}
-        counts = dict(zip(classes, (positives, labels.size - positives), strict=True))
+        counts = {"HER2+": positives, "HER2−": labels.size - positives}
         if few := [name for name, n in counts.items() if n < _FEWEST]:
             note = f"fewer than {_FEWEST} {' and '.join(few)}"
             rows.append(row | {"auc": np.nan, "low": np.nan, "high": np.nan, "note": note})

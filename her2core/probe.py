@@ -52,9 +52,9 @@ def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame:
 def her2_by_site(table: pd.DataFrame) -> pd.DataFrame:
     """Probability of HER2 by the training prevalence of the patient's site.
 
-    table: one row per patient with split, dataset and label.  Returns its test rows with `probability`.
+    table: one row per patient with split, dataset and her2.  Returns its test rows with `probability`.
     """
-    prevalence = table[table["split"] == "train"].groupby("dataset")["label"].mean()
+    prevalence = table[table["split"] == "train"].groupby("dataset")["her2"].mean()
     test = table[table["split"] == "test"]
     if strangers := set(test["dataset"]) - set(prevalence.index):
         raise ValueError(f"no training patients of {', '.join(sorted(strangers))}")

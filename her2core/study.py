@@ -1,5 +1,4 @@
 """The command `her2`:  her2 study NAME   makes the folder of a study, or renews its pipeline.
-                     her2 check TABLE  says what each patient of a table of one's own would become, and why not.
 
 studies/NAME/params.yaml holds what differs from the top level's; it is written once, from studies/templates/, and
 then belongs to the user.  studies/NAME/dvc.yaml is the top level's pipeline with that study's parameters; it is
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from her2core.config import MERGED, OWN, Study, build, read_yaml, root, stages_of, tracked
+from her2core.config import MERGED, OWN, read_yaml, root, stages_of, tracked
 from her2core.records import whole
 
 _HEADER = "# Made from the top-level dvc.yaml by: her2 study {name}.  Not to be edited.\n"
@@ -61,36 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     study = commands.add_parser("study", help="make studies/NAME, or renew its dvc.yaml")
     study.add_argument("name", metavar="NAME")
-    own = commands.add_parser(
-        "check", help="say what each patient of a table of one's own would become, and why not"
-    )
-    own.add_argument("table", metavar="TABLE", help="the CSV, or the name of a study that has one")
-    chosen = vars(parser.parse_args(arguments))
+    chosen = parser.parse_args(arguments)
     try:
-        sys.exit(_check(chosen["table"]) if "table" in chosen else _make(chosen["name"]))
+        top = root()
+        written = make_study(chosen.name, top)
     except (ValueError, OSError) as error:
-        sys.exit(f"her2: {error}")
-
-
-def _make(name):
-    top = root()
-    for path in make_study(name, top):
+        sys.exit(f"her2 study: {error}")
+    for path in written:
         print(f"written: {path.relative_to(top)}")
-    print(f"Run it with: dvc repro studies/{name}/dvc.yaml")
-
-
-def _check(table):
-    """Exit status 1 where a patient cannot be used."""
-    from her2core.cohorts import own  # slow to load
-
-    if Path(table).is_file():
-        template = read_yaml(root() / "studies/templates/own.yaml")["acquire"]
-        config = build(own.FolderConfig, template | {"table": str(Path(table).resolve())}, "acquire")
-    else:
-        config = Study.open(table).params("acquire", {"folder": own.FolderConfig})
-    lines, good = own.check(config)
-    print(*lines, sep="\n")
-    return int(not good)
+    print(f"Run it with: dvc repro studies/{chosen.name}/dvc.yaml")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from her2core.cohort import flow, patient_table
 from her2core.cohorts import acquire as a
 from her2core.cohorts import archive, manifest
 from her2core.cohorts import phantom as embedded
-from her2core.cohorts.collections import collections
 from her2core.cohorts.examination import Unusable
 from her2core.cohorts.transfer import NotThere, TransportFault
 from her2core.config import build
@@ -37,8 +36,7 @@ from her2core.records import read_record
 TOP = Path(__file__).resolve().parents[1]
 CONFIG = archive.ArchiveConfig(
     source="archive", manifests="manifests", collections={"spy2": "idc", "spy1": "zenodo", "ambl": "idc"},
-    ambl_clinical="ambl.xlsx", ambl_her2={"pos": 1, "neg": 0}, ambl_pathology_out=(6,), duke_clinical="", duke_codes={},
-    duke_bilateral="out", idc_clinical=(),
+    ambl_clinical="ambl.xlsx", ambl_her2={"pos": 1, "neg": 0}, ambl_pathology_out=(6,), idc_clinical=(),
     early_s=150.0, late_s=450.0, ambl_phases=None, crop_px=32, margin_slices=1, allow_missing=False, idc="",
     zenodo="", zenodo_record=1, connections=4, jobs=1,
 )  # fmt: skip
@@ -94,7 +92,7 @@ def described(patient, made):
 
 def write_tables(top, served, rows, made):
     """Manifests, BreastDCEDL's table and AMBL's sheet, whose first lesion is malignant and any other benign."""
-    for dataset, name in ((d, c.manifest) for d, c in collections().items()):
+    for dataset, name in manifest.MANIFESTS.items():
         part = pd.DataFrame(
             [r for r in rows if PATIENTS[r["patient"]] == dataset], columns=list(manifest.MANIFEST_COLUMNS)
         )
@@ -484,7 +482,7 @@ def test_other_phases_are_cropped_anew_even_where_early_is_late_and_the_former_g
     assert list(files) == sorted(set(phases)) and len(read_record(folder, "AMBL-001")["files"]) == len(files) + 1
     row = pd.read_csv(folder / "metadata.csv").set_index("pid", drop=False).loc["AMBL-001"]
     assert tuple(row[list(PHASE_COLUMNS)]) == phases
-    found = read_patient(dict(row) | {"patient": "AMBL-001"}, folder, None).phases
+    found, _, _, _ = read_patient(dict(row) | {"patient": "AMBL-001"}, folder, None)
     box = min_crop(world[2]["AMBL-001"].series.array[list(phases)], world[2]["AMBL-001"].focus_labels == 1, 1, 32)
     np.testing.assert_array_equal(found, box[0])
 
@@ -655,7 +653,7 @@ def test_other_names_in_a_release_are_never_written(tmp_path):
 
 def test_the_committed_manifests_hold_the_cohort():
     counts = {
-        name: archive.read_series(name, TOP / "manifests")[0]["patient"].nunique() for name in ("spy2", "spy1", "ambl")
+        name: archive.read_series(name, TOP / "manifests")[0]["patient"].nunique() for name in manifest.MANIFESTS
     }
     assert counts == {"spy2": 982, "spy1": 145 - 25, "ambl": 99}  # of I-SPY1 25 have no SEG
     releases = manifest.read_releases(TOP / "manifests/releases.csv")

@@ -91,7 +91,7 @@ GALLERY = {
     site: [(IMAGES[k, 1], 250.0, 11.5, f"1.5 T, HER2+, {k} ml") for k in range(4)]
     for site in ("spy2", "spy1", "ambl")
 }
-AGES = pd.DataFrame({"age": [31, 47, 95, np.nan], "label": [1, 0, 0, 1]})
+AGES = pd.DataFrame({"age": [31, 47, 95, np.nan], "her2": [1, 0, 0, 1]})
 WIDTHS = expected_width({"test": (72, 108), "external": (0, 40)}, 0.74)
 BOTH = pd.concat({"internal": summary(20), "external": summary(20).assign(auc=0.65)}, names=["test"]).reset_index(
     "test"

@@ -78,7 +78,7 @@ def test_more_or_fewer_than_two_sites_are_refused(cohort):
 @pytest.fixture
 def table():
     rows = [("train", "one", 1), ("train", "one", 0), ("train", "two", 0), ("test", "one", 1), ("test", "two", 0)]
-    return pd.DataFrame(rows, columns=["split", "dataset", "label"])
+    return pd.DataFrame(rows, columns=["split", "dataset", "her2"])
 
 
 def test_the_site_alone_predicts_its_training_prevalence(table):

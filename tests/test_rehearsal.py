@@ -80,7 +80,7 @@ def test_who_cannot_be_used_has_a_reason_of_the_right_kind_and_all_others_are_in
     assert unprepared == [p.patient for p in people if p.odd == "negative intensities"]
     assert flow["included"] == len(sound) and flow["excluded"]["mask unusable"] == 1
     patients = pd.read_csv(top / "data/rehearsal/cohort/patients.csv").dropna(subset="split").set_index("patient")
-    assert patients["label"].to_dict() == {p.patient: p.her2 for p in sound}
+    assert patients["her2"].to_dict() == {p.patient: p.her2 for p in sound}
 
 
 def test_a_stage_is_killed_once_half_way_and_then_runs_to_its_end(tmp_path):

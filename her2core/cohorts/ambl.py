@@ -35,7 +35,7 @@ _NO_HER2 = "no malignant lesion with HER2 known"
 _DISCORDANT = "two malignant lesions with different HER2"
 
 
-def workbook(path):
+def _cells(path):
     """{sheet: its rows that are not blank} of a workbook, of formulas the values; to be called within `reading`."""
     with open(path, "rb") as file:
         content = BytesIO(file.read(_MOST_BYTES))  # in memory, as a wrong place in it is no failure of the disk
@@ -62,7 +62,7 @@ def _sheets(path):
     """
     try:
         with reading(path, "an .xlsx spreadsheet", "save it again, without a password"):
-            sheets = workbook(path)
+            sheets = _cells(path)
     except ValueError as error:
         yield None, None, str(error).removeprefix(f"{path}: ")
         return

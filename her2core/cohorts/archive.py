@@ -16,7 +16,6 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,23 +23,17 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from her2core.cohort import SPLIT_OF_CODE
-from her2core.cohorts.ambl import find_ambl_sheet, index_lesion, read_ambl_clinical
-from her2core.cohorts.collections import collections
-from her2core.cohorts.duke import read_duke_clinical
+from her2core.cohorts.ambl import index_lesion, read_ambl_clinical
 from her2core.cohorts.examination import Recipe, Unusable, check_release, crop_patient
 from her2core.cohorts.labels import check_against, read_breastdcedl_table, read_idc_clinical
-from her2core.cohorts.manifest import MINCROP_LICENCE, read_excluded, read_manifest, read_releases, totals
-from her2core.cohorts.transfer import NotThere, TransportFault, check_reachable, fetch_file, fetch_series
+from her2core.cohorts.manifest import MANIFESTS, read_excluded, read_manifest, read_releases
+from her2core.cohorts.transfer import NotThere, TransportFault, fetch_file, fetch_series
 from her2core.config import root
-from her2core.formats.boundary import reading
 from her2core.formats.volume import PHASE_COLUMNS, Phases
 from her2core.parallel import each
-from her2core.records import file_digest, read_record, record_path, whole, write_record
+from her2core.records import read_record, record_path, whole, write_record
 
 _FAULTS = 3  # patients in a row that could not be fetched: then it is the archive or the network, not the patient
-_MINCROP_MB = 12  # per patient of the release, about: all of it is 22 to 25 GB for 2,063
-_KEPT_MB = 16.7  # per real patient: three cropped phases, uncompressed; 16.4 GB over the 982 of I-SPY2
 _LOSSES = 10  # patients in a row that cannot be used: then it is the tables, or another archive
 
 
@@ -49,13 +42,11 @@ class ArchiveConfig:
     """Where the real cohort comes from, and what is kept of it.
 
     source: "archive".  manifests: the folder with the pinned series and releases.
-    collections: {name in collections.yaml: idc or zenodo}; one that is left out is not fetched.
+    collections: {spy2, spy1, ambl} → idc or zenodo; one that is left out is not fetched.
     ambl_clinical: the collection's spreadsheet, to be downloaded by hand from its page at TCIA, or its folder.
     ambl_her2: values of its columns HER2 [SII] → 1, 0 or null (equivocal).  There is no default: public projects
         read them in contradictory ways, so the sheet's own legend decides, and a value not listed stops the run.
     ambl_pathology_out: codes of its columns `pathology` that are no invasive cancer.
-    duke_clinical: IDC's clinical table of Duke, CSV or parquet.  duke_codes: what values of its columns mean,
-        beside those in `duke.DUKE_COLUMNS`.  duke_bilateral: "out", or "in" to keep cancers of both breasts.
     idc_clinical: IDC's clinical tables of I-SPY2 (CSV or parquet), where at hand: their HER2 has to be the table's.
     early_s, late_s: wanted times after the first phase, in seconds, where no table names the phases (AMBL).
     ambl_phases: indices of pre, early and late instead, where the files have no times either; null: by time.
@@ -73,9 +64,6 @@ class ArchiveConfig:
     ambl_clinical: str
     ambl_her2: dict[str | int | float, str | int | None]
     ambl_pathology_out: tuple[int, ...]
-    duke_clinical: str
-    duke_codes: dict[str, dict[str | int | float, str | int | float | None]]
-    duke_bilateral: str
     idc_clinical: tuple[str, ...]
     early_s: float
     late_s: float
@@ -92,7 +80,7 @@ class ArchiveConfig:
     def __post_init__(self):
         if self.source != "archive":
             raise ValueError(f"source={self.source!r}: expected archive")
-        allowed = {name: collection.sources for name, collection in collections().items()}
+        allowed = {"spy2": ("idc", "zenodo"), "spy1": ("idc", "zenodo"), "ambl": ("idc",)}
         for name, where in self.collections.items():
             if where not in allowed.get(name, ()):
                 raise ValueError(f"collections: {name} from {where!r}, expected one of {allowed}")
@@ -106,51 +94,6 @@ class ArchiveConfig:
         """What of it a patient's stored files depend on."""
         return Recipe(self.early_s, self.late_s, self.ambl_phases, self.crop_px, self.margin_slices)
 
-    def get(self, folder: Path) -> tuple[list[dict], list[dict]]:
-        """As the function `get`."""
-        return get(self, folder)
-
-    def describe(self) -> pd.DataFrame:
-        """A row per collection: where from, patients, series, files, GB (of MinCrop about), licences."""
-        rows = []
-        for dataset, where in self.collections.items():
-            if where == "idc":
-                series = read_series(dataset, root() / self.manifests)[0]
-                largest = series.groupby("patient")["size_MB"].sum().max() / 1000
-                row = totals(series) | {"under_way_GB": largest * max(self.jobs, 1)}
-            else:
-                patients, _ = collections()[dataset].published
-                row = {"patients": patients, "series": 0, "instances": 1, "licences": [MINCROP_LICENCE]}
-                row["GB"] = row["under_way_GB"] = patients * _MINCROP_MB / 1000
-            rows.append({"collection": dataset, "from": where} | row)
-        table = pd.DataFrame(rows).rename(columns={"instances": "files", "GB": "download_GB"})
-        return table.assign(licences=table["licences"].str.join(", "), kept_GB=table["patients"] * _KEPT_MB / 1000)
-
-    def sources(self) -> Iterator[dict]:
-        """What the data are: an entry per collection and version, with licence and citation."""
-        for dataset, where in self.collections.items():
-            if where == "idc":
-                manifest = root() / self.manifests / f"{collections()[dataset].manifest}.csv"
-                yield from _manifest_sources(dataset, manifest)
-            else:
-                yield _release_source(dataset, self)
-            if dataset == "ambl":
-                yield _sheet_source(self)
-            if dataset == "duke":
-                yield _table_source(self)
-
-    def checks(self, folder: Path, network: bool) -> Iterator[Callable]:
-        """What raises an error where a table cannot be read, or an archive that is needed does not answer."""
-        table, wanted = folder / "metadata.csv", set(self.collections)
-        with reading(table, "the table that acquire writes", "delete it"):
-            all_here = table.is_file() and wanted <= set(pd.read_csv(table)["dataset"])  # acquired before
-        if network and "idc" in self.collections.values() and not all_here:
-            yield partial(check_reachable, self.idc)
-        labels = {collections()[dataset].labels for dataset in wanted}
-        if network and "breastdcedl" in labels:
-            yield partial(_check_zenodo, self, folder, all_here)
-        yield from (partial(LABELS[name], self, folder) for name in labels - {"breastdcedl"})
-
     def release(self, name: str) -> tuple[str, str, str]:
         """A file of the release, "spy1", "spy2" or "table": its name, MD5 and address."""
         path = root() / self.manifests / "releases.csv"
@@ -160,64 +103,9 @@ class ArchiveConfig:
         return file, md5, f"{self.zenodo.rstrip('/')}/records/{self.zenodo_record}/files/{file}"
 
 
-def _manifest_sources(dataset, path):
-    """One entry per collection of a pinned manifest."""
-    for (collection, doi), part in read_manifest(path).groupby(["collection", "source_DOI"], sort=True):
-        found = totals(part)
-        yield {
-            "dataset": dataset,
-            "source": "NCI Imaging Data Commons",
-            "collection": collection,
-            "doi": doi,
-            "licence": ", ".join(found["licences"]),
-            "version": "IDC v" + ", v".join(map(str, sorted(set(part["idc_version"])))),
-            "patients": found["patients"],
-            "series": found["series"],
-            "instances": found["instances"],
-            "bytes": int((part["size_MB"] * 1e6).round().sum()),
-            "manifest": f"{path.parent.name}/{path.name}",
-            "manifest_md5": file_digest(path, "md5"),
-        }
-
-
-def _release_source(dataset, config):
-    """BreastDCEDL's MinCrop release; its files and their MD5 are pinned beside the manifests."""
-    return {
-        "dataset": dataset,
-        "source": "Zenodo",
-        "collection": "BreastDCEDL, MinCrop release",
-        "doi": f"10.5281/zenodo.{config.zenodo_record}",
-        "described_in": "10.1038/s41597-026-06589-6",
-        "licence": MINCROP_LICENCE,
-        "version": f"record {config.zenodo_record}",
-        "pinned_in": f"{config.manifests}/releases.csv",
-    }
-
-
-def _sheet_source(config):
-    """AMBL's clinical sheet, which has no version but its bytes."""
-    sheet, _ = find_ambl_sheet(root() / config.ambl_clinical)
-    coding = {"HER2": config.ambl_her2, "pathology_out": list(config.ambl_pathology_out)}
-    digest = file_digest(sheet, "md5")
-    return {"dataset": "ambl", "source": "clinical sheet", "file": sheet.name, "md5": digest, "coding": coding}
-
-
-def _table_source(config):
-    """Duke's clinical table of IDC."""
-    path, coding = root() / config.duke_clinical, {"codes": config.duke_codes, "bilateral": config.duke_bilateral}
-    digest = file_digest(path, "md5")
-    return {"dataset": "duke", "source": "clinical table", "file": path.name, "md5": digest, "coding": coding}
-
-
-def _check_zenodo(config, folder, all_here):
-    if not (all_here and (folder / config.release("table")[0]).is_file()):
-        check_reachable(config.zenodo)
-    read_ispy(config, folder)
-
-
 def read_series(dataset: str, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """A collection's manifest → series of the patients with images and SEG; {patient: why not} for the others."""
-    table = read_manifest(folder / f"{collections()[dataset].manifest}.csv")
+    table = read_manifest(folder / f"{MANIFESTS[dataset]}.csv")
     out = read_excluded(folder / "excluded.csv")
     out |= dict.fromkeys(set(table["patient"]) - set(table.loc[table["role"] == "seg", "patient"]), "no tumour SEG")
     return table[~table["patient"].isin(list(out))], out
@@ -364,11 +252,6 @@ def read_ambl(config: ArchiveConfig) -> tuple[pd.DataFrame, dict[str, dict]]:
     }
 
 
-def read_duke(config: ArchiveConfig) -> pd.DataFrame:
-    """Duke's patients in BreastDCEDL's columns."""
-    return read_duke_clinical(root() / config.duke_clinical, config.duke_codes, config.duke_bilateral)
-
-
 def read_ispy(config: ArchiveConfig, folder: Path) -> pd.DataFrame:
     """BreastDCEDL's rows of the collections wanted, fetched where they are not there; a patient whose HER2 another
     table contradicts has the reason."""
@@ -381,26 +264,16 @@ def read_ispy(config: ArchiveConfig, folder: Path) -> pd.DataFrame:
     return table.assign(reason=[differing.get(pid, "") for pid in table["pid"]])
 
 
-LABELS = {  # what knows the patients of a collection: (config, folder) → rows, and lesions by patient
-    "ambl": lambda config, folder: read_ambl(config),
-    "duke": lambda config, folder: (read_duke(config), {}),
-    "breastdcedl": lambda config, folder: (read_ispy(config, folder), {}),
-}
-
-
 def _clinical_rows(config, folder):
-    """Rows of all collections wanted, in the same columns, with site and split; and AMBL's lesions by patient."""
-    known, rows, lesions = collections(), [], {}
-    wanted = {known[dataset].labels for dataset in config.collections}
-    for name in (name for name in LABELS if name in wanted):
-        table, more = LABELS[name](config, folder)
-        lesions |= more
-        rows += [{k: _plain(v) for k, v in row.items()} for row in table.to_dict("records")]
-    for row in rows:
-        collection, code = known[row["dataset"]], row.pop("test")
-        split = "external" if collection.external else SPLIT_OF_CODE.get(code)
-        row |= {"site": collection.site, "split": split}
-    return rows, lesions
+    """Rows of BreastDCEDL's table and of AMBL's sheet, in the same columns; and AMBL's lesions by patient."""
+    parts, lesions = [], {}
+    if "ambl" in config.collections:
+        table, lesions = read_ambl(config)
+        parts.append(table)
+    if set(config.collections) & {"spy1", "spy2"}:
+        parts.append(read_ispy(config, folder))
+    rows = pd.concat(parts, ignore_index=True).to_dict("records")
+    return [{name: _plain(value) for name, value in row.items()} for row in rows], lesions
 
 
 def _complete(row, result):
@@ -434,7 +307,6 @@ def get(config: ArchiveConfig, folder: Path) -> tuple[list[dict], list[dict]]:
             known = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
             known |= _get_idc(dataset, todo, series, lesions, config, folder)
             why = {"dataset": dataset, "reason": "not in the clinical table"}
-            why |= {"site": (c := collections()[dataset]).site, "split": "external" if c.external else None}
             results += [{"pid": pid} | why for pid in series["patient"].unique() if pid not in known_pids]
         faults += [f"{pid}: {result['fault']}" for pid, result in known.items() if "fault" in result]
         results += [_complete(row, known.get(row["pid"], unlisted)) for row in todo]

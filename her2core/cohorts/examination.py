@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from her2core.cohorts.collections import collections
 from her2core.cohorts.labels import breastdcedl_phases
 from her2core.formats.dicom import read_dce
 from her2core.formats.nifti import mask_file, min_crop, phase_files, read_breastdcedl, write_breastdcedl
 from her2core.formats.seg import read_seg, read_seg_labels
 from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Phases, nearest_phases
 
+_MEANING = {"spy2": "tumour_is_zero", "spy1": "segments"}
 _SAME = 0.02  # of a count of voxels: the table's masks are those of the archive
 _ALIKE = 0.1  # of a length: rounded numbers agree, a spacing that is twice another's does not
 _OVERLAP = 0.4  # of a slice, and of a volume: those of ISPY2-427321 are 3 mm thick and 2 mm apart
@@ -49,12 +49,11 @@ class Recipe:
 
 
 def _phases_of(row, times_s, recipe):
-    """Pre, early and late: the table's, else by the collection's rule."""
+    """Pre, early and late: the table's, else MinCrop's rule for I-SPY, else by time after contrast."""
     if named := Phases.named(row):
         return named
-    rule = collections()[row["dataset"]].phases
-    if rule != "time":
-        return Phases(*(breastdcedl_phases(len(times_s)) if rule == "table" else range(3)))
+    if row["dataset"] != "ambl":
+        return Phases(*breastdcedl_phases(len(times_s)))
     if recipe.ambl_phases is not None:
         return Phases(*recipe.ambl_phases)
     return nearest_phases(times_s, recipe.early_s, recipe.late_s)
@@ -66,9 +65,9 @@ def _tumour(row, lesions, seg, series):
     AMBL has a segment per lesion, benign ones too, and its table counts lesions: where both count as many, the
     segments are in the table's order; otherwise nothing tells which is which, and that is a ValueError.
     """
-    shape, meaning = series.array.shape[1:], collections()[row["dataset"]].mask
-    if meaning != "lesions":
-        return read_seg(seg, series.geometry, shape, meaning=meaning, source=series.source)
+    shape = series.array.shape[1:]
+    if row["dataset"] != "ambl":
+        return read_seg(seg, series.geometry, shape, meaning=_MEANING[row["dataset"]], source=series.source)
     labels = read_seg_labels(seg, series.geometry, shape, source=series.source)
     found = len(np.unique(labels)) - 1
     if found != lesions["count"]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from her2core.cohorts.collections import collections
 from her2core.cohorts.tables import by_patient, need_columns, numbers_within, read_idc_table, read_texts, refuse
 from her2core.formats.volume import PHASE_COLUMNS
 from her2core.records import PATIENT_ID
 
+_DATASETS = {"ISPY2-": "spy2", "ACRIN-6698-": "spy2", "ISPY1_": "spy1", "Breast_MRI_": "duke"}  # by identifier
+_UNUSED = "duke"
 TABLE_RULES = {  # smallest, largest, whole number?, may be missing?
     "test": (0, 2, True, True),
     "HER2": (0, 1, True, True),
@@ -43,12 +44,10 @@ _SIGN = r"\s*(\+|-|\?|pos|positive|neg|negative|unknown)\s*"
 
 
 def _datasets(table, path):
-    """The collection by identifier; a column `dataset` must agree (in one public copy it does not)."""
-    patients, known = table.index.to_series(), collections()
-    found = pd.Series(None, table.index, dtype=object)
-    for name, collection in known.items():
-        found[patients.str.fullmatch(collection.pattern)] = name
-    refuse(found.isna(), patients, "pid", f"one like {', '.join(c.pattern for c in known.values())}", path)
+    """spy1, spy2 or duke by identifier; a column `dataset` must agree (in one public copy it does not)."""
+    prefixes = table.index.to_series().str.extract(f"^({'|'.join(_DATASETS)})")[0]
+    refuse(prefixes.isna(), table.index.to_series(), "pid", f"one that begins with {list(_DATASETS)}", path)
+    found = prefixes.map(_DATASETS)
     if "dataset" in table:
         named = table["dataset"]
         refuse(named.ne(found) | named.isna(), named, "dataset", "the one of the identifier", path)
@@ -82,10 +81,9 @@ def read_breastdcedl_table(path: Path) -> pd.DataFrame:
     need_columns(table, [spelling for ours, spelling in theirs.items() if ours not in _OPTIONAL], path)
     table = by_patient(table, "pid", PATIENT_ID, path)
     dataset = _datasets(table, path)
-    own = dataset.map(lambda name: collections()[name].labels == "breastdcedl")
-    table = table[own].reindex(columns=list(theirs.values()))
+    table = table[dataset != _UNUSED].reindex(columns=list(theirs.values()))
     if table.empty:
-        raise ValueError(f"{path}: expected patients of I-SPY, found only {', '.join(set(dataset))}")
+        raise ValueError(f"{path}: expected patients of I-SPY, found only {_UNUSED}")
     table = pd.DataFrame({c: numbers_within(table[theirs[c]], path, rule) for c, rule in TABLE_RULES.items()})
     _check_phases(table, path)
     refuse(table["mask_start"] > table["mask_end"], table["mask_start"], "mask_start", "at most mask_end", path)

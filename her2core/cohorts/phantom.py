@@ -11,18 +11,14 @@ an interrupted run goes on where it stopped.
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from pydicom import dcmread
 
-from her2core.cohorts.collections import collections
 from her2core.formats import dicom_write, nifti
 from her2core.parallel import each
 from her2core.phantom.patient import Patient, make_patient
@@ -63,51 +59,24 @@ class EmbeddedConfig:
         if not 0 < self.prevalence < 1:
             raise ValueError(f"prevalence must lie between 0 and 1, found {self.prevalence}")
 
-    def get(self, folder: Path) -> tuple[list[dict], list[dict]]:
-        """As the function `get`."""
-        return get(self, folder)
-
-    def describe(self) -> pd.DataFrame:
-        """A row per collection: patients, GB to be kept."""
-        table = pd.DataFrame(draw_cohort(self)).assign(patients=1)
-        sites = [site_of(row, self.coarse) for row in table.to_dict("records")]
-        table["kept_GB"] = [2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites]  # 16 bits per voxel
-        table = table.groupby("dataset", sort=False)[["patients", "kept_GB"]].sum().reset_index(names="collection")
-        return table.assign(**{"from": "phantom", "under_way_GB": 0.0})
-
-    def sources(self) -> Iterator[dict]:
-        """What the data are: such a cohort is its parameters; `jobs` changes no byte."""
-        yield {
-            "source": "phantom: made by her2core.phantom.patient",
-            "doi": None,
-            "licence": "MIT, as the code",
-            "seed": self.seed,
-            "parameters": {k: v for k, v in asdict(self).items() if k not in ("jobs", "source", "seed")},
-        }
-
-    def checks(self, folder: Path, network: bool) -> Iterator[Callable]:
-        """Nothing can lack."""
-        yield from ()
-
 
 def _groups(config):
-    """(dataset, split, patients, whether their HER2 is known) in the order of the cohort."""
+    """(dataset, code of the split, patients, whether their HER2 is known) in the order of the cohort."""
     for dataset in ("spy2", "spy1"):
         train, validation, test = getattr(config, dataset)
-        yield from (
-            (dataset, *part, True) for part in (("train", train), ("test", test), ("validation", validation))
-        )
-    yield "ambl", "external", config.ambl, True
-    yield "spy1", "train", config.unknown_her2, False
+        for code, count in enumerate((train, test, validation)):  # the column `test` of BreastDCEDL
+            yield dataset, code, count, True
+    yield "ambl", None, config.ambl, True
+    yield "spy1", 0, config.unknown_her2, False
 
 
 def draw_cohort(config: EmbeddedConfig) -> list[dict]:
-    """The patients to make, one row each: patient, dataset, split, her2, her2_known, seed, age, hr, menopause."""
+    """The patients to make, one row each: patient, dataset, test, her2, her2_known, seed, age, hr, menopause."""
     rng = np.random.default_rng(config.seed)
     rows = []
-    for dataset, split, count, known in _groups(config):
+    for dataset, code, count, known in _groups(config):
         labels = rng.permutation(np.arange(count) < round(config.prevalence * count))
-        group = {"dataset": dataset, "split": split, "her2_known": known}
+        group = {"dataset": dataset, "test": code, "her2_known": known}
         rows += [group | {"her2": int(her2)} for her2 in labels]
     for number, row in enumerate(rows):
         row["patient"] = f"PHANTOM-{row['dataset'].upper()}-{number + 1:04d}"
@@ -178,8 +147,7 @@ def _metadata_row(row, site):
         "pid": row["patient"],
         "dataset": row["dataset"],
         "layout": _LAYOUTS[row["dataset"]],
-        "site": collections()[row["dataset"]].site,
-        "split": row["split"],
+        "test": row["test"],
         "HER2": row["her2"] if row["her2_known"] else None,
         "HR": row["hr"],
         "age": row["age"],
@@ -222,8 +190,8 @@ def _recipe(config):
     return hashlib.sha256(json.dumps(settings).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
 
 
-def get(config: EmbeddedConfig, folder: Path) -> tuple[list[dict], list[dict]]:
-    """Make all patients that are not there yet; returns their records, in the order of the cohort, and nobody else.
+def make(config: EmbeddedConfig, folder: Path) -> list[dict]:
+    """Make all patients that are not there yet; returns their records, in the order of the cohort.
 
     A folder that other code or other parameters filled is emptied first.
     """
@@ -232,4 +200,4 @@ def get(config: EmbeddedConfig, folder: Path) -> tuple[list[dict], list[dict]]:
         shutil.rmtree(folder, ignore_errors=True)
         with whole(stamp) as part:
             part.write_text(recipe)
-    return each(partial(_make_one, config=config, folder=folder), draw_cohort(config), config.jobs, "acquire"), []
+    return each(partial(_make_one, config=config, folder=folder), draw_cohort(config), config.jobs, "acquire")

@@ -23,8 +23,6 @@ def read_texts(path: Path) -> pd.DataFrame:
     with reading(path, "a CSV table in UTF-8, a line for each row"):
         text = path.read_bytes().decode("utf-8-sig")
         header, *rows = [*csv.reader(StringIO(text, newline=""), strict=True)] or [[]]
-        if len(header) == 1 and ";" in header[0]:
-            raise ValueError("semicolons between cells, expected commas; save it as CSV (UTF-8, comma)")
         if len({*header}) < len(header):
             raise ValueError(f"a heading twice in {', '.join(header)}")
     for number, row in enumerate(rows, start=2):

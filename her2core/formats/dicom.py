@@ -324,15 +324,12 @@ def _refuse_copies(slices, folder):
             )
 
 
-def _assemble(slices, phase, z, pixels):
-    """→ `(T, Z, Y, X)`; stored integers where every rescale is the identity, else float32; zeros without pixels."""
+def _assemble(slices, phase, z):
+    """→ `(T, Z, Y, X)`; the stored integers where every rescale is the identity, else float32."""
     rescaled = any(s.facts["slope and intercept"] != (1.0, 0.0) for s in slices)
     images = dict.fromkeys(s.image for s in slices)  # each once, in the order of the slices
     dtype = np.float32 if rescaled else np.result_type(*{image.dtype for image in images}).newbyteorder("=")
-    shape = phase.max() + 1, z.max() + 1, *slices[0].image.shape
-    if not pixels:
-        return np.broadcast_to(np.zeros((), dtype), shape)
-    array = np.empty(shape, dtype)
+    array = np.empty((phase.max() + 1, z.max() + 1, *slices[0].image.shape), dtype)
     stored = chain.from_iterable(image.frames() for image in images)
     for s, pixels, t, k in zip(slices, stored, phase, z, strict=True):
         slope, intercept = s.facts["slope and intercept"]
@@ -355,7 +352,7 @@ def _times_s(clocks, phase, folder):
     return (float("nan"),) * (phase.max() + 1)
 
 
-def read_dce(folder: Path, *more: Path, pixels: bool = True) -> DceSeries:
+def read_dce(folder: Path, *more: Path) -> DceSeries:
     """One folder with the files of ONE dynamic series, in any order and under any names → `DceSeries`.
 
     Files hold one slice each or, as Enhanced MR, many.  Phases as `_phases`, slices as `_stack`.  Values are
@@ -365,7 +362,6 @@ def read_dce(folder: Path, *more: Path, pixels: bool = True) -> DceSeries:
 
     more: further folders with one series each, where an examination is spread over several (pre and post
     contrast, or one series per phase, as in I-SPY1); all must lie on one grid.  A folder of such folders will do.
-    pixels: false reads headers alone, and intensities are zeros.
     """
     inside = _inside(Path(folder))
     home = folder if not more and inside[0].is_dir() else None
@@ -387,4 +383,4 @@ def read_dce(folder: Path, *more: Path, pixels: bool = True) -> DceSeries:
         for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID")
     )
     source = Source(_first(patient), _first(study), _first(frame), uids)
-    return DceSeries(_assemble(slices, phase, z, pixels), geometry, _times_s(clocks, phase, folder), source)
+    return DceSeries(_assemble(slices, phase, z), geometry, _times_s(clocks, phase, folder), source)

@@ -9,8 +9,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from her2core.cohort import COLLECTIONS
 from her2core.model import ThdaConfig
-from her2core.report.figures.style import COLOURS, TWO_COLUMNS, endpoint_of, headline
+from her2core.report.figures.style import COLOURS, TWO_COLUMNS, headline
 
 _HEADS = {
     "phase": "a head sees\nits phase",
@@ -22,45 +23,38 @@ _SMALL = 6.5  # points
 _LEFT, _RIGHT = 0.9, 5.44  # inches: the backbone's frame
 
 
-def cohort_flow(counts: dict, sites: dict[str, str], cohort: str) -> Figure:
-    """Flow of patients, a column per site.  counts: what `cohort.flow` returned.  sites: dataset → its name."""
+def cohort_flow(counts: dict, cohort: str) -> Figure:
+    """Flow of patients, a column per collection.  counts: what `cohort.flow` returned."""
     if not counts.get("collections"):
         raise ValueError(f"counts: no collections, found {', '.join(counts)}; expected those of cohort.flow")
     figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 3.4))
-    endpoint = endpoint_of(cohort)
-    _draw_flow(axes, counts, sites, endpoint)
-    positives = sum(_positives(split) for split in counts["splits"].values())
-    found = f"{counts['included']} in use, {positives} {endpoint.positive}"
-    lines = [f"Flow of patients, n = {counts['patients']}; {found}"]
+    _draw_flow(axes, counts)
+    positives = sum(split["her2_positive"] for split in counts["splits"].values())
+    lines = [f"Flow of patients, n = {counts['patients']}; {counts['included']} in use, {positives} HER2+"]
     if published := counts.get("of_published"):
         lines.append(f"{published['missing']} of the {published['published']} published patients missing")
     headline(figure, cohort, *lines)
     return figure
 
 
-def _positives(split):
-    """Of one split's counts the positives, whose key says of what."""
-    return next(n for key, n in split.items() if key.endswith("_positive"))
-
-
-def _draw_flow(axes, counts, sites, endpoint):
-    """Flow diagram into empty axes: a column per site, those out to the right."""
+def _draw_flow(axes, counts):
+    """Flow diagram into empty axes: a column per collection, those out to the right."""
     axes.set(xlim=(0, len(counts["collections"])), ylim=(0, 1))
     axes.set_axis_off()
     frame = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": "0.3"}
     style = {"ha": "center", "va": "center", "fontsize": 7, "multialignment": "left", "bbox": frame}
     down = {"arrowprops": {"arrowstyle": "<|-", "color": "0.3"}}  # head at the text, tail under the box drawn later
     aside = {"ha": "left", "arrowprops": down["arrowprops"] | {"relpos": (0, 0.5)}}
-    for left, dataset in enumerate(sites):
+    for left, dataset in enumerate(d for d in COLLECTIONS if d in counts["collections"]):
         here, x = counts["collections"][dataset], left + 0.28
         out = [f"out: {here['patients'] - here['included']}"]
         out += [fill(f"{n} {why}", 18, subsequent_indent="   ") for why, n in here["excluded"].items()]
         found = ((split, here["splits"].get(split)) for split in ("train", "validation", "test", "external"))
-        splits = [f"{split}: {n['patients']} ({_positives(n)} {endpoint.positive})" for split, n in found if n]
+        splits = [f"{split}: {n['patients']} ({n['her2_positive']} HER2+)" for split, n in found if n]
         axes.annotate("\n".join(splits) or "nobody", (x, 0.37), (x, 0.10), **style | down)
         axes.annotate(f"in use\nn = {here['included']}", (x, 0.92), (x, 0.37), **style | down)
         axes.annotate("\n".join(out), (x, 0.64), (left + 0.48, 0.64), **style | aside)
-        axes.text(x, 0.92, f"{sites[dataset]}\nn = {here['patients']}", **style)
+        axes.text(x, 0.92, f"{COLLECTIONS[dataset]}\nn = {here['patients']}", **style)
 
 
 def _backbone_shapes(config, image_px):

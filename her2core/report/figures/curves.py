@@ -13,7 +13,6 @@ from her2core.report.figures.style import (
     GUIDE,
     ONE_COLUMN,
     TWO_COLUMNS,
-    endpoint_of,
     headline,
     interval,
     patients_of,
@@ -25,25 +24,20 @@ from her2core.report.figures.style import (
 
 
 def age_by_status(table: pd.DataFrame, cohort: str) -> Figure:
-    """Age of the positive and of the other patients, in steps of five years.
+    """Age of the HER2-positive and of the other patients, in steps of five years.
 
-    table: the patients in use, with age (years) and label; who lacks an age is counted in the title.
+    table: the patients in use, with age (years) and her2; who lacks an age is counted in the title.
     """
-    require_columns("age_by_status", table, ("age", "label"))
+    require_columns("age_by_status", table, ("age", "her2"))
     figure, axes = plt.subplots(figsize=(ONE_COLUMN * 1.4, 2.4))
-    known, endpoint = table[table["age"].notna()], endpoint_of(cohort)
+    known = table[table["age"].notna()]
     for positive, colour, style in ((1, COLOURS[0], {"alpha": 0.35}), (0, COLOURS[1], {"fill": False})):
-        ages = known.loc[known["label"] == positive, "age"]
+        ages = known.loc[known["her2"] == positive, "age"]
         style |= {"histtype": "stepfilled", "color": colour, "edgecolor": colour}
-        axes.hist(
-            ages,
-            range(15, 105, 5),
-            label=f"{endpoint.of(positive)}, n = {len(ages)}",
-            **style,
-        )
+        axes.hist(ages, range(15, 105, 5), label=f"HER2{'+' if positive else '−'}, n = {len(ages)}", **style)
     axes.set(xlabel="Age (years)", ylabel="Patients")
     axes.legend()
-    headline(figure, cohort, f"Age by {endpoint.words}, n = {len(known)}, {len(table) - len(known)} without an age")
+    headline(figure, cohort, f"Age by HER2 status, n = {len(known)}, {len(table) - len(known)} without an age")
     return figure
 
 
@@ -82,7 +76,7 @@ def roc(curves: Mapping[str, tuple], confidence: float, cohort: str) -> Figure:
         colour, line = COLOURS[k], ("-", "--", ":")[k]
         axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
         label = f"{name}: AUC {interval(estimate.value, estimate.low, estimate.high)}"
-        label += f"\n{patients_of(name, [estimate], cohort)}"
+        label += f"\n{patients_of(name, [estimate])}"
         axes.plot(grid, mean, color=colour, linestyle=line, label=label)
     axes.plot([0, 1], [0, 1], **GUIDE)
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
@@ -118,13 +112,9 @@ def calibration_curve(panels: Mapping[str, Mapping[str, tuple]], confidence: flo
         top.plot([0, 1], [0, 1], **GUIDE)
         top.set(xlim=(0, 1), ylim=(0, 1), title=f"{population}, n = {table['patients'].sum()}")
         most = max(table["patients"].max() for table, _ in versions.values())
-        bottom.set(
-            xlabel=f"Predicted probability of {endpoint_of(cohort).positive}",
-            ylim=(0, 1.1 * most),
-            yticks=[0, most],
-        )
+        bottom.set(xlabel="Predicted probability of HER2+", ylim=(0, 1.1 * most), yticks=[0, most])
         bottom.legend(*top.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, -0.6))
-    axes[0, 0].set_ylabel(f"Observed share of {endpoint_of(cohort).positive}")
+    axes[0, 0].set_ylabel("Observed share of HER2+")
     axes[1, 0].set_ylabel("Patients\nper bin")
     headline(figure, cohort, f"Lines and brackets: {confidence:.0%} intervals")
     return figure
@@ -145,15 +135,9 @@ def decision_curve(panels: Mapping[str, tuple], confidence: float, cohort: str) 
         x = table["threshold"]
         panel.fill_between(x, table["low"], table["high"], color=COLOURS[0], alpha=0.15, linewidth=0)
         panel.plot(x, table["model"], color=COLOURS[0], label="model")
-        panel.plot(
-            x,
-            table["treat_all"],
-            color=COLOURS[1],
-            linestyle="--",
-            label=f"treat all as {endpoint_of(cohort).positive}",
-        )
+        panel.plot(x, table["treat_all"], color=COLOURS[1], linestyle="--", label="treat all as HER2+")
         panel.plot(x, table["treat_none"], color="0.3", linestyle=":", label="treat none")
-        panel.set_title(f"{population}, {patients_of(population, [estimate], cohort)}")
+        panel.set_title(f"{population}, {patients_of(population, [estimate])}")
         panel.set(xlabel="Threshold probability", xlim=(0, x.max()), ylim=(-0.25 * most, 1.1 * most))
     axes[0, 0].set_ylabel("Net benefit (true positives per patient)")
     axes[0, -1].legend(loc="upper right")

@@ -47,7 +47,7 @@ def expected_widths(width: pd.DataFrame, auc: float, cohort: str, confidence: fl
     """
     require_columns("expected_widths", width, ("group", "patients", "positives", "low", "high"))
     rows = list(width.itertuples())
-    names = [f"{row.group}, {patients_of('expected_widths', [row], cohort)}" for row in rows]
+    names = [f"{row.group}, {patients_of('expected_widths', [row])}" for row in rows]
     explained = f"AUC; line: {confidence:.0%} interval to expect around {auc:g} (Hanley and McNeil)"
     figure, axes = _rows(names, 0.5, explained)
     for y, row in enumerate(rows):
@@ -70,7 +70,7 @@ def forest(table: pd.DataFrame, reference: str, confidence: float, cohort: str, 
     for y, row in enumerate(table.itertuples()):
         colour = COLOURS[1] if row.run == reference else COLOURS[0]
         _draw(axes, y, row, row.auc, colour, band=[row.lowest_seed, row.highest_seed])
-    headline(figure, cohort, f"{title}; {patients_of('forest', table.itertuples(), cohort)}")
+    headline(figure, cohort, f"{title}; {patients_of('forest', table.itertuples())}")
     return figure
 
 
@@ -86,7 +86,7 @@ def two_populations(table: pd.DataFrame, confidence: float, cohort: str) -> Figu
     figure, axes = _rows(runs, 0.5, explained, height=0.32)
     for test, move, colour, marker in zip(tests, (-0.2, 0.2), COLOURS, "os", strict=False):
         rows = list(table[table["test"] == test].itertuples())
-        label = f"{test}, {patients_of(test, rows, cohort)}"
+        label = f"{test}, {patients_of(test, rows)}"
         for row in rows:
             _draw(axes, runs.index(row.run) + move, row, row.auc, colour, marker=marker, label=label)
             label = None

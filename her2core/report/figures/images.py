@@ -14,7 +14,6 @@ from her2core.report.figures.style import (
     PHASE_NAMES,
     TWO_COLUMNS,
     beside,
-    endpoint_of,
     headline,
     require_8bit,
     require_shape,
@@ -222,16 +221,16 @@ def failures(
     require_8bit("images", images, len(table), 3, None, None)
     width = max(ONE_COLUMN, TWO_COLUMNS * len(table) / _MOST_FAILURES)
     figure, axes = plt.subplots(2, len(table), figsize=(width, 3.4), squeeze=False)
-    sizes, endpoint = np.broadcast_to(pixel_mm, len(images)), endpoint_of(cohort)
+    sizes = np.broadcast_to(pixel_mm, len(images))
     for column, image, mm, (_, row) in zip(axes.T, images, sizes, table.iterrows(), strict=True):
         column[0].imshow(image[1], vmin=0, vmax=255)
         column[0].set(xticks=[], yticks=[])
         show_small(column[1], image.transpose(1, 2, 0), mm)
         seeds = f"{row['probability']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
-        label = f"{endpoint.of(row['label'])}, predicted"
+        label = f"HER2{'+' if row['label'] else '−'}, predicted"
         column[0].set_title(f"{alias(row['patient'])}\n{label}\n{seeds}", fontsize=6.5)
     axes[0, 0].set_ylabel(PHASE_NAMES[1])
     axes[1, 0].set_ylabel("RGB fusion")
     title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} patients"
-    headline(figure, cohort, title, f"predicted: probability of {endpoint.positive}, mean (range) of seeds")
+    headline(figure, cohort, title, "predicted: probability of HER2+, mean (range) of seeds")
     return figure

@@ -11,7 +11,6 @@ from her2core.report.figures.style import (
     COLOURS,
     PHASE_NAMES,
     TWO_COLUMNS,
-    endpoint_of,
     headline,
     require_8bit,
     require_shape,
@@ -59,12 +58,7 @@ def attention(
     figure = _overlay(image, {"attention": gates}, mask, pixel_mm)
     low, mean, high = probability
     lesion = "" if mask is None else "; line: lesion"
-    headline(
-        figure,
-        cohort,
-        name,
-        f"probability of {endpoint_of(cohort).positive} {mean:.2f} (seeds {low:.2f}–{high:.2f}){lesion}",
-    )
+    headline(figure, cohort, name, f"probability of HER2+ {mean:.2f} (seeds {low:.2f}–{high:.2f}){lesion}")
     return figure
 
 

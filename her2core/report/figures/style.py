@@ -11,7 +11,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from her2core.config import Endpoint, Title
 from her2core.records import whole
 
 plt.style.use(Path(__file__).with_name("her2.mplstyle"))
@@ -84,17 +83,12 @@ def require_some(name: str, items: Sized, most: int) -> None:
         raise ValueError(f"{name}: found {len(items)}, expected 1 to {most}")
 
 
-def endpoint_of(cohort: str) -> Endpoint:
-    """What the study predicts; of a plain text HER2."""
-    return getattr(cohort, "endpoint", Title.endpoint)
-
-
-def patients_of(name: str, estimates: Iterable, cohort: str) -> str:
+def patients_of(name: str, estimates: Iterable) -> str:
     """ "n = 180, 72 HER2+"; all must rest on the same patients, or one n would not do."""
     found = sorted({(int(e.patients), int(e.positives)) for e in estimates})
     if len(found) != 1:
         raise ValueError(f"{name}: patients and positives differ from row to row: {found}")
-    return f"n = {found[0][0]}, {found[0][1]} {endpoint_of(cohort).positive}"
+    return f"n = {found[0][0]}, {found[0][1]} HER2+"
 
 
 def _number(value, sign=""):
