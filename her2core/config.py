@@ -201,7 +201,7 @@ def build(into: type, values: dict, where: str, optional: bool = False) -> Any:
 def _frozen(value, place=""):
     """Lists as tuples, however deep; ValueError for a number that is not finite, and a name that is a date."""
     if isinstance(value, dict):
-        if strange := [key for key in value if not isinstance(key, str | int)]:
+        if strange := [key for key in value if not isinstance(key, str | int | float)]:
             raise ValueError(f"{place}{strange[0]} is no name")
         return {key: _frozen(item, f"{place}{key}: ") for key, item in value.items()}
     if isinstance(value, list | tuple):

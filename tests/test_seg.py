@@ -182,7 +182,7 @@ def test_an_unknown_meaning_is_refused(roi, meaning):
         (put(SharedFunctionalGroupsSequence=None), "ImageOrientationPatient is missing"),
         (put(PixelData=b"\0" * 2), "PixelData cannot be decoded"),
         (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "MR Image Storage, expected Segmentation Storage"),
-        (put(Rows=None), "PixelData cannot be decoded .*Rows"),
+        (put(Rows=None), "PixelData cannot be decoded: .*Rows"),
     ],
 )
 def test_a_seg_that_lacks_something_is_refused(roi, change, message):
