@@ -259,8 +259,8 @@ def thawed_afterwards(process):
 
 
 def test_a_task_may_take_longer_than_a_heartbeat(cluster, monkeypatch):
-    monkeypatch.setattr(parallel, "_SILENT_S", 5)
-    assert each(time.sleep, [8], 1, "test") == [None]
+    monkeypatch.setattr(parallel, "_SILENT_S", 10)
+    assert each(time.sleep, [13], 1, "test") == [None]
 
 
 def test_a_worker_that_freezes_at_its_task_is_an_error_that_names_it(cluster, tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_a_worker_that_is_frozen_from_the_start_is_an_error(cluster, monkeypatch
 
 
 def test_a_scheduler_that_freezes_is_an_error_in_mid_run_and_when_it_is_called(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "_SILENT_S", 2)
+    monkeypatch.setattr(parallel, "_SILENT_S", 15)  # a worker's heartbeat must not be late before the freeze
     with thawed_afterwards(cluster.scheduler) as scheduler:
         with killed_at_work(scheduler, cluster.workers[0], tmp_path, signal.SIGSTOP):
             with pytest.raises(ConnectionError, match="the Dask scheduler was lost .*start the cluster anew"):
