@@ -9,9 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from her2core.records import alias
-from her2core.report.figures import require
-from her2core.report.figures.style import ONE_COLUMN, PHASE_NAMES, TWO_COLUMNS, beside, titled
-from her2core.report.figures.words import endpoint_of
+from her2core.report.figures.style import (
+    ONE_COLUMN,
+    PHASE_NAMES,
+    TWO_COLUMNS,
+    beside,
+    headline,
+    require_8bit,
+    require_shape,
+    require_some,
+    require_values,
+)
 
 _MOST_FAILURES = 6
 
@@ -72,21 +80,22 @@ def readers(examples: dict[str, tuple], cohort: str) -> Figure:
     examples: site → (phases `(3, Z, Y, X)`, mask `(Z, Y, X)`, `Geometry`).  Grey runs from 0 to the 99.8 %
     quantile of the early phase.
     """
-    require.some("examples", examples, 4)
+    require_some("examples", examples, 4)
     figure, axes = rows_of_volumes(examples, PHASE_NAMES)
     for row, (site, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
         z, white = most_tumour(mask), np.quantile(volumes[1], 0.998)
         show_row(row, volumes[:, z], geometry.spacing_mm[1:], white, mask[z])
         row[0].set_ylabel(f"{site}, slice {z}\n(mm)")
     grey = "slice with most tumour; black 0, white the 99.8 % quantile of the early phase"
-    return titled(figure, cohort, "A patient of each site; line: mask", grey)
+    headline(figure, cohort, "A patient of each site; line: mask", grey)
+    return figure
 
 
 def rows_of_volumes(examples: dict[str, tuple], titles: Sequence[str]) -> tuple[Figure, np.ndarray]:
     """A figure with a row per volume, as high as its slices are, and axes in mm; examples: as in `readers`."""
     for name, (volumes, mask, _) in examples.items():
-        require.array(f"{name}, phases", volumes, 3, None, None, None)
-        require.array(f"{name}, mask", mask, *volumes.shape[1:])
+        require_shape(f"{name}, phases", volumes, 3, None, None, None)
+        require_shape(f"{name}, mask", mask, *volumes.shape[1:])
     ratios = [np.divide(*np.multiply(mask.shape[1:], at.spacing_mm[1:])) for _, mask, at in examples.values()]
     size = (TWO_COLUMNS, 0.7 + (TWO_COLUMNS - 0.6) / len(titles) * sum(ratios))
     figure, axes = plt.subplots(len(examples), len(titles), figsize=size, height_ratios=ratios, squeeze=False)
@@ -99,14 +108,15 @@ def phases(images: np.ndarray, names: list[str], pixel_mm: float | np.ndarray, c
 
     images: `(patients, 3, H, W)` uint8.  names: what stands beside each row.  pixel_mm: one for all or one each.
     """
-    require.array_8bit("images", images, None, 3, None, None)
+    require_8bit("images", images, None, 3, None, None)
     rows = len(images)
     figure, axes = plt.subplots(rows, 4, figsize=(TWO_COLUMNS, 0.3 + 1.85 * rows), squeeze=False)
     label_mm(axes, (*PHASE_NAMES, "RGB fusion"))
     for row, image, name, mm in zip(axes, images, names, np.broadcast_to(pixel_mm, rows), strict=True):
         show_row(row, (*image, image.transpose(1, 2, 0)), mm)
         row[0].set_ylabel(f"{name}\n(mm)", fontsize=7)
-    return titled(figure, cohort, "What the network sees, one 8-bit window per row")
+    headline(figure, cohort, "What the network sees, one 8-bit window per row")
+    return figure
 
 
 def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: str) -> Figure:
@@ -115,8 +125,8 @@ def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: 
     values: `(voxels,)` intensities.  limits: window name → (black, white), both in the values' unit; a window
     that is no straight line between two limits has no place here.
     """
-    require.array("values", values, None)
-    require.some("limits", limits, 20)
+    require_shape("values", values, None)
+    require_some("limits", limits, 20)
     if bad := [name for name, (lo, hi) in limits.items() if not lo < hi]:
         raise ValueError(f"limits: white must lie above black, which it does not for {', '.join(bad)}")
     start = min(0, *(lo for lo, _ in limits.values()))
@@ -134,7 +144,8 @@ def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: 
     bottom.set_yticks(range(len(limits)), limits)
     bottom.set_xlabel("Intensity, early post-contrast phase (scanner units)")
     top.set_ylabel(f"Voxels (n = {values.size})")
-    return titled(figure, cohort, "Windows on one patient's crops")
+    headline(figure, cohort, "Windows on one patient's crops")
+    return figure
 
 
 def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: str) -> Figure:
@@ -142,9 +153,9 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
 
     images: window name → `(3, H, W)` uint8.  name: of the patient.
     """
-    require.some("images", images, 20)
+    require_some("images", images, 20)
     for window, image in images.items():
-        require.array_8bit(window, image, 3, None, None)
+        require_8bit(window, image, 3, None, None)
     columns = min(len(images), 5)
     rows = -(-len(images) // columns)
     size, ratios = (TWO_COLUMNS, 0.3 + 2.75 * rows), (1.5, 0.8) * rows
@@ -163,7 +174,8 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
         if not panel.has_data():
             panel.set_axis_off()
     pixels = next(iter(images.values()))[1].size
-    return titled(figure, cohort, f"{name}, one slice of {pixels} pixels; white and histograms: early phase")
+    headline(figure, cohort, f"{name}, one slice of {pixels} pixels; white and histograms: early phase")
+    return figure
 
 
 def bias_correction(
@@ -180,9 +192,9 @@ def bias_correction(
     truth is None for a patient, whose true field nobody knows.
     """
     fields = {"Estimated field": estimated} | ({} if truth is None else {"True field": truth})
-    require.array("before", before, None, None)
+    require_shape("before", before, None, None)
     for name, array in {"before": before, "after": after, **fields}.items():
-        require.array(name, array, *before.shape)
+        require_shape(name, array, *before.shape)
     percent = [100 * (field - 1) for field in fields.values()]
     most = np.nanmax(np.abs(percent))
     white = np.quantile([before, after], 0.995)
@@ -192,7 +204,8 @@ def bias_correction(
         shown = _show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=-most, vmax=most)
     figure.colorbar(shown, ax=axes, location="bottom", label="Field − 1 (%)", shrink=0.5, aspect=30)
     label_mm(axes[None], ("Before N4", *fields, "After N4"))
-    return titled(figure, cohort, f"One slice, pre-contrast, black 0, white {white:.0f} scanner units")
+    headline(figure, cohort, f"One slice, pre-contrast, black 0, white {white:.0f} scanner units")
+    return figure
 
 
 def failures(
@@ -203,20 +216,21 @@ def failures(
     images: `(n, 3, H, W)` uint8, n up to 6.  table: n rows of patient, label, lowest, probability, highest.
     wrong: (wrong patients, all patients).  pixel_mm: one for all or one each.
     """
-    require.some("failures", table, _MOST_FAILURES)
-    require.full_table("failures", table, ("patient", "label", "lowest", "probability", "highest"))
-    require.array_8bit("images", images, len(table), 3, None, None)
+    require_some("failures", table, _MOST_FAILURES)
+    require_values("failures", table, ("patient", "label", "lowest", "probability", "highest"))
+    require_8bit("images", images, len(table), 3, None, None)
     width = max(ONE_COLUMN, TWO_COLUMNS * len(table) / _MOST_FAILURES)
     figure, axes = plt.subplots(2, len(table), figsize=(width, 3.4), squeeze=False)
-    sizes, endpoint = np.broadcast_to(pixel_mm, len(images)), endpoint_of(cohort)
+    sizes = np.broadcast_to(pixel_mm, len(images))
     for column, image, mm, (_, row) in zip(axes.T, images, sizes, table.iterrows(), strict=True):
         column[0].imshow(image[1], vmin=0, vmax=255)
         column[0].set(xticks=[], yticks=[])
         show_small(column[1], image.transpose(1, 2, 0), mm)
         seeds = f"{row['probability']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
-        label = f"{endpoint.of(row['label'])}, predicted"
+        label = f"HER2{'+' if row['label'] else '−'}, predicted"
         column[0].set_title(f"{alias(row['patient'])}\n{label}\n{seeds}", fontsize=6.5)
     axes[0, 0].set_ylabel(PHASE_NAMES[1])
     axes[1, 0].set_ylabel("RGB fusion")
     title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} patients"
-    return titled(figure, cohort, title, f"predicted: probability of {endpoint.positive}, mean (range) of seeds")
+    headline(figure, cohort, title, "predicted: probability of HER2+, mean (range) of seeds")
+    return figure
