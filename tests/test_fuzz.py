@@ -43,6 +43,23 @@ def test_a_seed_gives_the_same_input_and_the_same_outcome_in_another_process():
         shutil.rmtree(Path(kept).parent)
 
 
+# one seed of each cause that 200,000 inputs once found, as benchmarks/fuzz.md has them
+FOUND = [
+    *(("dicom", seed) for seed in (25873, 21599, 19706, 45084)),
+    *(("enhanced", seed) for seed in (3545, 14316)),
+    ("manifest", 1453),
+    ("seg", 6309),
+]
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize(("reader", "seed"), FOUND)
+def test_what_was_found_once_stays_mended(reader, seed):
+    counts, causes, _ = fuzz.fuzz([reader], 1, 1, first=seed)
+    assert causes == {} and sum(counts.values()) == 1
+
+
 @LINUX
 def test_what_is_accepted_is_held_against_the_bytes(tmp_path, monkeypatch):
     bench = Bench("idc", tmp_path / "P1")
