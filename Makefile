@@ -19,7 +19,7 @@ test: .venv/ok ## check, and the slow tests, the whole pipeline on a tiny study,
 
 rehearse: .venv/ok ## the real study from end to end, on stand-in archives: minutes; KILL=1: again, killed and cut off
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -e .[rehearse]
-	PYTHONPATH=tests python -m rehearsal $(if $(KILL),--kill)
+	PYTHONPATH=tests:manifests python -m rehearsal $(if $(KILL),--kill)
 
 fuzz: .venv/ok ## mutated inputs against every reader, half an hour on two cores: COUNT=20000 tries fewer; Linux
 	python tests/fuzz.py $(if $(COUNT),--count $(COUNT))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from her2core.dataset import augment, draw_augmentation
 from her2core.model import ThdaConfig, ThdaResNet
-from her2core.normalize import to_8bit
+from her2core.normalize import line, piecewise
 from her2core.train import TrainConfig, begin
 
 STEPS, WARM_UP, BATCH, SLICES = 60, 5, 32, 5020
@@ -44,7 +44,7 @@ def training_step(training, images, labels, done):
     raw = images[rows].numpy()
     done("rest")
     shown = torch.from_numpy(
-        to_8bit(raw, np.zeros(raw.shape[:2], np.float32), np.full(raw.shape[:2], 1e3, np.float32))
+        piecewise(raw, *line(np.zeros(raw.shape[:2], np.float32), np.full(raw.shape[:2], 1e3, np.float32)))
     )
     done("window")
     maps = draw_augmentation(BATCH, CONFIG.augment, training.generator)

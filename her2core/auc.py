@@ -5,16 +5,21 @@ slices; positives and negatives apart, so that every resample has both.  The int
 given its seeds; that of a difference is over patients and seeds.  Coverage was measured, and the alternatives
 with it: `benchmarks/coverage.json`.
 
+Under folds `(seeds, n)` each has a network with a scale of its own, so only patients of one fold are compared.
+The networks learn from each other's test patients, so the AUCs of folds correlate, which no unbiased estimate tells
+(Bengio and Grandvalet, J Mach Learn Res 2004;5:1089): the interval of one run is wider by what was measured.
+
 Labels `(n,)` are 0 and 1; where one class is missing, ValueError is raised.
 
 Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837; Hanley and McNeil, Radiology 1982;143:29;
 Hall, J R Stat Soc B 1988;50:35 (symmetric bootstrap-t); Qin and Hotilovac, Stat Methods Med Res 2008;17:207 (AUC
 on the logit scale); Newcombe, Stat Med 2006;25:559 (perfect separation); Obuchowski and Rockette, Commun Stat
 Simul Comput 1995;24:285 and Hillis, Stat Med 2007;26:596 (several readers, here seeds, on the same patients);
-Holm, Scand J Stat 1979;6:65.
+LeDell, Petersen and van der Laan, Electron J Stat 2015;9:1583 (cross-validated AUC, its influence curve); Holm,
+Scand J Stat 1979;6:65.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +28,19 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata, t
 
 POWER = 0.8  # of the smallest detectable difference
+Folds = np.ndarray | None  # the fold of each score, None without folds
+FOLD_CORRELATION = 0.04  # of the AUCs of two folds; between 0.01 and 0.06 in simulations, `benchmarks/coverage.py`
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """bootstrap: resamples of patients.  confidence: of every interval.  seed: of the resampling."""
+    """bootstrap: resamples of patients.  confidence: of every interval.  seed: of the resampling.
+    leave_sites_out: whether the stage `external` also trains the reference without each internal site in turn."""
 
     bootstrap: int = 2000
     confidence: float = 0.95
     seed: int = 2025
+    leave_sites_out: bool = False
 
     def __post_init__(self):
         if self.bootstrap < 2 or not 0 < self.confidence < 1:
@@ -69,25 +78,35 @@ def check_labels(labels: np.ndarray) -> np.ndarray:
     return labels.astype(bool)
 
 
-def auc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray | float:
-    """Area under the ROC curve, ties counted half; scores `(…, n)` → `(…)`."""
+def auc(labels: np.ndarray, scores: np.ndarray, folds: Folds = None) -> np.ndarray | float:
+    """Area under the ROC curve, ties counted half; scores, folds `(…, n)` → `(…)`."""
+    if folds is not None:
+        return comparison(labels, scores, folds).mean((-2, -1))
     labels = check_labels(labels)
     positives, negatives = labels.sum(), (~labels).sum()
     ranks = rankdata(scores, axis=-1)[..., labels].sum(-1)
     return (ranks - positives * (positives + 1) / 2) / (positives * negatives)
 
 
-def comparison(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def comparison(labels: np.ndarray, scores: np.ndarray, folds: Folds = None) -> np.ndarray:
     """Every positive beside every negative: 1 above, 0.5 tied, 0 below.  `(…, n)` → `(…, positives, negatives)`.
 
     Its mean is the AUC, its row and column means are DeLong's structural components, and the AUC of a resample
-    is a product with the resample's weights: nothing is ranked twice.
-    """
+    is a product with the resample's weights: nothing is ranked twice.  Under folds all that holds as well, with
+    LeDell's influence curve: pairs of two folds stand at the AUC, the others as much further from it."""
     labels, scores = check_labels(labels), np.asarray(scores, float)
     if min(labels.sum(), (~labels).sum()) < 2:
         raise ValueError(f"a variance needs two patients of each class, found {labels.sum()} of {labels.size}")
     positive, negative = scores[..., labels][..., :, None], scores[..., ~labels][..., None, :]
-    return (positive > negative) + 0.5 * (positive == negative)
+    compared = (positive > negative) + 0.5 * (positive == negative)
+    if folds is None:
+        return compared
+    together = folds[..., labels][..., :, None] == folds[..., ~labels][..., None, :]
+    share = together.mean((-2, -1), keepdims=True)
+    if not share.all():
+        raise ValueError("no positive and negative lie in the same fold, expected some; lower cohort.folds")
+    within = (compared * together).mean((-2, -1), keepdims=True) / share
+    return within + (compared - within) * together / share
 
 
 def delong_variance(compared: np.ndarray) -> float:
@@ -95,13 +114,15 @@ def delong_variance(compared: np.ndarray) -> float:
     return sum(v.var(ddof=1) / v.size for v in (compared.mean(1), compared.mean(0)))
 
 
-def _mean_over_seeds(labels, scores):
-    return comparison(labels, np.atleast_2d(scores)).mean(0)
+def _mean_over_seeds(labels, scores, folds):
+    return comparison(labels, np.atleast_2d(scores), folds).mean(0)
 
 
-def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+def delong_test(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, folds: Folds = None
+) -> tuple[float, float]:
     """Mean AUC of first − second on the same patients, given the seeds, and its two-sided p-value."""
-    compared = _mean_over_seeds(labels, first) - _mean_over_seeds(labels, second)
+    compared = _mean_over_seeds(labels, first, folds) - _mean_over_seeds(labels, second, folds)
     difference, variance = float(compared.mean()), delong_variance(compared)
     if variance == 0:
         return difference, 1.0 if difference == 0 else 0.0
@@ -150,12 +171,12 @@ def _perfect_limit(n_positive, n_negative, confidence):
     return brentq(lambda a: 1 - a - z * np.sqrt(hanley_mcneil_variance(n_positive, n_negative, a)), 0, 1 - 1e-9)
 
 
-def _studentised_interval(compared, weights, confidence):
+def _studentised_interval(compared, weights, confidence, wider):
     """Symmetric bootstrap-t interval on the logit scale of the mean of `compared`, `(positives, negatives)`.
 
     Each resample is studentised by its own DeLong error.  Half a pair is the least that can be short of 0 or 1:
     a resample that separates perfectly is taken to miss by that, a sample that does gets `_perfect_limit`.
-    """
+    wider: factor of the error."""
     edge, value = 0.5 / compared.size, compared.mean()
     if not edge < value < 1 - edge:
         limit = _perfect_limit(*compared.shape, confidence)
@@ -167,14 +188,17 @@ def _studentised_interval(compared, weights, confidence):
 
     centre, error = on_logit_scale(value, delong_variance(compared))
     centres, errors = on_logit_scale(*resampled_moments(compared, weights))
-    half = error * np.quantile(np.abs(centres - centre) / errors, confidence)
+    half = error * np.quantile(np.abs(centres - centre) / errors, confidence) * wider
     return float(expit(centre - half)), float(expit(centre + half))
 
 
-def bootstrap_auc(labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig) -> Estimate:
-    """Mean AUC over seeds with its interval over patients, given these seeds; probabilities `(seeds, n)`."""
-    compared = _mean_over_seeds(labels, probabilities)
-    low, high = _studentised_interval(compared, resample_weights(labels, config), config.confidence)
+def bootstrap_auc(
+    labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig, folds: Folds = None
+) -> Estimate:
+    """Mean AUC over seeds with its interval over patients, given these seeds; probabilities, folds `(seeds, n)`."""
+    compared = _mean_over_seeds(labels, probabilities, folds)
+    wider = 1 if folds is None else np.sqrt(1 + FOLD_CORRELATION * (len(set(folds[0])) - 1))
+    low, high = _studentised_interval(compared, resample_weights(labels, config), config.confidence, wider)
     return Estimate(float(compared.mean()), low, high, sum(compared.shape), compared.shape[0])
 
 
@@ -194,19 +218,18 @@ def _difference_variance(compared, weights):
 
 
 def bootstrap_difference(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, config: EvaluateConfig
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, config: EvaluateConfig, folds: Folds = None
 ) -> Difference:
     """Mean AUC of first − second on the same resampled patients, over patients and seeds.
 
-    first, second: `(seeds, n)`; row s of both is the same seed, so a seed is paired as a patient is.  A seed is
+    first, second, folds: `(seeds, n)`; row s is the same seed in all, so a seed is paired as a patient is.  It is
     what a reader is to Obuchowski and Rockette: t-distributed, with Satterthwaite's degrees of freedom.  Seeds
     are not redrawn: four give too few distinct draws, and redrawing both counts their interaction three times.
-    The p-value is never below what so many resamples can show.
-    """
+    The p-value is never below what so many resamples can show."""
     first, second = np.atleast_2d(first), np.atleast_2d(second)
     if first.shape != second.shape:
         raise ValueError(f"a paired difference needs the same seeds and patients: {first.shape}, {second.shape}")
-    compared = comparison(labels, first) - comparison(labels, second)
+    compared = comparison(labels, first, folds) - comparison(labels, second, folds)
     patients, seeds = _difference_variance(compared, resample_weights(labels, config))
     value, se = float(compared.mean()), float(np.sqrt(patients + seeds))
     if se == 0:
@@ -238,27 +261,33 @@ def roc_points(labels: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.n
     return np.interp(grid, called[:, ~labels].mean(1), called[:, labels].mean(1))
 
 
+def _roc_within(labels, scores, folds, grid):
+    """`roc_points` of each of the folds `(n,)`, averaged by their numbers of pairs: the area stays the AUC."""
+    inside = [folds == fold for fold in np.unique(folds)]
+    pairs = np.array([labels[one].sum() * (~labels[one]).sum() for one in inside])
+    curves = [roc_points(labels[one], scores[one], grid) for one, n in zip(inside, pairs, strict=True) if n]
+    return np.average(curves, axis=0, weights=pairs[pairs > 0] / pairs.sum())
+
+
 def roc_band(
-    labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig
+    labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig, folds: Folds = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """ROC averaged over seeds, with its pointwise patient-bootstrap band: grid, mean, low, high, each `(101,)`.
 
-    probabilities: `(seeds, n)`.  The grid holds false-positive rates.
-    """
-    grid, seeds = np.linspace(0, 1, 101), np.atleast_2d(probabilities)
-    mean = np.mean([roc_points(labels, row, grid) for row in seeds], axis=0)
-    ordered = np.sort(check_labels(labels))[::-1]
-    index = band_resamples(labels, config)
-    curves = [np.mean([roc_points(ordered, row[i], grid) for row in seeds], axis=0) for i in index]
-    return grid, mean, *band(curves, config.confidence)
+    probabilities, folds: `(seeds, n)`.  The grid holds false-positive rates."""
+    grid, labels, seeds = np.linspace(0, 1, 101), check_labels(labels), np.atleast_2d(probabilities)
+    parts = np.zeros(seeds.shape) if folds is None else folds
+
+    def curve(i):  # of these patients
+        both = zip(seeds, parts, strict=True)
+        return np.mean([_roc_within(labels[i], row[i], fold[i], grid) for row, fold in both], axis=0)
+
+    return grid, curve(np.arange(labels.size)), *band(curve, labels, config)
 
 
-def band_resamples(labels: np.ndarray, config: EvaluateConfig) -> np.ndarray:
-    """As `resample`, but 500 at most: a band needs fewer draws than a p-value."""
-    return resample(labels, config)[:500]
+def band(curve: Callable, labels: np.ndarray, config: EvaluateConfig) -> np.ndarray:
+    """Pointwise lower and upper limit `(2, points)` of `curve(index of patients)`, `(points,)`, over resamples.
 
-
-def band(curves: Sequence[np.ndarray], confidence: float) -> np.ndarray:
-    """Pointwise lower and upper limit `(2, points)` of resampled curves, each `(points,)`."""
-    tail = (1 - confidence) / 2
-    return np.quantile(curves, (tail, 1 - tail), axis=0)
+    500 of them: a band needs fewer than a p-value."""
+    tail = (1 - config.confidence) / 2
+    return np.quantile([curve(index) for index in resample(labels, config)[:500]], (tail, 1 - tail), axis=0)

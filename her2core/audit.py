@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft, ndimage
 
-from her2core.cohort import EXTERNAL, person
+from her2core.cohort import person
 from her2core.normalize import SCOPES
 
 _SIDE, _THUMBNAIL = 32, 16  # pixels of a fingerprint and of its block means
@@ -80,7 +80,8 @@ def _same_patient(patients, slices):
     """One patient in two splits, in either table, or in the external site and a split of the others."""
     both = pd.concat([patients[["patient", "split"]], slices[["patient", "split"]]], ignore_index=True)
     found = _overlap(both.assign(key=both["patient"].map(person)))
-    strays = patients[(patients["dataset"] == EXTERNAL) != (patients["split"] == "external")]
+    is_external = patients["split"] == "external"
+    strays = patients[patients["dataset"].isin(patients.loc[is_external, "dataset"]) & ~is_external]
     for row in strays.sort_values("patient").itertuples():
         found["leaks"].append({"patients": [f"{row.patient} ({row.split})"], "share": f"site {row.dataset}"})
     return found
@@ -100,10 +101,8 @@ def _same_series(owners):
 
 def _same_statistics(slices, quantiles):
     """quantiles: `(N, scopes, P, L)`, as the windows use them."""
-    parts = [
-        slices.assign(key=[f"{scope} {d}" for d in _digests(quantiles[:, k])]) for k, scope in enumerate(SCOPES)
-    ]
-    return _overlap(pd.concat(parts))
+    keys = ([f"{scope} {d}" for d in _digests(quantiles[:, k])] for k, scope in enumerate(SCOPES))
+    return _overlap(pd.concat(slices.assign(key=key) for key in keys))
 
 
 def _unit(images):

@@ -18,7 +18,7 @@ from scipy.stats import binomtest, norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss
 
-from her2core.auc import EvaluateConfig, band, band_resamples, check_labels
+from her2core.auc import EvaluateConfig, band, check_labels
 
 
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -81,8 +81,10 @@ def fit_recalibration_or_none(labels: np.ndarray, probabilities: np.ndarray) -> 
     return Recalibration(float(fit.intercept_[0]), float(fit.coef_[0, 0]))
 
 
-def recalibrate(probabilities: np.ndarray, recalibration: Recalibration) -> np.ndarray:
-    """Probabilities after a `Recalibration`; the shape is kept."""
+def recalibrate(probabilities: np.ndarray, recalibration: Recalibration | None) -> np.ndarray:
+    """Probabilities after a `Recalibration`, or as they are where there is none; the shape is kept."""
+    if recalibration is None:
+        return probabilities
     return expit(recalibration.intercept + recalibration.slope * _to_logits(probabilities))
 
 
@@ -160,7 +162,5 @@ def net_benefit_band(
 ) -> pd.DataFrame:
     """`net_benefit` with the model's pointwise patient-bootstrap band: further columns low and high."""
     labels, probabilities = check_labels(labels), np.asarray(probabilities, float)
-    index = band_resamples(labels, config)
-    curves = [net_benefit(labels[i], probabilities[i], thresholds)["model"] for i in index]
-    low, high = band(curves, config.confidence)
+    low, high = band(lambda i: net_benefit(labels[i], probabilities[i], thresholds)["model"], labels, config)
     return net_benefit(labels, probabilities, thresholds).assign(low=low, high=high)

@@ -22,11 +22,43 @@ from ruamel.yaml.error import MarkedYAMLError
 from her2core.formats.boundary import reading
 
 OWN = ("name", "runs", "acquire")  # what stands whole in every study
-MERGED = ("prepare", "models", "train", "evaluate")  # what a study takes from the top level, but for what differs
+MERGED = ("cohort", "prepare", "models", "train", "evaluate")  # taken from the top level, but for what differs
 _KINDS = {"name": str, "runs": tuple[str, ...], "acquire": dict, **dict.fromkeys(MERGED, dict)}
 _Sections = make_dataclass("_Sections", _KINDS.items())  # of a `params.yaml`
 _LARGEST_YAML = 200_000  # characters; the largest of ours, dvc.yaml, has 21,000
 BANNER = "embedded synthetic cohort: phantom images, no patients; no number here tests a number of the paper"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What is predicted.  positive, negative: the two classes in figures and tables.  words: what it is."""
+
+    positive: str
+    negative: str
+    words: str
+
+    def of(self, label: int) -> str:
+        """What a class is called."""
+        return self.positive if label else self.negative
+
+    @property
+    def unknown(self) -> str:
+        """The reason why a patient without it is out."""
+        return f"{self.positive.removesuffix('+').removesuffix(', positive')} unknown"
+
+
+ENDPOINTS = {
+    "her2": Endpoint("HER2+", "HER2−", "HER2 status"),
+    "hr": Endpoint("HR+", "HR−", "hormone receptor status"),
+    "triple_negative": Endpoint("triple-negative", "not triple-negative", "triple-negative status"),
+    "pcr": Endpoint("pCR", "no pCR", "pathological complete response"),
+}
+
+
+class Title(str):
+    """A study's cohort in words, as figures and tables show it, and what they call the classes."""
+
+    endpoint: Endpoint = ENDPOINTS["her2"]
 
 
 class Unready(ValueError):
@@ -142,9 +174,18 @@ class Study:
         return lookup(self.values, "acquire.source") == "phantom"
 
     @property
-    def title(self) -> str:
+    def endpoint(self) -> str:
+        """What is predicted, one of ENDPOINTS."""
+        if (name := lookup(self.values, "cohort.endpoint")) not in ENDPOINTS:
+            raise Unready(f"{self.name}: cohort.endpoint is {name!r}, expected one of {', '.join(ENDPOINTS)}")
+        return name
+
+    @property
+    def title(self) -> Title:
         """Its cohort in words, for figures and tables."""
-        return f"{self.name} synthetic cohort" if self.is_synthetic else f"{self.name} cohort"
+        title = Title(f"{self.name} synthetic cohort" if self.is_synthetic else f"{self.name} cohort")
+        title.endpoint = ENDPOINTS[self.endpoint]
+        return title
 
     def data(self, stage: str) -> Path:
         """data/<study>/<stage>, which only that stage writes."""

@@ -6,7 +6,7 @@ image can be replayed from its draw.
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,8 +28,7 @@ class Slices:
     """Slices under one window, those of a patient next to each other.
 
     images: `(N, P, H, W)` uint8.  patient, split: `(N,)` strings.  label: `(N,)` 0 or 1, what a network is to tell:
-    the HER2 status, but for the shortcut probe.
-    """
+    the HER2 status, but for the shortcut probe."""
 
     images: torch.Tensor
     patient: np.ndarray
@@ -41,7 +40,11 @@ class Slices:
         if missing := set(names) - set(self.split):
             found = ", ".join(sorted(set(self.split)))
             raise ValueError(f"no slices in split {', '.join(sorted(missing))}; splits here: {found}")
-        rows = np.flatnonzero(np.isin(self.split, names))
+        return self.where(np.isin(self.split, names))
+
+    def where(self, chosen: np.ndarray) -> "Slices":
+        """The slices for which `chosen`, `(N,)`, is true."""
+        rows = np.flatnonzero(chosen)
         return Slices(self.images[torch.from_numpy(rows)], self.patient[rows], self.split[rows], self.label[rows])
 
     def patients(self) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +53,18 @@ class Slices:
         if len(set(self.patient)) != first.size:
             raise ValueError("the slices of a patient must stand together")
         return first, np.diff(np.append(first, self.patient.size))
+
+
+def seen_by(split: Iterable[str], fold: int | None = None, folds: int = 1) -> np.ndarray:
+    """What patients of these splits are to a fold's network, one of so many: train, validation, test or external;
+    without a fold all internal ones are train, as each trains some network."""
+    after, found = None if fold is None else fold - fold % folds + (fold + 1) % folds, []
+    for kind, *own in map(str.split, split):
+        if fold is not None and kind not in ("folds", "external"):
+            raise ValueError(f"split {kind!r}, expected folds as cohort.folds says; run: dvc repro")
+        inside = "test" if str(fold) in own else "validation" if str(after) in own else "train"
+        found.append(inside if kind == "folds" else kind)
+    return np.array(found, str)
 
 
 _digest_of = cache(lambda path, *state: file_digest(path))  # state: what changes when the file does
@@ -73,8 +88,7 @@ class Prepared:
 
     images: `(N, P, H, W)` uint16, memory-mapped.  quantiles: `(N, scopes, P, L)` uint16 at `levels` `(L,)`;
     moments: `(N, scopes, P, 2)`, mean and standard deviation.  patient, split, dataset: `(N,)` strings.
-    label: `(N,)`, the HER2 status.  pixel_mm: `(N,)`.
-    """
+    label: `(N,)`, the HER2 status.  pixel_mm: `(N,)`."""
 
     folder: Path
     bias_field: str
@@ -101,7 +115,7 @@ class Prepared:
             found = ", ".join(f"{len(array)} {name}" for name, array in arrays.items())
             raise ValueError(f"{folder}: {len(rows)} rows, {found}; run the stage prepare again")
         texts = {name: np.array([row[name] for row in rows]) for name in ("patient", "split", "dataset")}
-        label, pixel_mm = np.array([int(r["her2"]) for r in rows]), np.array([float(r["pixel_mm"]) for r in rows])
+        label, pixel_mm = np.array([int(r["label"]) for r in rows]), np.array([float(r["pixel_mm"]) for r in rows])
         levels = read_prepared(folder, "levels.npy")
         return cls(folder, bias_field, **arrays, levels=levels, **texts, label=label, pixel_mm=pixel_mm)
 
@@ -134,7 +148,7 @@ class Prepared:
     @property
     def training(self) -> tuple[np.ndarray, np.ndarray]:
         """What a window may learn from: quantiles `(n, scopes, P, L)` and names `(n,)` of the training patients."""
-        train = np.flatnonzero(self.split == "train")
+        train = np.flatnonzero(seen_by(self.split) == "train")
         names, first = np.unique(self.patient[train], return_index=True)  # a patient counts once
         return self.quantiles[train[first]], names
 
@@ -148,8 +162,7 @@ class Prepared:
         """The slices under a window (or its name), 8-bit and on `device`; rows: of some only, by number.
 
         neighbours: images are `(N, 3·P, H, W)` instead, of each phase the slice below, the slice, the slice above;
-        all three under the window of the slice.
-        """
+        all three under the window of the slice."""
         rows = np.arange(len(self.images)) if rows is None else rows
         x, y = maps(window, self.quantiles[rows], self.levels, self.moments[rows], self.training)
         _, phases, height, width = self.images.shape
@@ -174,8 +187,7 @@ def with_neighbours(images: np.ndarray, beside: np.ndarray) -> np.ndarray:
 def epoch_batches(data: Slices, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Row numbers of one epoch's batches: every patient once, one of its slices drawn at random.
 
-    Batches hold `batch_size` or a little more: a last batch of one patient would break batch normalisation.
-    """
+    Batches hold `batch_size` or a little more: a last batch of one patient would break batch normalisation."""
     first, count = (torch.from_numpy(v) for v in data.patients())
     if len(first) < 2:
         raise ValueError(f"an epoch needs two patients or more, found {len(first)}")

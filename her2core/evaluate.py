@@ -2,9 +2,12 @@
 
 It has one row per patient, run and seed: cohort, patient, split, label, run, model, window, bias_field, seed,
 probability.  What is computed for a run stands in `auc` and `calibration`.
+
+Under folds it has the column `fold`, whose network predicted, and each internal patient two rows: as a validation
+patient of one network and as a test patient of another.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 
@@ -12,16 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from her2core.auc import (
-    EvaluateConfig,
-    auc,
-    bootstrap_auc,
-    bootstrap_difference,
-    delong_test,
-    detectable,
-    hanley_mcneil_variance,
-    holm,
-)
+from her2core import auc as areas
+from her2core.auc import EvaluateConfig
 from her2core.formats.boundary import reading
 
 COLUMNS = ("cohort", "patient", "split", "label", "run", "model", "window", "bias_field", "seed", "probability")
@@ -34,7 +29,8 @@ def _read_table(path):
     with reading(path, f"a table with columns {', '.join(COLUMNS)}", _AGAIN):
         table = pd.read_csv(path, dtype={"patient": str}, index_col=False)
         right = table["probability"].between(0, 1) & table["label"].isin([0, 1])
-        if not (right.all() and table[[*COLUMNS]].notna().all(axis=None) and path.read_bytes().endswith(b"\n")):
+        needed = [*COLUMNS, *table.columns.intersection(["fold"])]
+        if not (right.all() and table[needed].notna().all(axis=None) and path.read_bytes().endswith(b"\n")):
             raise ValueError("cut off, or with a value that is missing, outside [0, 1] or no label")
     return table
 
@@ -42,14 +38,14 @@ def _read_table(path):
 def read_predictions(paths: Iterable[Path], cohort: Iterable[tuple] | None = None) -> pd.DataFrame:
     """Prediction tables joined and checked; ValueError unless every run and seed has the same patients, each once.
 
-    cohort: (patient, split, label) of all patients, where it is at hand: then those of the splits predicted.
-    """
+    cohort: (patient, split, label) of all patients, where it is at hand: then those of the splits predicted."""
     if not (paths := sorted(paths)):
         raise ValueError("no prediction table: run the training stage first")
     table = pd.concat([_read_table(p) for p in paths], ignore_index=True)
     table["key"] = list(zip(table["patient"], table["split"], table["label"], strict=True))
-    splits = set(table["split"])
-    expected = set(table["key"]) if cohort is None else {key for key in cohort if key[1] in splits}
+    splits, known = set(table["split"]), set(table["key"]) if cohort is None else cohort
+    twice = splits - {"external"} if "fold" in table else set()  # where every internal patient has a row
+    expected = {(p, s, y) for p, of, y in known for s in splits if s == of or (s in twice and of != "external")}
     for run, seed in product(table["run"].unique(), table["seed"].unique()):
         found = table.loc[(table["run"] == run) & (table["seed"] == seed), "key"]
         if (odd := expected ^ set(found)) or len(found) > len(expected):
@@ -69,23 +65,49 @@ def matrix(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return labels.to_numpy(), wide.to_numpy()
 
 
+def folds_of(table: pd.DataFrame) -> np.ndarray | None:
+    """The fold of each patient in each seed, `(seeds, n)` as of `matrix`; None where rows have none."""
+    has_folds = "fold" in table and table["fold"].notna().any()
+    return table.pivot(index="seed", columns="patient", values="fold").to_numpy(int) if has_folds else None
+
+
 def seed_mean(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """One run on one split → labels `(n,)` and the probabilities averaged over seeds `(n,)`."""
     labels, probabilities = matrix(table)
     return labels, probabilities.mean(0)
 
 
+def by_fold(table: pd.DataFrame) -> dict[int | None, pd.DataFrame]:
+    """The rows of each fold, of all seeds that have it; without folds all rows, under None."""
+    return {None: table} if folds_of(table) is None else dict(iter(table.groupby("fold")))
+
+
+def applied(
+    fit: Callable, apply: Callable, validation: pd.DataFrame, table: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is fitted on one run's validation patients, on others: labels `(n,)` and values `(n,)`.
+
+    The values are `apply(probabilities, fit(labels, probabilities))`, of means over seeds.  Under folds a fit is
+    for the test patients of its fold, and each for external ones; the values of a patient are averaged."""
+    parts, found = by_fold(table), []
+    for fold, rows in by_fold(validation).items():
+        others = parts[None if None in parts else fold]
+        values = apply(seed_mean(others)[1], fit(*seed_mean(rows)))
+        found.append(pd.Series(values, np.unique(others["patient"])))
+    return matrix(table)[0], pd.concat(found).groupby(level=0).mean().to_numpy()
+
+
 def expected_width(groups: dict[str, tuple[int, int]], auc: float, confidence: float = 0.95) -> pd.DataFrame:
     """The interval to expect around an AUC of `auc` from numbers of patients alone (Hanley and McNeil).
 
     groups: name → (positives, negatives).  Columns: group, patients, positives, auc, standard_error, half_width,
-    low, high; these two stay in [0, 1].  A group that lacks a class has NaN.
-    """
+    low, high; these two stay in [0, 1].  A group that lacks a class has NaN."""
     if not 0 < auc < 1:
         raise ValueError(f"an AUC that leaves an interval lies between 0 and 1, found {auc}")
     rows = []
     for group, (positives, negatives) in groups.items():
-        error = np.sqrt(hanley_mcneil_variance(positives, negatives, auc)) if positives and negatives else np.nan
+        variance = areas.hanley_mcneil_variance(positives, negatives, auc) if positives and negatives else np.nan
+        error = np.sqrt(variance)
         row = {"group": group, "patients": positives + negatives, "positives": positives, "auc": auc}
         rows.append(row | {"standard_error": error, "half_width": norm.ppf(0.5 + confidence / 2) * error})
     out = pd.DataFrame(rows)
@@ -95,13 +117,12 @@ def expected_width(groups: dict[str, tuple[int, int]], auc: float, confidence: f
 def summary(table: pd.DataFrame, config: EvaluateConfig) -> pd.DataFrame:
     """One row per run: AUC with interval, and the spread of its seeds.  table: one split of one cohort.
 
-    `seed_sd` is the standard deviation of the seeds' AUCs, NaN for a single seed.
-    """
+    `seed_sd` is the standard deviation of the seeds' AUCs, NaN for a single seed."""
     rows = []
     for _, part in table.groupby("run", sort=True):
-        labels, probabilities = matrix(part)
-        estimate = bootstrap_auc(labels, probabilities, config)
-        per_seed = pd.Series(auc(labels, probabilities))
+        (labels, probabilities), folds = matrix(part), folds_of(part)
+        estimate = areas.bootstrap_auc(labels, probabilities, config, folds)
+        per_seed = pd.Series(areas.auc(labels, probabilities, folds))
         rows.append(
             part.iloc[0][["run", "model", "window", "bias_field"]].to_dict()
             | {"auc": estimate.value, "low": estimate.low, "high": estimate.high, "lowest_seed": per_seed.min()}
@@ -112,8 +133,8 @@ def summary(table: pd.DataFrame, config: EvaluateConfig) -> pd.DataFrame:
 
 
 def _check_paired(part, anchor):
-    """Two runs can be compared only on the same patients, labels and seeds."""
-    keys = ["patient", "seed", "label"]
+    """Two runs can be compared only on the same patients, labels, seeds and folds."""
+    keys = ["patient", "seed", "label", *part.columns.intersection(["fold"])]
     found, expected = ({tuple(row) for row in p[keys].itertuples(index=False)} for p in (part, anchor))
     if odd := found ^ expected:
         runs = f"{part['run'].iloc[0]} and {anchor['run'].iloc[0]}"
@@ -123,13 +144,13 @@ def _check_paired(part, anchor):
 def _compare(part, anchor, config, alpha):
     """One row of `comparisons`, before the correction."""
     _check_paired(part, anchor)
-    labels, second = matrix(anchor)
+    (labels, second), folds = matrix(anchor), folds_of(anchor)
     first = matrix(part)[1]
-    found = bootstrap_difference(labels, first, second, config)
+    found = areas.bootstrap_difference(labels, first, second, config, folds)
     return (
         {"run": part["run"].iloc[0], "reference": anchor["run"].iloc[0], "difference": found.value}
-        | {"low": found.low, "high": found.high, "se": found.se, "detectable": detectable(found.se, alpha)}
-        | {"p_delong": delong_test(labels, first, second)[1], "p": found.p}
+        | {"low": found.low, "high": found.high, "se": found.se, "detectable": areas.detectable(found.se, alpha)}
+        | {"p_delong": areas.delong_test(labels, first, second, folds)[1], "p": found.p}
         | {"patients": len(labels), "seeds": len(first)}
     )
 
@@ -139,40 +160,38 @@ def comparisons(table: pd.DataFrame, reference: str, config: EvaluateConfig, alp
 
     difference, low, high, se, p: `bootstrap_difference`, over patients and seeds.  p_delong: over patients alone.
     p_holm: `p` corrected for all rows.  detectable: smallest difference found with 80 % power at `alpha`, and
-    detectable_holm at `alpha_holm`, Holm's strictest level.  Raises ValueError where runs are not paired.
-    """
+    detectable_holm at `alpha_holm`, Holm's strictest level.  Raises ValueError where runs are not paired."""
     if reference not in set(table["run"]):
         raise ValueError(f"reference {reference!r} is not among the runs {sorted(table['run'].unique())}")
     anchor, others = table[table["run"] == reference], table[table["run"] != reference]
     out = pd.DataFrame([_compare(part, anchor, config, alpha) for _, part in others.groupby("run", sort=True)])
     if len(out):
-        out["p_holm"] = holm(out["p"])
+        out["p_holm"] = areas.holm(out["p"])
         out["alpha_holm"] = alpha / len(out)
-        out["detectable_holm"] = detectable(out["se"], alpha / len(out))
+        out["detectable_holm"] = areas.detectable(out["se"], alpha / len(out))
         words = np.where(out["difference"] > 0, "higher than the reference", "lower than the reference")
         out["verdict"] = np.where(out["p_holm"] < alpha, words, "no difference detected")
     return out
 
 
-def subgroups(table: pd.DataFrame, groups: pd.Series, config: EvaluateConfig) -> pd.DataFrame:
+def subgroups(
+    table: pd.DataFrame, groups: pd.Series, config: EvaluateConfig, classes: tuple[str, str] = ("HER2+", "HER2−")
+) -> pd.DataFrame:
     """AUC in every group of one run's patients; groups: Series, patient → group, missing values being a group.
 
     One row per group: patients, positives, auc, low, high, note.  A group with fewer than five patients of either
-    class has no AUC, and `note` says of which.
-    """
+    class, of k folds 5 k, has no AUC, and `note` says of which, by the names of the classes."""
     if unknown := set(table["patient"]) - set(groups.index):
         raise ValueError(f"{len(unknown)} patients stand in no group, such as {min(unknown)}")
     of_row = table["patient"].map(groups.astype(object).where(groups.notna(), "unknown"))
-    rows = []
+    rows, nothing = [], areas.Estimate(np.nan, np.nan, np.nan, 0, 0)
     for group, part in table.groupby(of_row, sort=True):
-        labels, probabilities = matrix(part)
-        positives = int((labels == 1).sum())
+        (labels, probabilities), folds = matrix(part), folds_of(part)
+        positives, fewest = int((labels == 1).sum()), _FEWEST * (1 if folds is None else len(set(folds[0])))
         row = {"group": group, "patients": labels.size, "positives": positives}
-        counts = {"HER2+": positives, "HER2−": labels.size - positives}
-        if few := [name for name, n in counts.items() if n < _FEWEST]:
-            note = f"fewer than {_FEWEST} {' and '.join(few)}"
-            rows.append(row | {"auc": np.nan, "low": np.nan, "high": np.nan, "note": note})
-            continue
-        found = bootstrap_auc(labels, probabilities, config)
-        rows.append(row | {"auc": found.value, "low": found.low, "high": found.high, "note": ""})
+        counts = zip(classes, (positives, labels.size - positives), strict=True)
+        few = [name for name, n in counts if n < fewest]
+        found = nothing if few else areas.bootstrap_auc(labels, probabilities, config, folds)
+        row |= {"auc": found.value, "low": found.low, "high": found.high}
+        rows.append(row | {"note": f"fewer than {fewest} {' and '.join(few)}" if few else ""})
     return pd.DataFrame(rows)

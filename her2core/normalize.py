@@ -119,11 +119,6 @@ def statistics(values: np.ndarray, levels: Sequence[float]) -> tuple[np.ndarray,
     return _quantiles_of(counts, levels), _moments_of(counts)
 
 
-def exact_quantiles(values: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """The quantiles of `statistics` alone."""
-    return _quantiles_of(_count(values), levels)
-
-
 def columns(levels: Sequence[float], wanted: Sequence[float]) -> np.ndarray:
     """Index of each wanted quantile among the stored `levels`; ValueError where one is missing."""
     apart = np.abs(np.asarray(levels)[None] - np.asarray(wanted)[:, None])
@@ -167,8 +162,8 @@ def learn_standard(
     return 255 * ((own - black) / (white - black)).mean(0)
 
 
-def _line(lo, hi):
-    """Limits `(N, P)` as two knots."""
+def line(lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Limits `(N, P)` as two knots: `round(255 · clip((x − lo) / (hi − lo), 0, 1))`, 0 without contrast."""
     return np.stack([lo, hi], -1), np.broadcast_to(np.float32([0, 255]), (*lo.shape, 2))
 
 
@@ -188,7 +183,7 @@ def knots(
     black (background cut off at 0) and the brightest white (saturation).
     """
     if window.method != "nyul":
-        return _line(*limits(window, quantiles, levels, moments))
+        return line(*limits(window, quantiles, levels, moments))
     if standard is None:
         raise ValueError(f"{window.scope}_nyul needs the standard learnt on the training patients, found none")
     x = quantiles[:, SCOPES.index(window.scope)][..., columns(levels, LANDMARKS)].astype(np.float32)
@@ -243,12 +238,3 @@ def piecewise(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         grey = _grey_levels(images[part].astype(np.float32), x[part], y[part])
         out[part] = np.rint(grey, out=grey)
     return out
-
-
-def to_8bit(images: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-    """Integer images `(N, P, H, W)` of any type and limits `(N, P)` → uint8 of the same shape.
-
-    `round(255 · clip((x − lo) / (hi − lo), 0, 1))`; without contrast (hi = lo) 0 everywhere.  A volume
-    `(P, Z, Y, X)` is N = Z slices with the same limits, `swapaxes(0, 1)`.
-    """
-    return piecewise(images, *_line(lo, hi))

@@ -10,7 +10,7 @@ data/<cohort>/prepare/
     neighbours_raw.npy, neighbours_n4.npy  (N, 2, P, H, W) uint16, the slices below and above; if configured
     masks.npy                            (N, H, W) bool, the tumour in the images
     levels.npy                           (L,) which quantiles they are
-    slices.csv                           one row per slice: patient, split, her2, dataset, z, tumour_mm2, pixel_mm
+    slices.csv                           one row per slice: patient, split, label, dataset, z, tumour_mm2, pixel_mm
     kinetics.csv                         one row per patient: size and kinetics of the lesion, voxels and times
     digests.csv                          size and SHA-256 of each file above, compared before any use
 data/<cohort>/.prepare-parts/            <patient>.<key>.npz of finished patients, until the files above stand
@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -34,16 +35,16 @@ from scipy import ndimage
 from her2core.audit import AuditConfig
 from her2core.bias_field import N4Config, correct_patient
 from her2core.formats.boundary import reading
-from her2core.formats.dicom import read_dce
-from her2core.formats.nifti import read_breastdcedl
-from her2core.formats.seg import read_seg
-from her2core.formats.volume import Geometry, Phases, as_uint16, native_crop, nearest_phases
+from her2core.formats.examination import Examination, Told, read_examination
+from her2core.formats.nifti import mask_file, phase_files
+from her2core.formats.volume import Geometry, as_uint16, native_crop
 from her2core.kinetics import lesion_features
 from her2core.normalize import SCOPES, statistics
 from her2core.parallel import CODE_DIGEST, each
 from her2core.records import Incomplete, check_complete, record_path, whole, write_digests
 
-_KEPT = ("patient", "split", "her2", "dataset")  # columns of the patient table that go on into those of slices
+_KEPT = ("patient", "split", "label", "dataset")  # columns of the patient table that go on into those of slices
+_TOLD = ("pre", "post_early", "post_late", "slice_thick", "xy_spacing", "early_s", "late_s")  # of the same
 _MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
 
 
@@ -81,45 +82,25 @@ class PrepareConfig:
             raise ValueError(f"bias_fields: {', '.join(sorted(strangers))} unknown, expected raw or n4")
 
 
-def read_patient(
-    row: Mapping, folder: Path, config: PrepareConfig
-) -> tuple[np.ndarray, np.ndarray, Geometry, list[float]]:
-    """One row of the patient table → pre, early and late phase `(P, Z, Y, X)`, mask `(Z, Y, X)`, geometry and the
-    phases' times in seconds from the first (NaN where the files do not say)."""
+def read_patient(row: Mapping, folder: Path, config: PrepareConfig) -> Examination:
+    """The examination of one row of the patient table; folder: of the stage `acquire`."""
+    home, patient, box = folder / row["dataset"], row["patient"], None
     if row["layout"] == "breastdcedl":  # MinCrop keeps only the files of the three phases the table names
-        named = _named(row)
-        series, mask = read_breastdcedl(folder / row["dataset"], row["patient"], row, phases=named)
-        if named is None and len(series.array) != 3:
-            found = f"{len(series.array)} phases, of which the table names none"
-            raise ValueError(f"{row['patient']}: {found}; expected pre, post_early and post_late")
-        chosen = [0, 1, len(series.array) - 1]  # as read, in order; the early phase may also be the late one
+        images, mask = phase_files(home, patient), mask_file(home, patient)
+    elif row["layout"] == "own":
+        images, mask, box = folder / row["dce"], row.get("mask"), row.get("box")
+        mask = None if pd.isna(mask) else folder / mask
     else:
-        home = folder / row["dataset"] / row["patient"]
-        series = read_dce(home / "dce")
-        whose = {"meaning": _MEANINGS[row["layout"]], "source": series.source}
-        mask = read_seg(home / "seg.dcm", series.geometry, series.array.shape[1:], **whose)
-        chosen = list(_choose_phases(row, series.times_s, config))
-    return series.array[chosen], mask, series.geometry, [series.times_s[k] for k in chosen]
-
-
-def _named(row):
-    """The phases that the table names, None where it leaves one open."""
+        images, mask = home / patient / "dce", home / patient / "seg.dcm"
     try:
-        return Phases.named(row)
+        told = Told.of({c: row.get(c) for c in _TOLD} | {"box": box})
     except ValueError as error:
-        raise ValueError(f"{row['patient']}: the table's {error}") from error
-
-
-def _choose_phases(row, times_s, config):
-    """The phases the table names, else the nearest in time after the first."""
-    named = _named(row)
-    try:
-        chosen = named or nearest_phases(times_s, config.early_s, config.late_s)
-        chosen.check(len(times_s))
-        return chosen
-    except ValueError as error:
-        says = "the table's" if named else "the table names no phases, and"
-        raise ValueError(f"{row['patient']}: {says} {error}") from error
+        raise ValueError(f"{patient}: the table's {error}") from error
+    wanted = {"early_s": config.early_s, "late_s": config.late_s, "name": patient, "strict": row["layout"] == "own"}
+    found = read_examination(images, mask, told, meaning=_MEANINGS.get(row["layout"], "segments"), **wanted)
+    for remark in found.remarks:
+        warnings.warn(remark, stacklevel=2)
+    return found
 
 
 def _choose_slices(mask, count):
@@ -230,15 +211,16 @@ class Part:
 def prepare_patient(row: Mapping, raw: Path, config: PrepareConfig) -> Part:
     """One patient, a row of the patient table; raw: the folder of the stage `acquire`."""
     check_complete(row["patient"], raw)
-    phases, mask, geometry, times_s = read_patient(row, raw, config)
-    phases, factor = as_uint16(phases, row["patient"])
+    found = read_patient(row, raw, config)
+    mask, geometry, times_s = found.mask, found.geometry, found.times_s
+    phases, factor = as_uint16(found.phases, row["patient"])
     chosen, masks, packed = pack(phases, mask, geometry, config)
     area = mask.sum((1, 2)) * geometry.spacing_mm[1] * geometry.spacing_mm[2]
     kinetics = lesion_features(phases, mask, geometry.spacing_mm) | {
         "slice_mm": geometry.spacing_mm[0],
         "pixel_native_mm": geometry.spacing_mm[1],
-        "early_s": times_s[1] - times_s[0],
-        "late_s": times_s[2] - times_s[0],
+        "early_s": times_s[1],
+        "late_s": times_s[2],
         "intensity_factor": factor,
     }
     arrays = {f"{kind}_{name}": values for name, kinds in packed.items() for kind, values in kinds.items()}

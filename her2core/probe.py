@@ -1,7 +1,8 @@
-"""The shortcut probe: can the network tell the sites apart, and how far would that alone carry it?
+"""What sites have to do with it: can the network tell them apart, how far would that alone carry it, and what is
+left of its AUC at a site that it was not trained on?
 
-A network that recognises the hospital can predict HER2 from the hospital's prevalence without looking at the
-tumour.  So the same network is trained to tell the sites of the training patients apart, and HER2 is predicted
+A network that recognises the hospital can predict the label from the hospital's prevalence without looking at the
+tumour.  So the same network is trained to tell the sites of the training patients apart, and the label is predicted
 from the site alone; both stand beside the main result.
 """
 
@@ -17,45 +18,76 @@ from her2core.runs import Run
 from her2core.train import fit, predict
 
 
-def label_by_site(slices: Slices, site: dict[str, str]) -> tuple[Slices, list[str]]:
-    """Slices whose label is the site, 1 for the second in alphabetical order, and both names.
+def label_by_site(slices: Slices, site: dict[str, str]) -> Slices | None:
+    """Internal slices labelled 1 at one site, 0 elsewhere: of two sites the second by name, of more the largest.
 
-    site: {patient: name}.
+    site: {patient: name}.  None where there is one site only, or a split that has not both labels.
     """
     inside = slices.of_split("train", "validation", "test")
-    names = sorted({site[p] for p in inside.patient})
-    if len(names) != 2:
-        raise ValueError(f"patients of {', '.join(names)}: the probe tells two sites apart")
-    return replace(inside, label=np.array([int(site[p] == names[1]) for p in inside.patient])), names
+    at = np.array([site[p] for p in inside.patient])
+    names, sizes = np.unique(at, return_counts=True)
+    one = names[-1] if len(names) == 2 else names[sizes.argmax()]
+    labels = {(split, here == one) for split, here in zip(inside.split, at, strict=True)}
+    return replace(inside, label=(at == one).astype(int)) if len(labels) == 6 else None
 
 
 def _probe_seed(seed, run, slices, config):
     """Train one network on the sites; returns its predictions of the test patients."""
-    build = partial(build_model, run.model, run.models, slices.images.shape[-1])
-    model, _ = fit(build, slices.of_split("train"), slices.of_split("validation"), config, seed)
+    model = _trained(run, slices.of_split("train"), slices.of_split("validation"), config, seed)
     patient, label, probability = predict(model, slices.of_split("test"), config.aggregate)
     rows = {"run": "site from image", "seed": seed, "patient": patient, "label": label}
     return pd.DataFrame(rows | {"probability": probability.round(6)})
 
 
-def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame:
-    """Predictions of the site, one row per test patient and seed, by trainings on the run's device.
+def _trained(run, train, validation, config, seed):
+    build = partial(build_model, run.model, run.models, train.images.shape[-1])
+    return fit(build, train, validation, config, seed)[0]
+
+
+def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame | None:
+    """Predictions of the site, one row per test patient and seed, by trainings on the run's device; None where
+    `label_by_site` has nothing to tell.
 
     A quarter of the epochs is ample for it.
     """
-    labelled, names = label_by_site(run.placed(slices), site)
+    if (labelled := label_by_site(run.placed(slices), site)) is None:
+        return None
     config = replace(run.training, epochs=max(run.training.epochs // 4, 1))
     train = partial(_probe_seed, run=run, slices=labelled, config=config)
-    return pd.concat(run.each_seed(train, f"sites {names[0]}, {names[1]}"), ignore_index=True)
+    return pd.concat(run.each_of(run.training.seeds, train, "sites"), ignore_index=True)
 
 
-def her2_by_site(table: pd.DataFrame) -> pd.DataFrame:
-    """Probability of HER2 by the training prevalence of the patient's site.
+def prevalence_of_site(table: pd.DataFrame) -> pd.DataFrame:
+    """Probability of the label by the training prevalence of the patient's site; of a site that has no training
+    patients by that of all.
 
-    table: one row per patient with split, dataset and her2.  Returns its test rows with `probability`.
+    table: one row per patient with split, dataset and label.  Returns its test rows with `probability`.
     """
-    prevalence = table[table["split"] == "train"].groupby("dataset")["her2"].mean()
-    test = table[table["split"] == "test"]
-    if strangers := set(test["dataset"]) - set(prevalence.index):
-        raise ValueError(f"no training patients of {', '.join(sorted(strangers))}")
-    return test.assign(probability=test["dataset"].map(prevalence))
+    train, test = (table[table["split"] == split] for split in ("train", "test"))
+    prevalence = test["dataset"].map(train.groupby("dataset")["label"].mean())
+    return test.assign(probability=prevalence.fillna(train["label"].mean()))
+
+
+def leave_sites_out(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame:
+    """The prediction table of networks that were trained without one internal site, for each site in turn: its
+    patients of every split, as `external`, with a column `site`.
+
+    slices: `run.slices()`, of the published split; a window that learns has learnt from all training patients.
+    site: {patient: name}.  ValueError for a single site, and under folds."""
+    inside, at = slices.split != "external", np.array([site[p] for p in slices.patient])
+    if run.folds or len(names := sorted(set(at[inside]))) < 2:
+        raise ValueError("leaving a site out needs two internal sites, and the published split instead of folds")
+    jobs = [(name, seed) for name in names for seed in run.training.seeds]
+    train = partial(_without_site, run=run, slices=run.placed(slices), at=at)
+    return pd.concat(run.each_of(jobs, train, "sites left out"), ignore_index=True)
+
+
+def _without_site(job, run, slices, at):
+    """The predictions for one site of a network trained without it."""
+    (name, seed), own = job, at == job[0]
+    train, validation = (slices.where(~own & (slices.split == split)) for split in ("train", "validation"))
+    model = _trained(run, train, validation, run.training, seed)
+    patient, label, probability = predict(model, slices.where(own), run.training.aggregate)
+    rows = {"cohort": run.cohort, "patient": patient, "split": "external", "label": label, "run": run.name}
+    rows |= {"model": run.model, "window": run.window, "bias_field": run.bias_field, "seed": seed}
+    return pd.DataFrame(rows | {"probability": probability.round(6), "site": name})

@@ -1,4 +1,5 @@
 """The command `her2`:  her2 study NAME   makes the folder of a study, or renews its pipeline.
+                     her2 check TABLE  says what each patient of a table of one's own would become, and why not.
 
 studies/NAME/params.yaml holds what differs from the top level's; it is written once, from studies/templates/, and
 then belongs to the user.  studies/NAME/dvc.yaml is the top level's pipeline with that study's parameters; it is
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from her2core.config import MERGED, OWN, read_yaml, root, stages_of, tracked
+from her2core.config import MERGED, OWN, Study, build, read_yaml, root, stages_of, tracked
 from her2core.records import whole
 
 _HEADER = "# Made from the top-level dvc.yaml by: her2 study {name}.  Not to be edited.\n"
@@ -37,17 +38,23 @@ def pipeline(name: str, top: Path) -> str:
     return _HEADER.format(name=name) + text.getvalue()
 
 
-def make_study(name: str, top: Path) -> list[Path]:
-    """Write a study's parameters, unless they are there, and its pipeline; returns the files written."""
+def make_study(name: str, top: Path, table: str | None = None) -> list[Path]:
+    """Write a study's parameters, unless they are there, and its pipeline; returns the files written.
+
+    table: of patients of one's own, relative to `top`; their study has other parameters to begin with.
+    """
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", name) or name == "templates":
         raise ValueError(f"study {name!r}: expected a name of small letters, digits, _ and -, such as my_hospital")
     if name == read_yaml(top / "params.yaml").get("name"):
         raise ValueError(f"{name} is the top-level study: its parameters are params.yaml, its pipeline dvc.yaml")
     folder = top / "studies" / name
-    template = top / "studies" / "templates" / (f"{name}.yaml" if name == "tiny" else "new.yaml")
+    template = top / "studies" / "templates" / f"{'own' if table else 'tiny' if name == 'tiny' else 'new'}.yaml"
     texts = {folder / "dvc.yaml": pipeline(name, top)}
     if not (folder / "params.yaml").is_file():
-        texts[folder / "params.yaml"] = template.read_text("utf-8").replace("{name}", name)
+        text = template.read_text("utf-8").replace("{name}", name)
+        texts[folder / "params.yaml"] = text.replace("{table}", table or "")
+    elif table:
+        raise ValueError(f"{folder / 'params.yaml'} is there already: set acquire.table in it")
     for path, text in texts.items():
         with whole(path) as part:
             part.write_text(text, "utf-8")
@@ -60,15 +67,40 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     study = commands.add_parser("study", help="make studies/NAME, or renew its dvc.yaml")
     study.add_argument("name", metavar="NAME")
-    chosen = parser.parse_args(arguments)
+    study.add_argument("--table", help="a CSV with patients of your own, inside the compendium")
+    own = commands.add_parser(
+        "check", help="say what each patient of a table of one's own would become, and why not"
+    )
+    own.add_argument("table", metavar="TABLE", help="the CSV, or the name of a study that has one")
+    chosen = vars(parser.parse_args(arguments))
     try:
-        top = root()
-        written = make_study(chosen.name, top)
+        if status := _make(**chosen) if "name" in chosen else _check(chosen["table"]):
+            sys.exit(status)
     except (ValueError, OSError) as error:
-        sys.exit(f"her2 study: {error}")
-    for path in written:
+        sys.exit(f"her2: {error}")
+
+
+def _make(name, table):
+    top = root()
+    if table and not (top / table).is_file():
+        raise ValueError(f"no table {top / table}; expected a CSV, named from the compendium's folder")
+    for path in make_study(name, top, table):
         print(f"written: {path.relative_to(top)}")
-    print(f"Run it with: dvc repro studies/{chosen.name}/dvc.yaml")
+    print(f"Run it with: dvc repro studies/{name}/dvc.yaml")
+
+
+def _check(table):
+    """Exit status 1 where a patient cannot be used."""
+    from her2core.cohorts import own  # slow to load
+
+    if Path(table).is_file():
+        template = read_yaml(root() / "studies/templates/own.yaml")["acquire"]
+        config = build(own.FolderConfig, template | {"table": str(Path(table).resolve())}, "acquire")
+    else:
+        config = Study.open(table).params("acquire", {"folder": own.FolderConfig})
+    lines, good = own.check_table(config)
+    print(*lines, sep="\n")
+    return int(not good)
 
 
 if __name__ == "__main__":

@@ -169,10 +169,8 @@ class Training:
 
     def random_states(self) -> dict[str, tuple[Callable, Callable]]:
         """Getter and setter of every random generator in use."""
-        states = {
-            "generator": (self.generator.get_state, self.generator.set_state),
-            "torch": (torch.get_rng_state, torch.set_rng_state),
-        }
+        states = {"generator": (self.generator.get_state, self.generator.set_state)}
+        states |= {"torch": (torch.get_rng_state, torch.set_rng_state)}
         if self.device.type != "cpu":  # dropout draws on the device
             module = getattr(torch, self.device.type)
             states["device"] = (module.get_rng_state, module.set_rng_state)

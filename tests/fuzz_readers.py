@@ -638,7 +638,7 @@ def tiny_run(folder):
 
 def write_weights(folder):
     run = tiny_run(folder)
-    run.freeze({seed: run.fresh(seed).state_dict() for seed in SEEDS.seeds})
+    run.freeze({member: run.fresh(member[0]).state_dict() for member in run.members})
 
 
 def read_weights(folder):

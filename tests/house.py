@@ -16,14 +16,15 @@ PACKAGE = TOP / "her2core"
 ORDER = """
 formats.boundary config records parallel
 formats.volume formats.dicom_file formats.consistency formats.dicom formats.seg
-formats.dicom_write formats.nifti formats.weights
+formats.dicom_write formats.nifti formats.examination formats.weights
 cohort kinetics bias_field normalize audit preprocess
 dataset model baselines train runs probe case
 auc calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
-cohorts.tables cohorts.manifest cohorts.labels cohorts.ambl cohorts.transfer cohorts.phantom
-cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight
-report.figures.style report.figures.images report.figures.network report.figures.phantom
+cohorts.tables cohorts.collections cohorts.manifest cohorts.labels cohorts.ambl cohorts.duke cohorts.transfer
+cohorts.phantom cohorts.own cohorts.mamamia cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight
+report.figures.style report.figures.require report.figures.words
+report.figures.images report.figures.network report.figures.phantom
 report.figures.curves report.figures.forests report.figures
 report.diagrams report.assumptions report.documents report.checklists report.sources report.page
 run study
@@ -35,7 +36,8 @@ STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
 # a params.yaml of any name in which every section is there, and nothing in most
 BARE = (
-    "name: {}\nruns: []\nacquire: {{source: phantom}}\nprepare: {{}}\nmodels: {{}}\ntrain: {{}}\nevaluate: {{}}\n"
+    "name: {}\nruns: []\nacquire: {{source: phantom}}\ncohort: {{}}\nprepare: {{}}\nmodels: {{}}\n"
+    "train: {{}}\nevaluate: {{}}\n"
 )
 PUBLISHED_STUDIES = {"ispy", "templates"}  # the folders of studies/ that are in git
 _OF_A_COMPENDIUM = (".dvcignore", ".gitignore", "CITATION.cff", "dvc.yaml", "params.yaml")

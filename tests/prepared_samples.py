@@ -15,7 +15,7 @@ PATIENTS = [("007", "train", 1, 2), ("a", "test", 0, 2), ("b", "train", 0, 1), (
 
 def write_prepared(folder, rng, patients=PATIENTS, gains=None, px=4):
     """patients: name, split, HER2 and number of slices of each; gains: factor of the intensities, by name."""
-    lines, images, quantiles, moments = ["patient,split,her2,dataset,pixel_mm"], [], [], []
+    lines, images, quantiles, moments = ["patient,split,label,dataset,pixel_mm"], [], [], []
     for number, (name, split, her2, count) in enumerate(patients):
         slices = (rng.gamma(2, 100 * (gains or {}).get(name, 1), (count, 3, px, px)) + 5).astype(np.uint16)
         of_channels = [statistics(slices[:, phase], LEVELS) for phase in range(3)]

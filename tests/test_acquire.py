@@ -1,6 +1,5 @@
 """From the name of a study to the three tables; the dry run."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -59,7 +58,9 @@ def test_what_cannot_be_run_is_refused(monkeypatch, arguments, message):
 @pytest.mark.parametrize("cohort", ["embedded", "ispy"])
 def test_every_cohort_has_a_source(monkeypatch, cohort):
     monkeypatch.chdir(TOP)
-    config = Study.open(cohort).params("acquire", a.SOURCES)
+    study = Study.open(cohort)
+    config = study.params("acquire", a.SOURCES)
     assert isinstance(config, a.SOURCES[config.source])
-    with pytest.raises(ValueError, match="source='nowhere': expected"):
-        replace(config, source="nowhere")
+    study.values["acquire"]["source"] = "nowhere"
+    with pytest.raises(ValueError, match="source is 'nowhere', expected one of phantom, archive, folder"):
+        study.params("acquire", a.SOURCES)

@@ -11,6 +11,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from her2core.cohort import flow, patient_table
 from her2core.cohorts import acquire as a
 from her2core.cohorts import archive, manifest
 from her2core.cohorts import phantom as embedded
+from her2core.cohorts.collections import collections
 from her2core.cohorts.examination import Unusable
 from her2core.cohorts.transfer import NotThere, TransportFault
 from her2core.config import build
@@ -36,7 +38,8 @@ from her2core.records import read_record
 TOP = Path(__file__).resolve().parents[1]
 CONFIG = archive.ArchiveConfig(
     source="archive", manifests="manifests", collections={"spy2": "idc", "spy1": "zenodo", "ambl": "idc"},
-    ambl_clinical="ambl.xlsx", ambl_her2={"pos": 1, "neg": 0}, ambl_pathology_out=(6,), idc_clinical=(),
+    ambl_clinical="ambl.xlsx", ambl_her2={"pos": 1, "neg": 0}, ambl_pathology_out=(6,), duke_clinical="",
+    duke_codes={}, duke_bilateral="out", idc_clinical=(), mamamia="",
     early_s=150.0, late_s=450.0, ambl_phases=None, crop_px=32, margin_slices=1, allow_missing=False, idc="",
     zenodo="", zenodo_record=1, connections=4, jobs=1,
 )  # fmt: skip
@@ -92,7 +95,7 @@ def described(patient, made):
 
 def write_tables(top, served, rows, made):
     """Manifests, BreastDCEDL's table and AMBL's sheet, whose first lesion is malignant and any other benign."""
-    for dataset, name in manifest.MANIFESTS.items():
+    for dataset, name in ((d, c.manifest) for d, c in collections().items()):
         part = pd.DataFrame(
             [r for r in rows if PATIENTS[r["patient"]] == dataset], columns=list(manifest.MANIFEST_COLUMNS)
         )
@@ -482,7 +485,8 @@ def test_other_phases_are_cropped_anew_even_where_early_is_late_and_the_former_g
     assert list(files) == sorted(set(phases)) and len(read_record(folder, "AMBL-001")["files"]) == len(files) + 1
     row = pd.read_csv(folder / "metadata.csv").set_index("pid", drop=False).loc["AMBL-001"]
     assert tuple(row[list(PHASE_COLUMNS)]) == phases
-    found, _, _, _ = read_patient(dict(row) | {"patient": "AMBL-001"}, folder, None)
+    wanted = SimpleNamespace(early_s=150.0, late_s=450.0)
+    found = read_patient(dict(row) | {"patient": "AMBL-001"}, folder, wanted).phases
     box = min_crop(world[2]["AMBL-001"].series.array[list(phases)], world[2]["AMBL-001"].focus_labels == 1, 1, 32)
     np.testing.assert_array_equal(found, box[0])
 
@@ -550,7 +554,7 @@ def loses(folder, monkeypatch, error):
     monkeypatch.setattr(archive, "_fetch_patient", lambda *_: (_ for _ in ()).throw(error))
     row = dict.fromkeys(PHASE_COLUMNS, 0) | {"pid": "ISPY2-100001"}
     return lambda allow=False: archive._get_patient(
-        (row, [{"crdc_series_uuid": "x"}], None), replace(CONFIG, allow_missing=allow), folder
+        (row, [{"crdc_series_uuid": "x"}], None, None), replace(CONFIG, allow_missing=allow), folder
     )
 
 
@@ -579,7 +583,7 @@ def test_a_patient_who_is_here_breaks_the_row_of_losses_but_not_that_of_faults(w
     for name in ("faults", "losses"):
         (downloads / name).write_text("..")
     monkeypatch.setattr(archive, "_digest", lambda *_: read_record(whole, "ISPY2-100001")["recipe"])
-    archive._get_patient(({"pid": "ISPY2-100001"}, [], None), CONFIG, tmp_path / "again")
+    archive._get_patient(({"pid": "ISPY2-100001"}, [], None, None), CONFIG, tmp_path / "again")
     assert [p.name for p in downloads.iterdir()] == ["faults"]
 
 
@@ -653,7 +657,8 @@ def test_other_names_in_a_release_are_never_written(tmp_path):
 
 def test_the_committed_manifests_hold_the_cohort():
     counts = {
-        name: archive.read_series(name, TOP / "manifests")[0]["patient"].nunique() for name in manifest.MANIFESTS
+        name: manifest.series_with_seg(name, TOP / "manifests")[0]["patient"].nunique()
+        for name in ("spy2", "spy1", "ambl")
     }
     assert counts == {"spy2": 982, "spy1": 145 - 25, "ambl": 99}  # of I-SPY1 25 have no SEG
     releases = manifest.read_releases(TOP / "manifests/releases.csv")
@@ -669,9 +674,8 @@ def test_the_block_of_ambl_her2_may_be_read_with_numbers_and_with_gaps_which_the
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "idc"}, "source='idc': expected archive"),
         ({"collections": {"ambl": "zenodo"}}, "ambl from 'zenodo', expected one of"),
-        ({"collections": {"duke": "idc"}}, "duke from 'idc', expected one of"),
+        ({"collections": {"duke": "zenodo"}}, "duke from 'zenodo', expected one of"),
         ({"crop_px": 0}, "crop_px and connections must be positive"),
         ({"margin_slices": -1}, "margin_slices 0 or more"),
         ({"ambl_phases": (0, 0, 2)}, r"phases \[0, 0, 2\], expected pre < early ≤ late"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from her2core import auc
@@ -254,6 +255,98 @@ def test_intervals_cover_what_they_promise_and_tests_err_as_seldom_as_they_say(r
     assert 0.93 <= row["auc"] <= 0.97
     assert 0.93 <= row["difference"] <= 0.97
     assert 0.03 <= row["false_positives"] <= 0.07
+
+
+# two networks, the second with scores ten times as high: pooled, every patient of the second fold is above
+FOLD_LABELS = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+FOLDS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+FOLD_SCORES = np.array([0.01, 0.03, 0.02, 0.04, 0.3, 0.1, 0.2, 0.4])
+
+
+def test_only_patients_of_one_fold_are_compared():
+    assert auc.auc(FOLD_LABELS, FOLD_SCORES) == 10 / 16 and auc.auc(FOLD_LABELS, FOLD_SCORES, FOLDS) == 0.75
+    uneven = np.array([0, 0, 0, 0, 0, 1, 0, 1])  # 4 × 3 pairs, of which 8 are right, and 1 × 1, right
+    within = [brute_auc(FOLD_LABELS[uneven == f], FOLD_SCORES[uneven == f]) for f in (0, 1)]
+    expected = (9 * within[0] + within[1]) / 10
+    assert auc.auc(FOLD_LABELS, FOLD_SCORES, uneven) == pytest.approx(expected)
+
+
+def test_folds_of_one_number_are_no_folds(rng):
+    labels, values = scores(rng)
+    one = np.zeros(60, int)
+    np.testing.assert_allclose(auc.comparison(labels, values, one), auc.comparison(labels, values), atol=1e-12)
+    bands = (auc.roc_band(labels, values, CONFIG, folds) for folds in (None, one[None]))
+    np.testing.assert_array_equal(*map(np.array, bands))
+
+
+def folded_scores(rng, seeds=2, n=90):
+    """Labels, scores and folds `(seeds, n)`; each seed has folds of its own, each fold a scale of its own."""
+    labels, values = scores(rng, n=n)
+    folds = np.array([rng.permutation(n) % 3 + 3 * seed for seed in range(seeds)])
+    return labels, (values + 0.5 * rng.standard_normal((seeds, n))) * (1 + folds) + 9 * folds, folds
+
+
+def test_the_variance_under_folds_is_that_of_the_influence_curve(rng):
+    labels, values, folds = (a[0] if a.ndim > 1 else a for a in folded_scores(rng))
+    value, influence = auc.auc(labels, values, folds), np.zeros(90)
+    pairs = [(i, j) for i in range(90) for j in range(90) if labels[i] > labels[j] and folds[i] == folds[j]]
+    for i, j in pairs:
+        gain = float(values[i] > values[j]) - value
+        influence[[i, j]] += gain / len(pairs)
+    expected = sum(v.size * v.var(ddof=1) for v in (influence[labels == 1], influence[labels == 0]))
+    assert auc.delong_variance(auc.comparison(labels, values, folds)) == pytest.approx(expected)
+
+
+def test_a_networks_scale_moves_neither_auc_nor_interval_nor_difference_nor_curve(rng):
+    labels, values, folds = folded_scores(rng)
+    moved = np.exp(values / 50) - 7 * (folds == 1)
+    other = rng.standard_normal(values.shape)
+    for function in (
+        lambda v: auc.auc(labels, v, folds),
+        lambda v: vars(auc.bootstrap_auc(labels, v, CONFIG, folds)),
+        lambda v: vars(auc.bootstrap_difference(labels, v, other, CONFIG, folds)),
+        lambda v: auc.delong_test(labels, v, other, folds),
+        lambda v: np.array(auc.roc_band(labels, v, CONFIG, folds)).tolist(),
+    ):
+        assert np.array_equal(function(values), function(moved))
+
+
+def test_the_area_under_the_curve_of_folds_is_the_auc_within_them(rng):
+    labels, values, folds = folded_scores(rng, n=900)
+    grid, mean, *_ = auc.roc_band(labels, values, CONFIG, folds)
+    expected = auc.bootstrap_auc(labels, values, CONFIG, folds)
+    assert np.trapezoid(mean, grid) == pytest.approx(expected.value, abs=0.005)
+    assert expected.value == pytest.approx(auc.auc(labels, values, folds).mean())
+
+
+def test_an_interval_under_folds_is_wider_by_their_correlation(rng, monkeypatch):
+    labels, values, folds = folded_scores(rng)
+    found = auc.bootstrap_auc(labels, values, CONFIG, folds)
+    monkeypatch.setattr(auc, "FOLD_CORRELATION", 0)
+    bare = auc.bootstrap_auc(labels, values, CONFIG, folds)
+    widths = [np.diff(logit([e.low, e.value, e.high])) for e in (found, bare)]
+    np.testing.assert_allclose(widths[0] / widths[1], np.sqrt(1 + 0.04 * 2))  # of three folds
+    assert found.value == bare.value
+
+
+def test_perfect_folds_are_not_certain_and_folds_without_a_pair_are_refused():
+    perfect = auc.bootstrap_auc(FOLD_LABELS, FOLD_LABELS + 5 * FOLDS, CONFIG, FOLDS[None])
+    assert (perfect.value, perfect.high) == (1, 1) and perfect.low < 0.9
+    with pytest.raises(ValueError, match="no positive and negative lie in the same fold.*lower cohort.folds"):
+        auc.auc(FOLD_LABELS, FOLD_SCORES, FOLD_LABELS)
+
+
+@pytest.mark.parametrize("study", ["embedded test", "I-SPY"])
+def test_intervals_under_five_folds_cover_what_they_promise(study):
+    settings, rows = (COVERAGE["folds"][part] for part in ("settings", "coverage"))
+    rows = [row for row in rows if row["study"] == study]
+    assert settings["folds"] == 5 and [row["repeats"] for row in rows] == [1, 3, 1, 3]
+    assert 0.93 <= np.mean([row["auc"] for row in rows]) <= 0.97
+    chance = 2 * np.sqrt(0.95 * 0.05 / rows[0]["simulations"])  # of a single row
+    assert all(0.93 - chance <= row["auc"] <= 0.97 + chance for row in rows)
+    compared = [row for row in rows if row["compared"]]
+    assert all(row["difference"] >= 0.93 and row["false_positives"] <= 0.07 for row in compared)
+    assert (len(compared) == 4) is (study == "embedded test")
 
 
 def test_holm_gives_the_textbook_values():

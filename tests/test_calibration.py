@@ -49,6 +49,7 @@ def test_calibration_is_that_of_statsmodels(rng):
     fitted = calibration.fit_recalibration_or_none(labels, probabilities)
     assert (fitted.intercept, fitted.slope) == pytest.approx(tuple(joint.params), rel=1e-5)
     np.testing.assert_allclose(calibration.recalibrate(probabilities, fitted), joint.predict(), rtol=1e-5)
+    assert calibration.recalibrate(probabilities, None) is probabilities
 
 
 def test_recalibration_on_one_half_mends_the_other(rng):

@@ -18,6 +18,7 @@ from her2core.baselines import ModelConfig
 from her2core.cohort import included, patient_table
 from her2core.cohorts.acquire import get_all
 from her2core.cohorts.phantom import EmbeddedConfig, draw_cohort, site_of
+from her2core.formats import examination
 from her2core.formats.dicom_write import Acquisition, write_dce, write_seg
 from her2core.formats.nifti import min_crop, write_breastdcedl
 from her2core.formats.volume import DceSeries, Geometry, Phases, Source, to_sitk
@@ -202,7 +203,7 @@ def damaged(folder):
             r"case7/dce: TemporalPositionIdentifier takes the values \[0, 2, 3\].*a phase is missing",
         ),
         (a_phase_less(3), "case7: doubtful series, export it again.*NumberOfTemporalPositions is 4.*3 phases"),
-        (no_mask, r"case7: expected dce/ and seg.dcm \(DICOM\), or dce/, mask/ and case.json \(NIfTI\)"),
+        (no_mask, "case7: masks: none; expected one: seg.dcm, a file in mask/, or a box in case.json"),
         (damaged, r"case7/dce/.*\.dcm: "),
     ],
     ids=["two phases", "a slice", "the second phase", "the last phase", "no mask", "damaged"],
@@ -254,18 +255,15 @@ def test_the_early_phase_may_also_be_the_late_one(either, patient, run, ranges):
 
 
 def test_a_sidecar_names_all_phases_or_leaves_them_open():
-    assert c.Sidecar().phases is None and c.Sidecar(0, 2, 2).phases == Phases(0, 2, 2)
+    assert c.Told().phases is None and c.Told(0, 2, 2).phases == Phases(0, 2, 2)
     with pytest.raises(ValueError, match=r"phases \[0, None, 2\], expected pre, post_early, post_late, or none"):
-        c.Sidecar(0, None, 2)
-
-
-SPACING = "case7: these NIfTI files say nothing of"
+        c.Told(0, None, 2)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (None, f"{SPACING} pre, post_early, post_late; expected in case.json"),
+        (None, "case7: slice_thick nan, xy_spacing nan in the table or case.json, expected positive mm"),
         (
             {"xy_spacing": None},
             "case7: slice_thick .* xy_spacing nan in .*case.json, expected positive mm, as these",
@@ -386,8 +384,9 @@ def test_a_mask_drawn_on_another_series_of_the_examination_is_a_remark_and_of_an
     of_series("1.2.8", "1.2.9")(seg)
     seg.save_as(copied / "seg.dcm")
     known = {"frame_of_reference": seg.FrameOfReferenceUID, "series": ("1.2.3",)}
-    read_dce = c.read_dce
-    monkeypatch.setattr(c, "read_dce", lambda folder: replace(read_dce(folder), source=Source(**known)))
+    read_dce = examination.read_dce
+    known_to_be = lambda folder, pixels: replace(read_dce(folder), source=Source(**known))  # noqa: E731
+    monkeypatch.setattr(examination, "read_dce", known_to_be)
     (remark,) = c.read_case(copied, CONFIG).remarks
     assert remark.startswith("case7/seg.dcm: ") and "1.2.8, 1.2.9" in remark and "1.2.3" in remark
     known["frame_of_reference"] = "1.2.4"
@@ -399,7 +398,10 @@ def test_two_masks_are_refused(nifti):
     folder, values = nifti
     (folder / "case.json").write_text(json.dumps(values))
     shutil.copy(next((folder / "mask").iterdir()), folder / "mask/other_spy2_vis1_mask.nii.gz")
-    with pytest.raises(ValueError, match="^case7/mask: expected one file <patient>_<collection>_vis1_mask"):
+    with pytest.raises(
+        ValueError,
+        match="^case7: masks: mask/…_mask.nii.gz, mask/…_mask.nii.gz; expected one: seg.dcm, a file in mask/, or",
+    ):
         c.read_case(folder, CONFIG)
 
 
@@ -475,9 +477,11 @@ def test_other_spacing_other_times_and_a_tiny_lesion_are_named_with_value_and_ra
     _, y_mm, x_mm = case.geometry.spacing_mm
     other = replace(case, geometry=Geometry((9.5, y_mm, x_mm)), times_s=(0.0, 60.0, 900.0))
     assert doubts_of(other, run, ranges) == [
-        "Slice spacing: 9.5 mm; 98 % of the training patients: 4.03 to 6.97 mm. " + c._OTHER_GRID,
-        "Early phase, time after the first: 60 s; 98 % of the training patients: 101 to 199 s. " + c._OTHER_TIME,
-        "Late phase, time after the first: 900 s; 98 % of the training patients: 352 to 548 s. " + c._OTHER_TIME,
+        "Slice spacing: 9.5 mm; 98 % of the training patients: 4.03 to 6.97 mm. " + c.MEASURES["slice_mm"].doubt,
+        "Early phase, time after the first: 60 s; 98 % of the training patients: 101 to 199 s. "
+        + c.MEASURES["early_s"].doubt,
+        "Late phase, time after the first: 900 s; 98 % of the training patients: 352 to 548 s. "
+        + c.MEASURES["early_s"].doubt,
     ]
     centre = tuple(np.argwhere(case.mask)[0])
     tiny = np.zeros_like(case.mask)

@@ -8,6 +8,7 @@ from house import TOP
 
 from her2core import config, run
 from her2core import study as s
+from her2core.cohort import CohortConfig
 from her2core.cohorts import acquire, preflight
 from her2core.cohorts.preflight import _CLASSES
 from her2core.config import Study, Unready
@@ -30,6 +31,7 @@ PARAMS = """
 name: small
 runs: [a, b]
 acquire: {source: phantom, seed: 1}
+cohort: {endpoint: her2}
 prepare: {count: 3, sizes: [1, 2], inner: {rate: 1e-3}}
 models: {}
 train: {rate: 1}
@@ -39,6 +41,7 @@ OWN = """
 name: other
 runs: [c]
 acquire: {source: archive}
+cohort: {}
 prepare: {sizes: [5], inner: {rate: 2}}
 models: {}
 train: {}
@@ -131,7 +134,7 @@ def test_an_unknown_study_is_refused_with_those_that_there_are(compendium):
         ("rate: 1e-3", "", 'params.yaml: prepare: missing value for field "inner.rate"'),
         ("rate: 1e-3", "2026-01-01: 1e-3", "params.yaml: prepare: inner: 2026-01-01 is no name"),
         ("{rate: 1e-3}", "null", 'params.yaml: prepare: .*"inner"'),
-        ("prepare:", "prepaer:", 'params.yaml: can not match "prepaer" .*expected: name, runs, acquire, prepare'),
+        ("prepare:", "prepaer:", 'params.yaml: can not match "prepaer" .*runs, acquire, cohort, prepare'),
         ("runs: [a, b]", "runs: a", 'params.yaml: wrong value type for field "runs"'),
         ("runs: [a, b]", "runs: [a, 2]", 'params.yaml: wrong value type for field "runs"'),
         ("name: small", "name: 5", 'params.yaml: wrong value type for field "name"'),
@@ -217,9 +220,9 @@ LAUGHS = "a: &a [1, 1]\n" + "".join(f"{x}: &{x} [*{y}, *{y}, *{y}]\n" for y, x i
         (b"name: [small\nruns: }\n", "line 2: .*expected"),
         (b"name: small\n\ttrain: {}\n", r"line 2: found character '\\t'"),
         (b"name: 'small\n", "line 2: found unexpected end of stream"),
-        (PARAMS.encode() + b"train: {rate: 2}\n", 'line 9: found duplicate key "train"'),
+        (PARAMS.encode() + b"train: {rate: 2}\n", 'line 10: found duplicate key "train"'),
         (b"name: {a: 1, a: 2}\n", 'line 1: found duplicate key "a"'),
-        (PARAMS.encode() + b"---\n" + PARAMS.encode(), "line 9: but found another document"),
+        (PARAMS.encode() + b"---\n" + PARAMS.encode(), "line 10: but found another document"),
         (b"name: !!python/object:os.system x\n", "line 1: could not determine a constructor"),
         (b"name: small\x00\n", "unacceptable character #x0000"),
         ("# größer\n".encode("latin-1") + PARAMS.encode(), "'utf-8' codec can't decode byte 0xf6"),
@@ -258,7 +261,7 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_says_in_one_line_what_is_wrong_with_the_parameters(compendium, command, content):
     (compendium / "params.yaml").write_bytes(content)
-    said = command.removesuffix(" --dry")
+    said = command.removesuffix(" --dry").removesuffix(" study")
     with pytest.raises(SystemExit, match=f"^\n?{said}(: )?{compendium}/params.yaml: .*, expected .*$") as stop:
         COMMANDS[command](["small"])
     assert len(str(stop.value).strip().splitlines()) == 1
@@ -358,3 +361,9 @@ def test_a_studys_stage_tracks_its_own_parameters_and_those_of_the_top_level(sta
         config.steady_dependencies("notebooks/n.ipynb", Study.open("other")),
     ):
         (stage / "params.yaml").write_text(PARAMS.replace("count: 3", "count: 4"))
+
+
+def test_wrong_folds_are_refused_by_the_place_where_they_stand(compendium):
+    (compendium / "params.yaml").write_text(PARAMS.replace("{endpoint: her2}", "{endpoint: her2, folds: 2}"))
+    with pytest.raises(Unready, match="^params.yaml: cohort: expected folds >= 3 or null, .*folds=2"):
+        Study.open().params("cohort", CohortConfig)

@@ -339,7 +339,7 @@ def test_neighbours_stand_beside_their_slice_phase_by_phase_under_its_window(tmp
     np.save(tmp_path / "quantiles_raw.npy", quantiles)
     np.save(tmp_path / "moments_raw.npy", np.ones((2, 3, 3, 2), np.float32))
     np.save(tmp_path / "levels.npy", [0.0, 1.0])
-    rows = "patient,split,her2,dataset,pixel_mm\na,train,0,spy1,2.0\nb,train,1,spy1,2.0\n"
+    rows = "patient,split,label,dataset,pixel_mm\na,train,0,spy1,2.0\nb,train,1,spy1,2.0\n"
     (tmp_path / "slices.csv").write_text(rows)
     prepared = Prepared.open(sealed(tmp_path))
     with pytest.raises(ValueError, match="neighbours_raw.npy: no such file; adjacent slices need"):

@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from her2core.config import ENDPOINTS
 from her2core.model import ThdaConfig, ThdaResNet
 from her2core.report import diagrams, figures
 from her2core.report.figures import style
@@ -26,6 +27,9 @@ CONFIGS = {
 }  # fmt: skip
 
 
+SITES = {"spy1": "I-SPY1", "spy2": "I-SPY2", "ambl": "AMBL"}
+
+
 @pytest.fixture(autouse=True)
 def closed_figures():
     yield
@@ -33,7 +37,7 @@ def closed_figures():
 
 
 def count(patients, excluded, splits):
-    named = {name: {"patients": n, "her2_positive": k} for name, (n, k) in splits.items()}
+    named = {name: {"patients": n, "positives": k} for name, (n, k) in splits.items()}
     included = patients - sum(excluded.values())
     return {"patients": patients, "included": included, "excluded": excluded, "splits": named}
 
@@ -71,7 +75,7 @@ def check_page(figure):
 
 
 def test_the_flow_says_who_is_in_and_out_and_that_the_cohort_is_synthetic(counts):
-    figure = diagrams.cohort_flow(counts, "embedded synthetic cohort")
+    figure = diagrams.cohort_flow(counts, SITES, "embedded synthetic cohort")
     check_page(figure)
     text = all_text(figure)
     assert "Flow of patients, n = 163; 152 in use, 45 HER2+; embedded synthetic cohort" in text
@@ -86,7 +90,7 @@ def test_the_flow_diagram_shows_every_count():
         "spy2": count(4, {"no split published": 1}, {"train": (2, 1), "test": (1, 0)}),
     }
     axes = Figure().add_subplot()
-    diagrams._draw_flow(axes, {"collections": collections})
+    diagrams._draw_flow(axes, {"collections": collections}, SITES, ENDPOINTS["her2"])
     shown = [t.get_text() for t in axes.texts]
     assert len(shown) == 3 * 4
     assert shown[:4] == [
@@ -101,14 +105,14 @@ def test_the_flow_diagram_shows_every_count():
 
 def test_the_flow_of_a_real_cohort_says_what_it_lacks_of_the_published_one(counts):
     published = {"published": 1149, "missing": 1017, "reasons": {}}
-    text = all_text(diagrams.cohort_flow(counts | {"of_published": published}, "ispy"))
+    text = all_text(diagrams.cohort_flow(counts | {"of_published": published}, SITES, "ispy"))
     assert "45 HER2+; ispy\n1017 of the 1149 published patients missing" in text
     assert "synthetic" not in text
 
 
 def test_counts_without_collections_are_refused(counts):
     with pytest.raises(ValueError, match="counts: no collections, found patients, included, excluded, splits"):
-        diagrams.cohort_flow({k: v for k, v in counts.items() if k != "collections"}, "tiny")
+        diagrams.cohort_flow({k: v for k, v in counts.items() if k != "collections"}, SITES, "tiny")
 
 
 def shapes_of(config, image_px):
@@ -192,7 +196,7 @@ def test_an_image_without_pixels_is_refused():
 
 def test_diagrams_are_the_same_files_twice(counts, tmp_path):
     for folder in ("a", "b"):
-        figures.save(diagrams.cohort_flow(counts, "tiny"), "cohort_flow", tmp_path / folder)
+        figures.save(diagrams.cohort_flow(counts, SITES, "tiny"), "cohort_flow", tmp_path / folder)
         figures.save(diagrams.architecture(*CONFIGS["embedded"], "tiny"), "architecture", tmp_path / folder)
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()

@@ -11,7 +11,7 @@ import pytest
 from dicom_samples import edit, files_at, item, put, series, write
 from pydicom.filereader import read_dataset as parse
 
-from her2core.formats.dicom_file import _ATTRIBUTES, Header, image_of, read_dataset
+from her2core.formats.dicom_file import _ALLOWED, _TAGS, Header, image_of, read_dataset
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_no_element_is_read_but_those_allowed(folder):
     edit(folder, put(InstitutionName="Saint Elsewhere", OperatorsName="Hyde^Edward"))
     path, whole = files_at(folder)[0]
     found = {element.keyword for element in read_dataset(path)}
-    assert found <= {*_ATTRIBUTES, "SpecificCharacterSet", "PatientID", "PatientName"}
+    assert found <= {*_TAGS, "SpecificCharacterSet"}
     assert {"InstitutionName", "OperatorsName", "StudyDate"} <= set(whole.dir()) - found
     for keyword in ("PatientName", "PatientID", "InstitutionName"):
         with pytest.raises(KeyError, match=keyword):
@@ -50,7 +50,8 @@ def test_no_element_is_read_but_those_allowed(folder):
 
 
 def test_nothing_that_says_who_or_on_which_day_is_allowed():
-    for keyword in _ATTRIBUTES:
+    assert _ALLOWED["patient"] == ["PatientID", "PatientName"]
+    for keyword in _TAGS.keys() - _ALLOWED["patient"]:
         vr = pydicom.datadict.dictionary_VR(keyword)
         assert vr not in ("PN", "DA", "AS", "LO", "ST", "LT", "UT"), keyword
 

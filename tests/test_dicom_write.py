@@ -124,7 +124,8 @@ def test_two_seg_writes_give_the_same_bytes(roi, tmp_path):
 
 
 def test_highdicom_reads_what_we_write(roi):
-    highdicom = pytest.importorskip("highdicom")
+    import highdicom
+
     seg = highdicom.seg.segread(roi)
     volume = seg.get_volume(combine_segments=True)
     first = int(np.flatnonzero(lesions().any(axis=(1, 2)))[0])

@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 from test_labels import ambl_rows, ambl_sheet
 
+from her2core.cohorts.acquire import SOURCES
 from her2core.config import Study, Unready
 from her2core.report import checklists, documents, sources
 from her2core.runs import parse_run
@@ -24,6 +25,7 @@ REAL = {
     "models": {"thda": {"width": 64}, "vit": {"dim": 768}},
     "train": {"seeds": [0, 1], "aggregate": "median", "class_weight": "balanced", "jobs": -1},
     "evaluate": {"confidence": 0.95},
+    "cohort": {"endpoint": "her2"},
 }
 SYNTHETIC = REAL | {"acquire": {"source": "phantom", "bayes_auc": 0.95}}
 BEST = "thda-channel_q98-raw"
@@ -52,9 +54,9 @@ def results(tmp_path):
             row(cvt, 0.615, 0.6, 0.62),
         ],
         "external_validation": [
-            row(best, 0.6407, 0.45, 0.8, test="external"),
-            row("thda-slice_minmax-raw", 0.5907, 0.4, 0.7, test="external"),
-            row(n4, 0.9, 0.8, 0.95, test="external"),
+            row(best, 0.6407, 0.45, 0.8, test="AMBL"),
+            row("thda-slice_minmax-raw", 0.5907, 0.4, 0.7, test="AMBL"),
+            row(n4, 0.9, 0.8, 0.95, test="AMBL"),
             row(best, 0.7011, 0.6022, 0.8033, test="internal"),
         ],
         "normalization_pairs": [
@@ -76,11 +78,11 @@ def results(tmp_path):
         "reference": best,
         "threshold": 0.4321,
         "internal": population,
-        "external": population | {"auc": 0.6407},
+        "external": {"AMBL": population | {"auc": 0.6407}},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     counts = {"external": (43, 10), "test": (132, 31), "train": (885, 230), "validation": (132, 35)}
-    splits = {k: {"patients": n, "her2_positive": p} for k, (n, p) in counts.items()}
+    splits = {k: {"patients": n, "positives": p} for k, (n, p) in counts.items()}
     site = {"excluded": {"HER2 unknown": 40, "pathology": 5}, "splits": {"external": splits["external"]}}
     inside = {k: v for k, v in splits.items() if k != "external"}
     flow = {"excluded": {"HER2 unknown": 45, "pathology": 5}, "splits": splits}
@@ -146,7 +148,8 @@ def rewrite_flow(results, change):
 def make_partial(flow):
     """42 of 1,149 patients and 30 of the external site are left."""
     for split, patients in (("train", 24), ("validation", 9), ("test", 9), ("external", 30)):
-        flow["splits"][split] = {"patients": patients, "her2_positive": 3}
+        flow["splits"][split] = {"patients": patients, "positives": 3}
+    flow["collections"]["ambl"]["splits"]["external"]["patients"] = 30
     flow["of_published"] |= {"missing": 1107, "reasons": {"not in the table": 1100, "mask unusable": 7}}
 
 
@@ -180,7 +183,7 @@ def test_a_partial_cohort_has_no_verdict_but_who_is_missing_and_why(results):
 
 def test_those_lost_in_preparation_are_missing_too(results):
     (results / "unprepared.csv").write_text(
-        "patient,dataset,split,her2,reason\n"
+        "patient,dataset,split,label,reason\n"
         "A,spy2,test,1,N4 failed: 3 voxels\nB,spy2,test,0,N4 failed: 2 voxels\nC,ambl,external,1,no lesion: empty\n"
     )
     text = documents.reported_vs_reproduced(study(results.parents[1]))
@@ -199,7 +202,7 @@ def test_those_lost_in_preparation_are_missing_too(results):
     "row", ["A,spy2,fold7,1,N4 failed", "A,spy2,test,yes,N4 failed", "A,spy9,test,1,N4 failed", "A,spy2,test,1,"]
 )
 def test_a_damaged_table_of_those_lost_in_preparation_is_named_with_the_remedy(results, row):
-    (results / "unprepared.csv").write_text(f"patient,dataset,split,her2,reason\n{row}\n")
+    (results / "unprepared.csv").write_text(f"patient,dataset,split,label,reason\n{row}\n")
     with pytest.raises(ValueError, match="unprepared.csv: .*, expected patients of .*run the stage prepare"):
         documents.reported_vs_reproduced(study(results.parents[1]))
 
@@ -213,12 +216,12 @@ def test_a_damaged_table_of_weights_is_named_with_the_remedy(results):
 
 def test_where_everyone_could_be_prepared_nothing_changes(results):
     before = documents.reported_vs_reproduced(study(results.parents[1]))
-    (results / "unprepared.csv").write_text("patient,dataset,split,her2,reason\n")
+    (results / "unprepared.csv").write_text("patient,dataset,split,label,reason\n")
     assert documents.reported_vs_reproduced(study(results.parents[1])) == before
 
 
 def test_a_small_external_site_leaves_the_internal_verdicts(results):
-    rewrite_flow(results, lambda flow: flow["splits"]["external"].update(patients=42))
+    rewrite_flow(results, lambda flow: flow["collections"]["ambl"]["splits"]["external"].update(patients=42))
     found = verdicts(documents.reported_vs_reproduced(study(results.parents[1])))
     assert found["AUC of THDA, internal test"][1] == "inside our interval"
     external = "not comparable: 42 external patients, 43 lesions in the paper"
@@ -271,8 +274,7 @@ def test_on_a_synthetic_cohort_no_number_of_ours_stands_beside_the_papers(result
     ],
 )
 def test_a_reported_number_or_range_is_inside_outside_or_overlaps(reported, low, high, verdict):
-    number = documents._Reported("AUC", reported, "abstract", "", "")
-    assert documents._place(number, low, high) == verdict
+    assert documents._place(reported, low, high) == verdict
 
 
 def test_every_run_beside_a_reported_number_is_one_of_the_study_and_the_papers_best_is_the_real_reference():
@@ -320,8 +322,8 @@ def test_a_card_is_of_the_run_that_the_metrics_name(results):
 
 
 @pytest.fixture
-def top(tmp_path):
-    """A compendium with the raw files of three patients of either study, and the manifests."""
+def top(tmp_path, monkeypatch):
+    """A compendium, where we are, with the raw files of three patients of either study, and the manifests."""
     for name in ("ispy", "embedded"):
         (tmp_path / "data" / name / "acquire").mkdir(parents=True)
         (tmp_path / "data" / name / "acquire/files.csv").write_text(
@@ -331,11 +333,20 @@ def top(tmp_path):
     (tmp_path / "manifests").symlink_to(TOP / "manifests")
     (tmp_path / "labels").mkdir()
     ambl_sheet(tmp_path / "labels", *ambl_rows())
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+def data_sources(top, sections, name="ispy"):
+    """As the stage `acquire` writes them down."""
+    of = study(top, sections, name)
+    (of.data("acquire") / "sources.json").write_text(json.dumps([*of.params("acquire", SOURCES).sources()]))
+    return sources.data_sources(of)
+
+
 def test_the_sources_of_the_real_cohort_are_those_of_the_manifests(top):
-    found = sources.data_sources(study(top, ISPY.values))
+    found = data_sources(top, ISPY.values)
     by_collection = {s["collection"]: s for s in found["sources"] if "collection" in s}
     ispy2 = by_collection["ispy2"]
     assert ispy2["patients"] + by_collection["acrin_6698"]["patients"] == 982
@@ -363,14 +374,14 @@ def test_bytes_are_exact_though_the_archive_counts_in_megabytes(top):
     series = f"A,dce,ispy1,1.2.{{n}},{where},{{files}},{{mb}},CC BY 3.0,10.1/d,25"
     lines = [series.format(n=1, files=5, mb="0.100001"), series.format(n=2, files=1, mb="2.000002")]
     (top / "manifests/ispy1.csv").write_text("\n".join([header, *lines, ""]))
-    sections = {"acquire": {"source": "archive", "collections": {"spy1": "idc"}, "manifests": "manifests"}}
-    (source,) = sources.data_sources(study(top, sections))["sources"]
+    sections = {"acquire": ISPY.section("acquire") | {"collections": {"spy1": "idc"}}}
+    (source,) = data_sources(top, sections)["sources"]
     assert (source["patients"], source["series"], source["instances"], source["bytes"]) == (1, 2, 6, 2_100_003)
 
 
 def test_the_source_of_a_synthetic_cohort_is_its_seed_and_parameters(top):
     (top / "manifests").unlink()
-    found = sources.data_sources(study(top, EMBEDDED.values, "embedded"))
+    found = data_sources(top, EMBEDDED.values, "embedded")
     (source,) = found["sources"]
     assert found["synthetic"] and source["seed"] == EMBEDDED.section("acquire")["seed"]
     assert source["parameters"]["bayes_auc"] == 0.95 and "jobs" not in source["parameters"]
@@ -417,7 +428,10 @@ def test_the_checklist_counts_what_is_not_satisfied_and_links_from_its_folder():
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("yes,,", "item 7: status 'yes' with 0 files"), ("no,params.yaml,", "item 7: status 'no' with 1 files")],
+    [
+        ("satisfied,,", "item 7: status 'satisfied' with 0 files"),
+        ("not satisfied,params.yaml,", "item 7: status 'not satisfied' with 1 files"),
+    ],
 )
 def test_an_item_is_not_satisfied_by_nothing(tmp_path, row, message):
     table = tmp_path / "standard.csv"
@@ -427,7 +441,7 @@ def test_an_item_is_not_satisfied_by_nothing(tmp_path, row, message):
 
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
-    assert documents.markdown_table(("a",), [("x|y",)])[-1] == "| x\\|y |"
+    assert documents._markdown_table([("x|y",)], "a").endswith("\n| x\\|y |")
 
 
 def test_the_checklist_names_what_shows_performance_in_subgroups_calibration_leaks_and_failures():

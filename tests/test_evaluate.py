@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from her2core import auc, evaluate
 from her2core.auc import EvaluateConfig
+from her2core.calibration import at_thresholds, youden_threshold
 
 CONFIG = EvaluateConfig(bootstrap=400, confidence=0.95, seed=1)
 
@@ -257,6 +258,111 @@ def test_predictions_of_several_tables_are_held_against_each_other_and_the_cohor
     )
     with pytest.raises(ValueError, match="b-w-raw, seed 0: 39 rows, .*'p05'"):
         evaluate.read_predictions(paths)
+
+
+def folded(rng, runs=("a-w-raw", "b-w-raw"), seeds=2, n=60):
+    """As `predictions` under three folds: each patient is test in one and validation in the one before."""
+    table = predictions(rng, runs, seeds, n)
+    fold = table["patient"].str[1:].astype(int) // 2 % 3  # of both classes alike
+    parts = []
+    for split, of in (("test", fold), ("validation", (fold - 1) % 3)):
+        part = table.assign(split=split, fold=of, probability=(table["probability"] + of) / 3)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_under_folds_summary_and_comparisons_compare_within_them(rng):
+    table = folded(rng)
+    test = table[table["split"] == "test"]
+    labels, probabilities = evaluate.matrix(test[test["run"] == "a-w-raw"])
+    folds = evaluate.folds_of(test[test["run"] == "a-w-raw"])
+    assert folds.shape == probabilities.shape and folds[0, :8].tolist() == [0, 0, 1, 1, 2, 2, 0, 0]
+    found = evaluate.summary(test, CONFIG).set_index("run")
+    within = [
+        roc_auc_score(p["label"], p["probability"]) for _, p in test[test["model"] == "a"].groupby(["seed", "fold"])
+    ]
+    assert found.loc["a-w-raw", "auc"] == pytest.approx(np.mean(within))  # 10 × 10 pairs in each
+    assert found.loc["a-w-raw", "seed_sd"] == pytest.approx(
+        pd.Series(within).groupby([0] * 3 + [1] * 3).mean().std()
+    )
+    assert roc_auc_score(labels, probabilities[0]) < np.mean(within) - 0.1
+    row = evaluate.comparisons(test, "b-w-raw", CONFIG).iloc[0]
+    second = evaluate.matrix(test[test["run"] == "b-w-raw"])[1]
+    expected = auc.bootstrap_difference(labels, probabilities, second, CONFIG, folds)
+    assert (row["difference"], row["se"], row["p"]) == (expected.value, expected.se, expected.p)
+    test.loc[test["patient"].eq("p03") & test["model"].eq("a"), "fold"] = 2
+    with pytest.raises(ValueError, match="a-w-raw and b-w-raw differ in 4 rows"):
+        evaluate.comparisons(test, "b-w-raw", CONFIG)
+
+
+def test_a_subgroup_under_folds_needs_five_of_a_class_for_every_fold(rng):
+    table = folded(rng, runs=("a-w-raw",)).query("split == 'test'")
+    groups = pd.Series(["large"] * 32 + ["small"] * 28, index=sorted(table["patient"].unique()))
+    found = evaluate.subgroups(table, groups, CONFIG)
+    assert found["note"].tolist() == ["", "fewer than 15 HER2+ and HER2−"] and found["auc"].isna().tolist() == [
+        False,
+        True,
+    ]
+
+
+def test_what_is_fitted_on_validation_patients_is_for_the_test_patients_of_their_fold(rng):
+    table = folded(rng, runs=("a-w-raw",))
+    validation, test = (table[table["split"] == split] for split in ("validation", "test"))
+    labels, values = evaluate.applied(lambda y, p: p.mean(), lambda p, mean: p - mean, validation, test)
+    mean, fold = evaluate.seed_mean(test)[1], np.arange(60) // 2 % 3
+    of_fold = validation.groupby("fold")["probability"].mean().to_numpy()
+    np.testing.assert_allclose(values, mean - of_fold[fold])
+    assert labels.tolist() == [0, 1] * 30 and abs(values).max() < 0.5
+    outside = test.drop(columns="fold").assign(split="external")
+    np.testing.assert_allclose(
+        evaluate.applied(lambda y, p: p.mean(), lambda p, mean: p - mean, validation, outside)[1],
+        mean - of_fold.mean(),
+    )
+
+
+def test_seeds_of_other_partitions_have_fits_of_their_own(rng):
+    table = folded(rng, runs=("a-w-raw",))
+    table["fold"] += 3 * table["seed"]
+    validation, test = (table[table["split"] == split] for split in ("validation", "test"))
+    assert list(evaluate.by_fold(test)) == [0, 1, 2, 3, 4, 5]
+    values = evaluate.applied(lambda y, p: p.mean(), lambda p, mean: p - mean, validation, test)[1]
+    by_seed = [part.set_index("patient").sort_index() for _, part in test.groupby("seed")]
+    means = validation.groupby("fold")["probability"].mean()
+    expected = np.mean([p["probability"] - means.loc[p["fold"]].to_numpy() for p in by_seed], axis=0)
+    np.testing.assert_allclose(values, expected)
+
+
+def test_without_folds_what_is_fitted_is_for_all_and_to_the_bit(rng):
+    validation, test = predictions(rng, ("a-w-raw",)), predictions(rng, ("a-w-raw",))
+    labels, margin = evaluate.applied(youden_threshold, np.subtract, validation, test)
+    threshold, mean = youden_threshold(*evaluate.seed_mean(validation)), evaluate.seed_mean(test)[1]
+    assert np.array_equal(margin, mean - threshold) and evaluate.folds_of(test) is None
+    assert at_thresholds(labels, margin, {"t": 0}) == at_thresholds(labels, mean, {"t": threshold})
+
+
+MISSING = {
+    "a fold's test patient": {"patient": "p03", "split": "test", "seed": 1},
+    "a fold's validation patient": {"patient": "p03", "split": "validation"},
+    "a patient": {"patient": "p03", "seed": 0},
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_under_folds_every_internal_patient_needs_both_rows_of_every_seed(what, tmp_path, rng):
+    table = folded(rng)
+    table.to_csv(tmp_path / "a.csv", index=False)
+    cohort = {(p, f"folds {int(p[1:]) // 2 % 3}", int(p[1:]) % 2) for p in table["patient"]}
+    assert len(evaluate.read_predictions([tmp_path / "a.csv"], cohort | {("x", "external", 1)})) == 480
+    without(table, **MISSING[what]).to_csv(tmp_path / "a.csv", index=False)
+    for known in (None, cohort):
+        with pytest.raises(ValueError, match="seed [01]: 11[89] rows, expected each patient once .*p03"):
+            evaluate.read_predictions([tmp_path / "a.csv"], known)
+
+
+def test_a_row_without_its_fold_is_refused(tmp_path, rng):
+    where(folded(rng), "fold", np.nan, patient="p03").to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match="a.csv: cut off, or with a value that is missing"):
+        evaluate.read_predictions([tmp_path / "a.csv"])
 
 
 def test_no_prediction_table_is_an_error_that_says_what_to_run():

@@ -14,7 +14,7 @@ from her2core.auc import Estimate
 from her2core.evaluate import expected_width
 from her2core.formats.volume import Geometry
 from her2core.report import figures
-from her2core.report.figures import style
+from her2core.report.figures import style, words
 
 matplotlib.use("Agg")
 COHORT = "embedded synthetic cohort"
@@ -91,7 +91,7 @@ GALLERY = {
     site: [(IMAGES[k, 1], 250.0, 11.5, f"1.5 T, HER2+, {k} ml") for k in range(4)]
     for site in ("spy2", "spy1", "ambl")
 }
-AGES = pd.DataFrame({"age": [31, 47, 95, np.nan], "her2": [1, 0, 0, 1]})
+AGES = pd.DataFrame({"age": [31, 47, 95, np.nan], "label": [1, 0, 0, 1]})
 WIDTHS = expected_width({"test": (72, 108), "external": (0, 40)}, 0.74)
 BOTH = pd.concat({"internal": summary(20), "external": summary(20).assign(auc=0.65)}, names=["test"]).reset_index(
     "test"
@@ -121,6 +121,20 @@ DRAW = {  # all but the cohort; several cases for those that grow
     "calibration": partial(
         figures.calibration_curve, {"Internal test": versions(SLOPE), "External": versions({})}, 0.95
     ),
+    "calibration of four": partial(
+        figures.calibration_curve, {name: versions(SLOPE) for name in ("internal", "AMBL", "Duke", "NACT")}, 0.95
+    ),
+    "decision curves of four": partial(
+        figures.decision_curve, {t: (net_benefit(), ESTIMATE) for t in ("internal", "AMBL", "Duke", "NACT")}, 0.95
+    ),
+    "four populations": partial(
+        figures.populations,
+        pd.concat([summary(6).assign(test=t) for t in ("internal", "AMBL", "Duke", "NACT")]),
+        0.95,
+    ),
+    "roc of four": partial(
+        figures.roc, {t: (GRID, GRID, GRID, GRID, ESTIMATE) for t in ("internal", "AMBL", "Duke", "NACT")}, 0.95
+    ),
     "one calibration": partial(figures.calibration_curve, {"External": versions({"slope": (np.nan,) * 3})}, 0.95),
     "decision_curve": partial(
         figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
@@ -128,7 +142,7 @@ DRAW = {  # all but the cohort; several cases for those that grow
     "readers": partial(figures.readers, VOLUMES),
     "age_by_status": partial(figures.age_by_status, AGES),
     "expected_widths": partial(figures.expected_widths, WIDTHS, 0.74),
-    "two_populations": partial(figures.two_populations, BOTH, 0.95),
+    "populations": partial(figures.populations, BOTH, 0.95),
     "through_the_network": partial(
         figures.through_the_network, IMAGES[0], STAGES, "PHANTOM-SPY2-0001, HER2+", 2.0, mask=MASK
     ),
@@ -160,7 +174,7 @@ SAYS = {
         "patients of one class only",
         "95% interval",
     ),
-    "two_populations": ("internal, n = 90, 30 HER2+", "0.65 (0.60–0.80)", "95% interval over patients", RUNS[19]),
+    "populations": ("internal, n = 90, 30 HER2+", "0.65 (0.60–0.80)", "95% interval over patients", RUNS[19]),
     "through_the_network": ("stage 1, 12 × 12\n(mm)", "stage 4, 1 × 1", "line: lesion", "HER2+: spatial gates"),
     "channel_gates": ("stage 4, 128 channels", "Channel gate (0 closed, 1 open)", "mean of the phases"),
     "phantom_gallery": ("1.5 T, HER2+, 3 ml", "spy1", "184 mm"),
@@ -275,7 +289,7 @@ def test_a_figure_that_fails_half_way_leaves_the_one_before(tmp_path):
     ],
 )
 def test_an_interval_never_sets_a_dash_before_a_minus_or_a_minus_before_zero(value, low, high, sign, expected):
-    assert style.interval(value, low, high, sign) == expected
+    assert words.interval(value, low, high, sign) == expected
 
 
 def test_every_patient_has_the_field_of_view_of_their_own_pixels():
@@ -378,8 +392,8 @@ def test_channels_are_sorted_by_the_mean_of_the_phases():
     assert lines[0].get_ydata().tolist() == [0.1, 0.5, 0.9] and lines[1].get_ydata().tolist() == [0.3, 0.2, 0.9]
 
 
-def test_two_populations_stand_in_the_tables_order_from_top_to_bottom():
-    axes = figures.two_populations(BOTH.iloc[::-1], 0.95, "x").axes[0]
+def test_populations_stand_in_the_tables_order_from_top_to_bottom():
+    axes = figures.populations(BOTH.iloc[::-1], 0.95, "x").axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == RUNS[::-1] and axes.get_ylim()[0] > axes.get_ylim()[1]
     assert [t.get_text().split(",")[0] for t in axes.figure.legends[0].texts] == ["external", "internal"]
 
@@ -424,9 +438,9 @@ BAD = {
         partial(figures.expected_widths, without(WIDTHS, ["low", "high"]), 0.74),
         "expected_widths: lacks low, high",
     ),
-    "two_populations: three": (
-        partial(figures.two_populations, pd.concat([BOTH, summary(1).assign(test="c")]), 0.95),
-        "populations: found 3, expected 1 to 2",
+    "populations: eight": (
+        partial(figures.populations, pd.concat([summary(1).assign(test=t) for t in "abcdefgh"]), 0.95),
+        "populations: found 8, expected 1 to 7",
     ),
     "through_the_network: channels only": (
         partial(figures.through_the_network, IMAGES[0], {"stage1": {"channel": GATES[0]}}, "p", 2.0),
@@ -472,9 +486,9 @@ BAD = {
         partial(figures.differences, comparisons(2).assign(reference=["a", "b"]), 0.95, title="x"),
         "one reference",
     ),
-    "calibration: three": (
-        partial(figures.calibration_curve, dict.fromkeys("abc", versions({})), 0.95),
-        "panels: found 3, expected 1 to 2",
+    "calibration: eight": (
+        partial(figures.calibration_curve, dict.fromkeys("abcdefgh", versions({})), 0.95),
+        "panels: found 8, expected 1 to 7",
     ),
     "calibration: no counts": (
         partial(figures.calibration_curve, {"a": {"raw": (without(reliability(), "patients"), {})}}, 0.95),

@@ -53,32 +53,86 @@ def test_what_is_no_lesion_is_refused(lesion):
         k.lesion_features(phases[:2], mask, (2, 1, 1))
 
 
+MODELS = {"kinetics": k.FEATURES, "clinical": ("age", "hr"), "clinical_kinetics": ("age", "hr", *k.FEATURES)}
+
+
 @pytest.fixture
 def table(rng):
-    her2 = np.arange(200) % 2
-    rows = pd.DataFrame({f: rng.normal(size=200) for f in k.FEATURES})
-    rows["washout"] -= 3 * her2
-    rows["patient"], rows["her2"] = [f"P{i:03d}" for i in range(200)], her2
-    return rows.assign(split=np.where(np.arange(200) < 120, "train", "test"))
+    label = np.arange(300) % 2
+    rows = pd.DataFrame({f: rng.normal(size=300) for f in (*k.FEATURES, "age", "hr")})
+    rows["washout"] -= 3 * label
+    rows["patient"], rows["label"] = [f"P{i:03d}" for i in range(300)], label
+    return rows.assign(split=np.repeat(["train", "validation", "test"], (120, 100, 80)))
 
 
-def test_the_line_finds_the_feature_that_tells_and_majority_tells_nothing(table):
-    found = k.simple_predictions(table, "embedded", ["test"], (0, 1))
+def told(table, **models):
+    return k.simple_predictions(table, "embedded", ["validation", "test"], (0, 1), models or MODELS)
+
+
+def test_the_line_finds_the_features_that_tell_and_majority_tells_nothing(table):
+    found = told(table).query("split == 'test'")
     assert found.groupby(["run", "seed"]).size().to_dict() == {
-        (f"{m}-none-raw", s): 80 for m in ("kinetics", "majority") for s in (0, 1)
+        (f"{m}-none-raw", s): 80 for m in ("kinetics", "clinical", "clinical_kinetics", "majority") for s in (0, 1)
     }
-    line = found[(found["model"] == "kinetics") & (found["seed"] == 0)]
-    assert line.groupby("label")["probability"].mean().diff().iloc[1] > 0.7
+    gap = found[found["seed"] == 0].groupby(["model", "label"])["probability"].mean().unstack().diff(axis=1)[1]
+    assert gap["kinetics"] > 0.7 and gap["clinical_kinetics"] > 0.7 and abs(gap["clinical"]) < 0.1
     assert set(found.loc[found["model"] == "majority", "probability"]) == {0.5}
 
 
 def test_nothing_but_training_patients_is_fitted(table):
     other = table.copy()
-    other.loc[other["split"] == "test", "washout"] = 99.0
-    for model in (k.fit_kinetics(table), k.fit_kinetics(other)):
-        np.testing.assert_array_equal(model[-1].coef_, k.fit_kinetics(table)[-1].coef_)
+    other.loc[(other["split"] == "test") & (other["patient"] != "P299"), "washout"] = 99.0
+    last = [told(t, kinetics=k.FEATURES).query("patient == 'P299'") for t in (table, other)]
+    pd.testing.assert_frame_equal(*last)
+
+
+def test_who_lacks_a_value_has_the_training_patients_median(table):
+    other = table.copy()
+    other.loc[other.index[-1], "age"] = np.nan
+    as_median = table.copy()
+    as_median.loc[as_median.index[-1], "age"] = table.loc[table["split"] == "train", "age"].median()
+    found = [told(t, clinical=("age", "hr")) for t in (other, as_median)]
+    pd.testing.assert_frame_equal(*found)
 
 
 def test_one_class_cannot_be_fitted(table):
-    with pytest.raises(ValueError, match=r"120 training patients with HER2 \[1\], expected 0 and 1"):
-        k.fit_kinetics(table.assign(her2=1))
+    with pytest.raises(ValueError, match=r"120 training patients with the labels \[1\], expected 0 and 1"):
+        told(table.assign(label=1))
+
+
+def test_clinical_columns_are_those_known_beforehand(table):
+    patients = pd.DataFrame(
+        {"patient": ["a", "b"], "age": [51, None], "menopause": ["pre", "post"], "hr": [1, 0], "her2": [0, 1]}
+    )
+    found = k.clinical(patients, "her2")
+    assert [*found] == ["age", "menopause", "hr"] and found.loc["b"].tolist()[1:] == [1.0, 0.0]
+    assert [*k.clinical(patients, "hr")] == [*k.clinical(patients, "triple_negative")] == ["age", "menopause"]
+    assert [*k.clinical(patients.assign(menopause=None), "pcr")] == ["age", "hr"]
+
+
+def test_what_a_network_adds_is_the_logistic_regression_of_statsmodels(table, rng):
+    import statsmodels.api as sm
+    from scipy.special import expit, logit
+
+    baseline = told(table, kinetics=k.FEATURES).query("model == 'kinetics'")
+    noise = rng.normal(size=len(baseline))
+    network = baseline.assign(run="thda", model="thda", probability=expit(0.5 * baseline["label"] + noise).round(6))
+    found = k.combined(network, baseline)
+    assert found["model"].unique() == ["kinetics+thda"] and len(found) == len(network)
+    for seed in (0, 1):
+        x, z = (logit(t[t["seed"] == seed]["probability"].clip(1e-6, 1 - 1e-6)) for t in (network, baseline))
+        design = sm.add_constant(np.column_stack([x, z]))
+        labels = baseline[baseline["seed"] == seed]["label"].to_numpy()
+        order = baseline[baseline["seed"] == seed]["split"].to_numpy() == "validation"
+        model = sm.Logit(labels[order], design[order]).fit(disp=0)
+        expected = model.predict(design)
+        mine = found[found["seed"] == seed].set_index("patient").loc[baseline[baseline["seed"] == seed]["patient"]]
+        np.testing.assert_allclose(mine["probability"], expected, atol=2e-6)
+
+
+def test_what_is_not_paired_cannot_be_combined(table):
+    baseline = told(table, kinetics=k.FEATURES).query("model == 'kinetics'")
+    with pytest.raises(ValueError, match="seed 0: 0 validation patients, expected some of both labels"):
+        k.combined(baseline.query("split == 'test'"), baseline)
+    with pytest.raises(pd.errors.MergeError):
+        k.combined(pd.concat([baseline, baseline]), baseline)

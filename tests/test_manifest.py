@@ -515,8 +515,6 @@ def test_every_ispy2_series_has_as_many_files_as_breastdcedl_has_slices_times_ph
 
 @pytest.fixture(scope="module")
 def index():
-    pytest.importorskip("idc_index_data")
-    pytest.importorskip("pyarrow")
     return rebuild._read_index(rebuild._INDEX_COLUMNS, manifest.IDC_COLLECTIONS)
 
 

@@ -19,7 +19,7 @@ from dicom_samples import write as write_dicom
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from her2core.formats.dicom import read_dce
-from her2core.formats.nifti import _read_voxels, phase_files, read_breastdcedl, read_mask, write_breastdcedl
+from her2core.formats.nifti import phase_files, read_breastdcedl, read_mask, read_volumes, write_breastdcedl
 from her2core.formats.volume import DceSeries, Geometry, to_sitk
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real"
@@ -552,7 +552,7 @@ def test_both_byte_orders_read_equal(folder, ext):
 def test_a_slope_makes_real_numbers_and_none_or_one_keeps_integers(folder):
     patched(folder / f"{DCE}0.nii.gz", scl_slope=0.5, scl_inter=-3)
     patched(folder / f"{DCE}2.nii.gz", scl_slope=0, scl_inter=9)
-    assert _read_voxels(folder / f"{DCE}2.nii.gz")[0].dtype == np.uint16
+    assert read_volumes(folder / f"{DCE}2.nii.gz", most=1)[0][0].dtype == np.uint16
     found, _ = read_breastdcedl(folder, PATIENT, ROW)
     expected = np.stack([series().array[0] * 0.5 - 3, *series().array[1:]])
     assert found.array.dtype == np.float32 and np.array_equal(found.array, expected)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from stand_in import serve
 
+from her2core.cohorts import archive
 from her2core.cohorts import preflight as p
 from her2core.cohorts.transfer import Patience, TransportFault
 from her2core.config import Study
@@ -74,7 +75,6 @@ def test_the_plan_of_the_real_study_says_nothing_of_later_stages(compendium):
         ("  - vit\n", "  - vit\n  - vit\n", "runs has vit twice"),
         ("last: { attention_stages", "last: { stages", 'models.variants.last: can not match "stages"'),
         ("separate: { share_weights: false", "separate: { width: '8'", "models.variants.separate: .*width"),
-        ("  ambl: 100", "  ambl: 0", "acquire has no patients of ambl, which later stages need"),
         ("  - thda-global_minmax-raw", "  - thda-global_q98-raw", "runs lack thda-global_minmax-raw"),
     ],
     ids=lambda value: value.strip()[:30],
@@ -147,15 +147,15 @@ def test_what_is_no_fault_of_the_study_is_not_hidden(compendium, monkeypatch):
 def test_patients_that_are_here_need_no_server(compendium, monkeypatch):
     study = Study.open("ispy")
     asked = []
-    monkeypatch.setattr(p, "check_reachable", asked.append)
-    monkeypatch.setattr(p.archive, "read_ispy", lambda config, folder: None)
-    monkeypatch.setattr(p.archive, "read_ambl", lambda config: None)
-    p._archives(study, network=True)
+    monkeypatch.setattr(archive, "check_reachable", asked.append)
+    monkeypatch.setattr(archive, "_read_ispy", lambda config, folder: None)
+    monkeypatch.setitem(archive.LABELS, "ambl", lambda config, folder: None)
+    p._patients(study, network=True)
     assert sorted(asked) == ["https://s3.amazonaws.com", "https://zenodo.org"]
     study.data("acquire").mkdir(parents=True)
     (study.data("acquire") / "metadata.csv").write_text("pid,dataset\nA,spy1\nB,spy2\nC,ambl\n")
     (study.data("acquire") / "BreastDCEDL_metadata_min_crop.csv").touch()
-    p._archives(study, network=True)
+    p._patients(study, network=True)
     assert len(asked) == 2
 
 
@@ -163,7 +163,7 @@ def test_a_server_that_does_not_answer_is_wanting(compendium, monkeypatch):
     def silent(url):
         raise TransportFault(f"{url} is silent")
 
-    monkeypatch.setattr(p, "check_reachable", silent)
+    monkeypatch.setattr(archive, "check_reachable", silent)
     monkeypatch.setattr(p, "_pretrained", lambda *_, **__: None)
     words = "https://s3.amazonaws.com is silent; https://zenodo.org is silent; .*no spreadsheet"
     with pytest.raises(ValueError, match=words):

@@ -19,7 +19,7 @@ from her2core.cohorts.acquire import get_all
 from her2core.cohorts.phantom import EmbeddedConfig
 from her2core.config import build
 from her2core.formats.nifti import write_breastdcedl
-from her2core.formats.volume import DceSeries, Geometry, Phases
+from her2core.formats.volume import DceSeries, Geometry
 from her2core.kinetics import lesion_features
 from her2core.normalize import SCOPES
 from her2core.records import file_digest, read_digests
@@ -76,7 +76,7 @@ def test_stored_statistics_are_those_of_the_volume_and_of_the_slice(prepared, ra
     moments = np.load(out / "moments_raw.npy")
     quantiles, images = np.load(out / "quantiles_raw.npy"), np.load(out / "images_raw.npy")
     row = patients[patients["dataset"] == "spy1"].iloc[0]
-    phases, _, _, _ = p.read_patient(row, raw, CONFIG)
+    phases = p.read_patient(row, raw, CONFIG).phases
     first = int(np.flatnonzero(table["patient"] == row["patient"])[0])
     by = {"axis": None, "method": "inverted_cdf"}
     for phase in range(3):
@@ -103,7 +103,8 @@ def test_the_worksheet_has_each_patients_lesion_and_the_files_times(prepared, ra
     sheet = pd.read_csv(out / "kinetics.csv").set_index("patient")
     assert sheet.index.tolist() == patients["patient"].tolist()
     row = patients[patients["dataset"] == "ambl"].iloc[0]
-    phases, mask, geometry, times_s = p.read_patient(row, raw, CONFIG)
+    found = p.read_patient(row, raw, CONFIG)
+    phases, mask, geometry, times_s = found.phases, found.mask, found.geometry, found.times_s
     expected = lesion_features(phases, mask, geometry.spacing_mm)
     assert sheet.loc[row["patient"], list(expected)].astype(float).to_dict() == pytest.approx(expected, abs=1e-6)
     assert sheet.loc[row["patient"], "early_s"] == pytest.approx(times_s[1])
@@ -145,7 +146,7 @@ def test_an_early_phase_that_is_also_the_late_one_is_read_twice(tmp_path, rng):
         "slice_thick": 2.0,
         "xy_spacing": 1.0,
     }
-    phases, *_ = p.read_patient(row | {"pre": 0, "post_early": 2, "post_late": 2}, tmp_path, CONFIG)
+    phases = p.read_patient(row | {"pre": 0, "post_early": 2, "post_late": 2}, tmp_path, CONFIG).phases
     np.testing.assert_array_equal(phases, array[[0, 1, 1]])
 
 
@@ -209,7 +210,7 @@ def test_a_patient_that_cannot_be_prepared_is_a_row_with_a_reason_where_that_is_
     slices, unprepared = p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
     assert unprepared.to_dict("records") == [
         {"patient": name, "dataset": patients.loc[1, "dataset"], "split": patients.loc[1, "split"]}
-        | {"her2": patients.loc[1, "her2"], "reason": "cannot be prepared: no body"}
+        | {"label": patients.loc[1, "label"], "reason": "cannot be prepared: no body"}
     ]
     assert set(slices["patient"]) == set(patients["patient"]) - {name}
     written = pd.read_csv(tmp_path / "out/slices.csv")
@@ -411,38 +412,30 @@ def test_no_patients_are_refused(raw, patients, tmp_path):
         p.prepare(patients[:0], raw, tmp_path / "out", CONFIG)
 
 
-def test_phases_named_by_the_table_win_over_times():
-    row = {"patient": "x", "pre": 0, "post_early": 2, "post_late": 3}
-    assert p._choose_phases(row, np.array([0, 60, 138, 462.0]), CONFIG) == Phases(0, 2, 3)
-
-
-def test_without_names_the_phases_nearest_in_time_are_taken():
-    row = {"patient": "x", "pre": None, "post_early": None, "post_late": np.nan}
-    assert p._choose_phases(row, np.array([0, 72, 144, 216, 390.0]), CONFIG) == Phases(0, 2, 4)
-
-
 @pytest.mark.parametrize(
-    ("named", "times", "message"),
+    ("named", "message"),
     [
-        ((None,) * 3, [np.nan] * 4, "x: the table names no phases, and the files do not say"),
-        ((None,) * 3, [0.0, 300.0], "x: the table names no phases, and phases at 0, 300 s"),
-        ((0, 2, 6), [0.0, 1.0, 2.0], r"x: the table's phases \[0, 2, 6\], counted from 0, .* the 3 found"),
-        ((0, 2, 1), [0.0, 1.0, 2.0], r"x: the table's phases \[0, 2, 1\], expected pre < early ≤ late"),
+        ((0, 2, 6), r"x: missing phase file \[6\], found \[0, 1, 2, 3\], expected \[0, 2, 6\]"),
+        ((0, 2, 1), r"x: the table's phases \[0, 2, 1\], expected pre < early ≤ late"),
+        ((None, 2, 3), r"x: the table's phases \[None, 2, 3\], expected pre, post_early, post_late, or none"),
     ],
 )
-def test_phases_that_cannot_be_are_refused(named, times, message):
-    row = dict(zip(("pre", "post_early", "post_late"), named, strict=True)) | {"patient": "x"}
+def test_phases_that_cannot_be_are_refused(tmp_path, named, message):
+    row = four_phases(tmp_path) | dict(zip(("pre", "post_early", "post_late"), named, strict=True))
     with pytest.raises(ValueError, match=message):
-        p._choose_phases(row, np.array(times), CONFIG)
+        p.read_patient(row, tmp_path, CONFIG)
+
+
+def four_phases(home):
+    """A patient of BreastDCEDL with four phases, and the row of the table."""
+    series = DceSeries(np.ones((4, 2, 8, 8), np.uint16), Geometry((2.0, 1.0, 1.0)), (0.0, 1.0, 2.0, 3.0))
+    write_breastdcedl(series, np.ones((2, 8, 8), bool), home / "spy1", patient_id="x", cohort="spy1")
+    return {"patient": "x", "dataset": "spy1", "layout": "breastdcedl", "slice_thick": 2.0, "xy_spacing": 1.0}
 
 
 def test_files_of_more_phases_than_the_table_names_are_refused(tmp_path):
-    series = DceSeries(np.ones((4, 2, 8, 8), np.uint16), Geometry((2.0, 1.0, 1.0)), (0.0, 1.0, 2.0, 3.0))
-    write_breastdcedl(series, np.ones((2, 8, 8), bool), tmp_path / "spy1", patient_id="x", cohort="spy1")
-    row = {"patient": "x", "dataset": "spy1", "layout": "breastdcedl", "slice_thick": 2.0, "xy_spacing": 1.0}
-    row |= {"pre": np.nan, "post_early": 2, "post_late": 3}
-    with pytest.raises(ValueError, match="x: 4 phases, of which the table names none; expected pre"):
-        p.read_patient(row, tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="the files do not say when each phase was acquired"):
+        p.read_patient(four_phases(tmp_path), tmp_path, CONFIG)
 
 
 def test_slices_split_the_lesions_volume_evenly():

@@ -9,9 +9,10 @@ import torch
 from prepared_samples import make_run
 
 from her2core import probe
-from her2core.auc import auc
+from her2core.auc import EvaluateConfig, auc
 from her2core.baselines import ModelConfig
 from her2core.dataset import AugmentConfig, Slices
+from her2core.evaluate import summary
 from her2core.model import ThdaConfig
 from her2core.train import TrainConfig
 
@@ -64,28 +65,62 @@ def test_a_probe_trains_where_the_run_does_wherever_its_slices_lie(cohort, monke
 
 def test_external_patients_are_no_site_of_the_probe(cohort):
     slices, site = cohort
-    labelled, names = probe.label_by_site(slices, site)
-    assert names == ["one", "two"] and "external" not in labelled.split
+    labelled = probe.label_by_site(slices, site)
+    assert "external" not in labelled.split
     assert labelled.label.tolist() == [int(site[p] == "two") for p in labelled.patient]
 
 
-def test_more_or_fewer_than_two_sites_are_refused(cohort):
+def test_of_three_sites_the_largest_is_told_from_the_others(cohort):
     slices, site = cohort
-    with pytest.raises(ValueError, match="patients of one: the probe tells two sites apart"):
-        probe.label_by_site(slices, dict.fromkeys(site, "one"))
+    third = {p: "three" if k % 6 == 1 else s for k, (p, s) in enumerate(site.items())}
+    labelled = probe.label_by_site(slices, third)
+    assert labelled.label.tolist() == [int(third[p] == "one") for p in labelled.patient]
+
+
+def test_where_a_split_has_one_site_alone_there_is_nothing_to_tell(cohort):
+    slices, site = cohort
+    run = make_run(None, None, models=MODELS, training=CONFIG)
+    assert probe.probe_sites(run, slices, dict.fromkeys(site, "one")) is None
+    alone = {p: "one" if k in range(36, 48) else s for k, (p, s) in enumerate(site.items())}
+    assert probe.label_by_site(slices, alone) is None
+
+
+def test_each_site_left_out_is_predicted_by_networks_that_never_saw_it(cohort, monkeypatch):
+    slices, site = cohort
+    seen = []
+
+    def fit(build, train, validation, config, seed):
+        seen.append((seed, {site[p] for p in (*train.patient, *validation.patient)}, len(train.patient)))
+        return None, []
+
+    monkeypatch.setattr(probe, "fit", fit)
+    monkeypatch.setattr(probe, "predict", lambda _, s, how: (s.patient, s.label, np.full(len(s.patient), 0.5)))
+    run = make_run(None, None, models=MODELS, training=CONFIG)
+    table = probe.leave_sites_out(run, slices, site)
+    assert seen == [(0, {"two"}, 12), (1, {"two"}, 12), (0, {"one"}, 12), (1, {"one"}, 12)]
+    assert table.groupby(["site", "seed"]).size().to_dict() == {(s, k): 24 for s in ("one", "two") for k in (0, 1)}
+    assert all(site[row.patient] == row.site and row.split == "external" for row in table.itertuples())
+    assert summary(table[table["site"] == "one"], EvaluateConfig(bootstrap=20))["patients"].tolist() == [24]
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+def test_no_site_can_be_left_out_of_one_nor_under_folds(cohort, folds):
+    slices, site = cohort
+    run = replace(make_run(None, None, models=MODELS, training=CONFIG), folds=folds)
+    with pytest.raises(ValueError, match="needs two internal sites, and the published split"):
+        probe.leave_sites_out(run, slices, site if folds else dict.fromkeys(site, "one"))
 
 
 @pytest.fixture
 def table():
     rows = [("train", "one", 1), ("train", "one", 0), ("train", "two", 0), ("test", "one", 1), ("test", "two", 0)]
-    return pd.DataFrame(rows, columns=["split", "dataset", "her2"])
+    return pd.DataFrame(rows, columns=["split", "dataset", "label"])
 
 
 def test_the_site_alone_predicts_its_training_prevalence(table):
-    assert probe.her2_by_site(table)["probability"].tolist() == [0.5, 0.0]
+    assert probe.prevalence_of_site(table)["probability"].tolist() == [0.5, 0.0]
 
 
-def test_a_site_without_training_patients_has_no_prevalence(table):
+def test_a_site_without_training_patients_has_the_prevalence_of_all(table):
     table.loc[4, "dataset"] = "three"
-    with pytest.raises(ValueError, match="no training patients of three"):
-        probe.her2_by_site(table)
+    assert probe.prevalence_of_site(table)["probability"].tolist() == [0.5, 1 / 3]

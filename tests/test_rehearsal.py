@@ -55,8 +55,10 @@ def test_the_rehearsal_differs_from_the_real_study_in_the_listed_keys_alone(monk
     assert {key for key, value in found.items() if flat(real).get(key) != value} == compendium.DIFFERENT
     assert compendium.DIFFERENT >= compendium.changes_for(compendium.TOP, "", "", tiny=False).keys()
     assert compendium.DIFFERENT == {
-        "name", "runs", "acquire.manifests", "acquire.ambl_her2", "acquire.allow_missing", "acquire.idc",
-        "acquire.zenodo", "prepare.allow_missing", "prepare.crop_px", "prepare.slices", "models.weights.folder",
+        "name", "runs", "acquire.manifests", "acquire.collections.duke", "acquire.duke_clinical",
+        "acquire.ambl_her2",
+        "acquire.allow_missing", "acquire.idc", "acquire.zenodo", "prepare.allow_missing", "prepare.crop_px",
+        "prepare.slices", "models.weights.folder",
         "models.weights.resnet34", "models.weights.vit_b_16", "models.weights.cvt_13", "train.seeds",
         "train.epochs", "train.device", "train.threads", "evaluate.bootstrap",
     }  # fmt: skip
@@ -80,7 +82,7 @@ def test_who_cannot_be_used_has_a_reason_of_the_right_kind_and_all_others_are_in
     assert unprepared == [p.patient for p in people if p.odd == "negative intensities"]
     assert flow["included"] == len(sound) and flow["excluded"]["mask unusable"] == 1
     patients = pd.read_csv(top / "data/rehearsal/cohort/patients.csv").dropna(subset="split").set_index("patient")
-    assert patients["her2"].to_dict() == {p.patient: p.her2 for p in sound}
+    assert patients["label"].to_dict() == {p.patient: p.her2 for p in sound}
 
 
 def test_a_stage_is_killed_once_half_way_and_then_runs_to_its_end(tmp_path):

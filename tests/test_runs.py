@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from her2core.auc import auc
 from her2core.baselines import ModelConfig, VitConfig
 from her2core.config import Study, merge
-from her2core.dataset import Slices
+from her2core.dataset import Slices, seen_by
 from her2core.evaluate import COLUMNS, read_predictions
 from her2core.model import ThdaConfig
 from her2core.runs import (
@@ -27,7 +27,7 @@ from her2core.runs import (
     spatial_attention,
     train_run,
 )
-from her2core.train import TrainConfig
+from her2core.train import TrainConfig, predict
 
 NAME = "thda-channel_q98-raw"
 MODELS = ModelConfig(ThdaConfig(width=8), VitConfig(8, 32, 2, 2, 64))
@@ -128,7 +128,7 @@ def test_a_run_whose_heads_see_adjacent_slices_is_fed_them(run, slices, rng):
 
 def test_each_seed_is_trained_and_has_its_history(trained):
     weights, history = trained
-    assert list(weights) == [0, 5]
+    assert list(weights) == [(0, None), (5, None)]
     assert history.groupby("seed")["epoch"].apply(list).to_dict() == {0: [1, 2], 5: [1, 2]}
 
 
@@ -214,17 +214,18 @@ def test_weights_survive_the_disk_and_are_the_same_file_twice(run, trained, tmp_
         one.freeze(trained[0])
     first, second = ((one.folder / "seed5.safetensors").read_bytes() for one in runs)
     assert first == second and not list(tmp_path.glob("*/.*")) and not list(tmp_path.glob(".*"))
-    save_file(trained[0][5], tmp_path / "as the library writes it")
+    save_file(trained[0][5, None], tmp_path / "as the library writes it")
     assert first == (tmp_path / "as the library writes it").read_bytes()
     networks = runs[0].networks()
-    assert torch.equal(networks[1].classifier.weight, trained[0][5]["classifier.weight"])
+    assert torch.equal(networks[1].classifier.weight, trained[0][5, None]["classifier.weight"])
     assert [network.training for network in networks] == [False, False]
 
 
 def test_new_weights_replace_the_folder_whole_and_their_table(run, trained):
-    weights, other = trained[0], {k: v + 1 for k, v in trained[0][5].items()}
-    run.freeze({0: weights[0], 1: weights[0], 5: weights[5]})  # of a configuration with three seeds
-    run.freeze({0: weights[0], 5: other})
+    weights, other = trained[0], {k: v + 1 for k, v in trained[0][5, None].items()}
+    one, two = weights.values()
+    run.freeze({(0, None): one, (1, None): one, (5, None): two})  # of a configuration with three seeds
+    run.freeze({(0, None): one, (5, None): other})
     assert [path.name for path in sorted(run.folder.iterdir())] == ["seed0.safetensors", "seed5.safetensors"]
     assert torch.equal(run.networks()[1].classifier.weight, other["classifier.weight"])
 
@@ -257,6 +258,94 @@ def test_the_prediction_table_has_a_row_per_patient_split_and_seed(frozen, slice
 
 def test_without_slices_at_hand_a_run_predicts_on_its_own(frozen, slices):
     pd.testing.assert_frame_equal(frozen.predict("test"), frozen.predict("test", slices=slices))
+
+
+# two partitions of three folds, numbered through; two external patients
+FOLDS = ["folds 0 3", "folds 0 4", "folds 1 5", "folds 1 3", "folds 2 4", "folds 2 5"] * 2 + ["external"] * 2
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    """A run of two seeds under folds, frozen; its weights and history."""
+    patients = [(f"p{k:02d}", split, k // 6 % 2, 2) for k, split in enumerate(FOLDS)]
+    folder = tmp_path_factory.mktemp("folded")
+    (folder / "prepare").mkdir()
+    prepared = write_prepared(folder / "prepare", np.random.default_rng(0), patients, px=16)
+    run = make_run(prepared, folder / NAME, models=MODELS, training=CONFIG, folds=3, repeats=2)
+    weights, history = train_run(run, run.slices(fold=0), folder / "checkpoints")
+    run.freeze(weights)
+    return run, weights, history
+
+
+def test_under_folds_each_seed_has_a_network_for_each_fold_of_its_partition(folded):
+    run, weights, history = folded
+    assert run.members == [(0, 0), (0, 1), (0, 2), (5, 3), (5, 4), (5, 5)] == list(weights)
+    names = [f"seed{seed}-fold{fold}.safetensors" for seed, fold in run.members]
+    assert pd.read_csv(run.frozen)["file"].tolist() == names == sorted(p.name for p in run.folder.iterdir())
+    assert [*history] == ["seed", "fold", "epoch", "loss", "validation_auc"] and len(history) == 12
+    assert not list((run.folder.parent / "checkpoints").iterdir())
+    replaced = replace(run, training=replace(CONFIG, seeds=(0, 5, 7)))
+    assert replaced.members[6:] == [(7, 0), (7, 1), (7, 2)]
+
+
+def test_a_network_of_a_fold_sees_no_test_patient_in_training_and_keeps_to_its_validation_fold(folded, monkeypatch):
+    run, seen = folded[0], {}
+
+    def fit(build, train, validation, config, seed, *_):
+        seen[seed, len(seen)] = [sorted(set(part.patient)) for part in (train, validation)]
+        return torch.nn.Linear(1, 1), []
+
+    monkeypatch.setattr("her2core.runs.fit", fit)
+    train_run(run, None)
+    train, validation = seen[5, 4]  # fold 4; fold 5 chooses the epoch, fold 3 trains
+    assert train == ["p00", "p03", "p06", "p09"] and validation == ["p02", "p05", "p08", "p11"]
+
+
+def test_under_folds_each_patient_has_a_test_and_a_validation_row_per_seed_and_external_ones_the_mean(
+    folded, tmp_path
+):
+    run = folded[0]
+    table, outside = run.predict("validation", "test"), run.predict("external")
+    assert [*table] == [*COLUMNS[:-1], "fold", "probability"] and [*outside] == [*COLUMNS]
+    test = table[table["split"] == "test"].set_index(["seed", "patient"])["fold"]
+    assert {p: (test[0, p], test[5, p]) for p in ("p00", "p01", "p02")} == {
+        "p00": (0, 3),
+        "p01": (0, 4),
+        "p02": (1, 5),
+    }
+    chosen = table[table["split"] == "validation"].set_index(["seed", "patient"])["fold"]
+    assert (chosen[0, "p00"], chosen[5, "p00"], chosen[5, "p01"]) == (2, 5, 3)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    cohort = [(f"p{k:02d}", split, k // 6 % 2) for k, split in enumerate(FOLDS)]
+    assert read_predictions([tmp_path / "t.csv"], cohort).equals(table) and len(table) == 48
+    slices = run.slices().of_split("external")
+    singly = [predict(network, slices)[2].round(6) for network in run.networks()]
+    expected = [np.mean(singly[:3], axis=0), np.mean(singly[3:], axis=0)]
+    np.testing.assert_allclose(outside["probability"].to_numpy().reshape(2, 2), expected, atol=1e-6)
+
+
+def test_a_table_is_seen_as_each_folds_networks_see_it(folded, run):
+    table = pd.DataFrame({"split": FOLDS})
+    views = {fold: (seeds, seen["split"].tolist()[-3:]) for fold, seeds, seen in folded[0].views(table)}
+    assert list(views) == [0, 1, 2, 3, 4, 5] and views[2] == ([0], ["test", "external", "external"])
+    ((fold, seeds, seen),) = run.views(table)
+    assert (fold, seeds) == (None, [0, 5]) and seen is table
+
+
+def test_a_window_learns_from_the_training_patients_of_its_fold(folded):
+    run = replace(folded[0], window="channel_nyul")
+    first, second = (run.slices(np.arange(4), fold).images for fold in (0, 1))
+    assert not torch.equal(first, second)
+    prepared = run.opened
+    expected = replace(prepared, split=seen_by(prepared.split, 0, 3)).under("channel_nyul", rows=np.arange(4))
+    assert torch.equal(first, expected.images) and expected.split.tolist() == ["test"] * 4
+
+
+def test_more_partitions_than_seeds_are_refused(study):
+    values = merge(study.values, {"cohort": {"folds": 5, "repeats": 4}})
+    assert Run.of(replace(study, values=merge(values, {"cohort": {"repeats": 3}}))).members[5:7] == [(1, 5), (1, 6)]
+    with pytest.raises(ValueError, match=r"cohort.repeats: 4, expected a seed for each in \(0, 1, 2\)"):
+        Run.of(replace(study, values=values))
 
 
 def test_attention_is_averaged_to_a_map_per_phase_of_the_images_size(frozen, slices):
@@ -322,7 +411,7 @@ def test_weights_other_than_training_froze_are_refused_at_every_use(frozen, slic
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda lines: lines[:2], "seed5.safetensors lacks or is too much, expected one per seed"),
+        (lambda lines: lines[:2], "seed5.safetensors lacks or is too much, expected one per network"),
         (lambda lines: [*lines, lines[2].replace("5", "7", 1)], "seed7.safetensors lacks or is too much"),
         (
             lambda lines: [line.rpartition(",")[0] for line in lines],

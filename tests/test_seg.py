@@ -224,7 +224,8 @@ def highdicom_seg(highdicom, folder, pixels, kind):
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
 def test_a_seg_written_by_highdicom_for_our_series_is_read(tmp_path, kind):
-    highdicom = pytest.importorskip("highdicom")
+    import highdicom
+
     folder = write(tmp_path / "dce", series("oblique"))
     frames = np.stack([lesions() == n for n in (1, 2)], axis=-1)
     pixels = frames.astype(np.uint8 if kind == "BINARY" else np.float32)
@@ -262,7 +263,8 @@ def test_a_mask_whose_rows_and_columns_run_otherwise_over_the_same_voxels_is_tur
 
 def label_map(tmp_path):
     """The lesions as highdicom writes a label map."""
-    highdicom = pytest.importorskip("highdicom")
+    import highdicom
+
     folder = write(tmp_path / "dce")
     seg = highdicom_seg(highdicom, folder, lesions(), "LABELMAP")
     seg.save_as(tmp_path / "seg.dcm")

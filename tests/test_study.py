@@ -45,6 +45,21 @@ def test_a_name_that_is_no_folder_is_refused(compendium, name):
         s.make_study(name, compendium)
 
 
+def test_a_study_of_ones_own_table_begins_with_that_table(compendium):
+    (compendium / "data").mkdir()
+    (compendium / "data/patients.csv").write_text("patient\n")
+    s.main(["study", "clinic", "--table", "data/patients.csv"])
+    assert Study.open("clinic").section("acquire")["table"] == "data/patients.csv"
+    with pytest.raises(SystemExit, match="studies/clinic/params.yaml is there already: set acquire.table in it"):
+        s.main(["study", "clinic", "--table", "data/patients.csv"])
+
+
+def test_a_table_that_is_not_there_makes_no_study(compendium):
+    with pytest.raises(SystemExit, match="no table .*data/none.csv; expected a CSV"):
+        s.main(["study", "clinic", "--table", "data/none.csv"])
+    assert not (compendium / "studies/clinic").exists()
+
+
 def test_the_top_level_study_has_no_folder(compendium):
     with pytest.raises(ValueError, match="embedded is the top-level study"):
         s.make_study("embedded", compendium)
@@ -52,5 +67,5 @@ def test_the_top_level_study_has_no_folder(compendium):
 
 def test_outside_a_compendium_the_command_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="her2 study: no params.yaml in"):
+    with pytest.raises(SystemExit, match="her2: no params.yaml in"):
         s.main(["study", "x"])

@@ -5,32 +5,56 @@ data/<cohort>/acquire/
     files.csv      one row per complete patient, with digests: what DVC tracks in place of the files
     metadata.csv   the patient table in BreastDCEDL's columns, with a reason where a patient could not be obtained
     truth.csv      what else is known: the phantom's truth; of the real cohort, tumour voxels of mask and table
+    sources.json   what the data are, an entry per collection and version, with licence and citation
 """
 
+import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import pandas as pd
 
-from her2core.cohorts import archive
-from her2core.cohorts import phantom as embedded
+from her2core.cohorts.archive import ArchiveConfig
+from her2core.cohorts.own import FolderConfig
+from her2core.cohorts.phantom import EmbeddedConfig
 from her2core.config import Study, steady_dependencies
 from her2core.records import files_row, whole
 
-SOURCES = {"phantom": embedded.EmbeddedConfig, "archive": archive.ArchiveConfig}
-_INTEGERS = ("test", "HER2", "HR", "n_times", "pre", "post_early", "post_late")  # with gaps, so not plain int
+
+class _PatientSource(Protocol):
+    """Where patients come from: the section `acquire`, and what it can do.  Adding one is a module and a line
+    below."""
+
+    def get(self, folder: Path) -> tuple[list[dict], list[dict]]:
+        """Get all patients that are not in `folder` yet → records of the complete ones, rows of the others.
+
+        A record has `metadata`, the patient's row, and perhaps `truth`.  A row has a `reason`, and `failed` where
+        the patient was expected."""
+
+    def describe(self) -> pd.DataFrame:
+        """What will be acquired, without network: a row per collection with its name, from, patients, kept_GB and
+        under_way_GB, and where it is downloaded series, files, download_GB and licences."""
+
+    def sources(self) -> Iterator[dict]:
+        """What the data are: an entry per collection and version, with licence and citation."""
+
+    def checks(self, folder: Path, network: bool) -> Iterator[Callable]:
+        """What raises ValueError or OSError where something is wanting: files, tables, servers."""
 
 
-def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Path) -> None:
+SOURCES: dict[str, Any] = {"phantom": EmbeddedConfig, "archive": ArchiveConfig, "folder": FolderConfig}
+_INTEGERS = ("HER2", "HR", "pCR", "n_times", "pre", "post_early", "post_late")  # with gaps, so not plain int
+
+
+def get_all(config: _PatientSource, folder: Path) -> None:
     """Get all patients that are not there yet, then write the three tables; ValueError lists who is missing, unless
     that is allowed and somebody of each collection is left."""
-    if isinstance(config, embedded.EmbeddedConfig):
-        records, missing = embedded.make(config, folder), []
-        truth = [{"patient": r["patient"]} | r["truth"] for r in records]
-    else:
-        records, missing = archive.get(config, folder)
-        counts = ("mask_voxels", "mask_count")  # tumour voxels in the archive's mask and in the table
-        truth = [{"patient": r["patient"]} | {c: r["metadata"].get(c) for c in counts} for r in records]
+    records, missing = config.get(folder)
+    counts = ("mask_voxels", "mask_count")  # tumour voxels in the mask and in the table
+    truth = [r.get("truth") or {c: r["metadata"].get(c) for c in counts} for r in records]
+    truth = [{"patient": r["patient"]} | known for r, known in zip(records, truth, strict=True)]
     failed = {row["pid"]: row["reason"] for row in missing if row.pop("failed", False)}
     gone = {row["dataset"] for row in missing if row["pid"] in failed} - {r["metadata"]["dataset"] for r in records}
     metadata = pd.DataFrame([r["metadata"] for r in records] + missing)
@@ -42,6 +66,8 @@ def get_all(config: embedded.EmbeddedConfig | archive.ArchiveConfig, folder: Pat
     for name, table in tables.items():
         with whole(folder / f"{name}.csv") as part:
             table.to_csv(part, index=False)
+    with whole(folder / "sources.json") as part:
+        part.write_text(json.dumps([*config.sources()], indent=1) + "\n", "utf-8")
     if failed:
         said = f"{len(failed)} patients cannot be used; all others are complete.  metadata.csv says why"
         listed = "\n".join([":", *(f"{pid}: {reason}" for pid, reason in failed.items())])

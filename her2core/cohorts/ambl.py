@@ -15,8 +15,9 @@ from typing import Any
 import openpyxl
 import pandas as pd
 
-from her2core.cohorts.labels import TABLE_RULES
-from her2core.cohorts.tables import by_patient, need_columns, numbers_within, plain_text, refuse
+from her2core.cohorts import tables
+from her2core.cohorts.collections import collections
+from her2core.cohorts.labels import known_only
 from her2core.formats.boundary import reading
 
 # Limits of a workbook, before it takes memory: AMBL has 632 patients, and its sheet fewer than 200 columns
@@ -25,17 +26,14 @@ _MOST_SHEETS, _MOST_ROWS, _MOST_COLUMNS = 50, 5_000, 500
 _EXCELS_ROWS = 2**20  # blank ones do not count, as some programs format all of them
 _UNSAVED = re.compile(rb'<c(?![^<>]*t="str")[^<>]*><f\b(?:[^<>]*/>|[^<]*</f>)(?:<v ?/>|<v></v>)?</c>')  # a formula
 _LESIONS, _LESIONS_WITH_RECEPTORS = range(1, 7), range(1, 4)
-_AMBL_ID = "AMBL-[0-9]{3}"
 _AMBL_COLUMNS = {"Patient ID": "patientid", "tumor/benign1": "tumor/benign1", "HER2 [SII]": r"her2?\[sii\][1-3]?"}
-_INVASIVE = {1: "IDC", 2: "ILC", 3: "IDC + DCIS", 4: "ILC + LCIS", 5: "carcinoma, type unspecified"}
-_INVASIVE |= {10: "metaplastic carcinoma", 24: "liposarcoma"}
-_HIGH_RISK = {6: "DCIS", 7: "LCIS", 8: "ADH or ALH", 9: "intraductal papillary lesion", 25: "radial scar"}
-_PATHOLOGY = _INVASIVE | _HIGH_RISK | dict.fromkeys(range(11, 24), "benign")  # the sheet's codes
+_INVASIVE, _HIGH_RISK, _BENIGN = tables.DECLARED["ambl"].values()
+_PATHOLOGY = _INVASIVE | _HIGH_RISK | dict.fromkeys(_BENIGN, "benign")  # {code: what it is}
 _NO_HER2 = "no malignant lesion with HER2 known"
 _DISCORDANT = "two malignant lesions with different HER2"
 
 
-def _cells(path):
+def workbook(path: Path) -> dict[str, list[tuple]]:
     """{sheet: its rows that are not blank} of a workbook, of formulas the values; to be called within `reading`."""
     with open(path, "rb") as file:
         content = BytesIO(file.read(_MOST_BYTES))  # in memory, as a wrong place in it is no failure of the disk
@@ -50,8 +48,7 @@ def _cells(path):
         for row in islice(sheet.iter_rows(values_only=True), _EXCELS_ROWS):
             rows += [row] if any(cell is not None for cell in row) else []
             if len(sheets) > _MOST_SHEETS or len(rows) > _MOST_ROWS or len(row) > _MOST_COLUMNS:
-                limits = f"{_MOST_SHEETS} sheets, {_MOST_ROWS} rows or {_MOST_COLUMNS} columns"
-                raise ValueError(f"more than {limits}")
+                raise ValueError(f"more than {_MOST_SHEETS} sheets, {_MOST_ROWS} rows or {_MOST_COLUMNS} columns")
     return sheets
 
 
@@ -62,20 +59,21 @@ def _sheets(path):
     """
     try:
         with reading(path, "an .xlsx spreadsheet", "save it again, without a password"):
-            sheets = _cells(path)
+            sheets = workbook(path)
     except ValueError as error:
         yield None, None, str(error).removeprefix(f"{path}: ")
         return
+    is_ambl = re.compile(collections()["ambl"].pattern).fullmatch
     for name, rows in sheets.items():
         cells = pd.DataFrame(zip(*zip_longest(*rows), strict=True), dtype=object)  # all rows as long as the longest
         texts = cells.map(lambda cell: "".join(str(cell).lower().split()).replace("id#", ""))
         hits = texts.map(re.compile("|".join(_AMBL_COLUMNS.values())).fullmatch).notna().sum(axis=1)
-        first = int(hits.to_numpy().argmax()) if len(hits) else 0
-        headings = texts.iloc[first : first + 1].to_numpy().ravel().tolist()
-        table = cells.iloc[first + 1 :].map(plain_text).dropna(how="all").set_axis(headings, axis=1)
+        first = int(hits.to_numpy().argmax()) if rows else 0
+        headings = texts.iloc[first].tolist() if rows else []
+        table = cells.iloc[first + 1 :].map(tables.plain_text).dropna(how="all").set_axis(headings, axis=1)
         lacks = [c for c, pattern in _AMBL_COLUMNS.items() if not any(re.fullmatch(pattern, h) for h in headings)]
-        patients = table.iloc[:, headings.index("patientid")] if "patientid" in headings else []
-        lacks += [] if any(re.fullmatch(_AMBL_ID, str(p)) for p in patients) else ["patients like AMBL-001"]
+        patients = table.loc[:, table.columns == "patientid"].astype(str).to_numpy().ravel()
+        lacks += ["patients like AMBL-001"] * (not any(map(is_ambl, patients)))
         yield name, table, f"sheet {name} lacks {', '.join(lacks)}" if lacks else ""
 
 
@@ -119,9 +117,9 @@ def read_ambl_clinical(
     first, so that every patient has one.
     """
     path, table = find_ambl_sheet(place)
-    table = by_patient(table.replace("-1", None), "patientid", _AMBL_ID, path)
+    table = tables.by_patient(table.replace("-1", None), "patientid", collections()["ambl"].pattern, path)
     used = {c for c in table if re.fullmatch("(pos|pathology)[1-6]", c)}
-    need_columns(table, sorted(used | {"pathology1"} if pathology_out else used), path)
+    tables.need_columns(table, sorted(used | {"pathology1"} if pathology_out else used), path)
     lesions = pd.concat([_lesion(table, number, path) for number in _LESIONS])
     known = lesions.drop(columns=["patient", "lesion"]).notna().any(axis=1)
     lesions = lesions[known | (lesions["lesion"] == 1)].sort_values(["patient", "lesion"])
@@ -138,10 +136,10 @@ def _lesion(table, number, path):
     columns = {"malignant": f"tumor/benign{number}"}
     if number in _LESIONS_WITH_RECEPTORS:  # spelt HER2 [SII] 2 but HER [SII] 3
         columns |= {"HER2": her2, "triple_negative": f"istn{number}"}
-    need_columns(table, columns.values(), path)
+    tables.need_columns(table, columns.values(), path)
     found = _place(table, number, path)
     found[[*columns]] = table[[*columns.values()]]
-    found["malignant"] = numbers_within(table[columns["malignant"]], path, (0, 1, True, True))
+    found["malignant"] = tables.numbers_within(table[columns["malignant"]], path, (0, 1, True, True))
     found["pathology"] = table.get(f"pathology{number}")
     return found.assign(lesion=number).reset_index(names="patient")
 
@@ -152,11 +150,12 @@ def _place(table, number, path):
     if name in table:
         texts = table[name]
     else:
-        need_columns(table, pair, path)
+        tables.need_columns(table, pair, path)
         name, texts = ", ".join(pair), table[pair[0]].str[:1] + table[pair[1]].fillna("")
     pattern = r"^(?P<laterality>[LR])(?P<slice_coord>[+-]?[0-9]+(?:\.[0-9]+)?)?$"
     found = texts.str.replace(" ", "").str.upper().str.extract(pattern)
-    refuse(found["laterality"].isna() & texts.notna(), texts, name, "a side and a coordinate like R12.34", path)
+    unread = found["laterality"].isna() & texts.notna()
+    tables.refuse(unread, texts, name, "a side and a coordinate like R12.34", path)
     return found.astype({"slice_coord": float})
 
 
@@ -166,29 +165,25 @@ def _is_invasive(lesions, out, path):
         raise ValueError(f"ambl_pathology_out has {wrong}, expected codes among {sorted(_PATHOLOGY)}")
     texts = lesions["pathology"].astype(object)
     codes = pd.to_numeric(texts, errors="coerce")
-    refuse(texts.notna() & ~codes.isin(_PATHOLOGY), texts, "pathology", f"one of {sorted(_PATHOLOGY)}", path)
+    tables.refuse(texts.notna() & ~codes.isin(_PATHOLOGY), texts, "pathology", f"one of {sorted(_PATHOLOGY)}", path)
     lesions["pathology"] = codes.astype("Int64")
     malignant = lesions["malignant"].eq(1).fillna(False).astype(bool)
-    contradicts = (malignant & codes.between(11, 23)) | (lesions["malignant"].eq(0) & codes.isin(_INVASIVE))
+    contradicts = (malignant & codes.isin(_BENIGN)) | (lesions["malignant"].eq(0) & codes.isin(_INVASIVE))
     shown = lesions["malignant"].astype(str) + ", " + texts.astype(str) + " (" + codes.map(_PATHOLOGY) + ")"
     expected = "both malignant or both not; ask the collection's authors, or correct the wrong cell"
-    refuse(contradicts, shown, "tumor/benign, pathology", expected, path)
+    tables.refuse(contradicts, shown, "tumor/benign, pathology", expected, path)
     return malignant & ~codes.isin(out)
 
 
 def _her2_status(lesions, her2, path):
     """What the sheet's values of HER2 [SII] mean by the caller's codes."""
-    codes = {str(plain_text(value)).lower(): status for value, status in her2.items()}
-    if wrong := {v: s for v, s in her2.items() if s is not None and (isinstance(s, bool) or s not in (0, 1))}:
-        raise ValueError(f"ambl_her2: each value must map to 1, 0 or null, found {wrong}")
-    if len(codes) < len(her2):
-        raise ValueError(f"ambl_her2: a value is listed twice in {list(her2)}")
+    codes = tables.declared_meanings(her2, (1, 0), "ambl_her2")
     values = lesions["HER2"].str.lower()
     if (values.notna() & ~values.isin(list(codes))).any():
         raise ValueError(_question(lesions, values, codes, path))
     status = values.map(codes).astype("Int64")
     wrong = status.eq(1) & lesions["triple_negative"].eq("1")
-    refuse(wrong, lesions["HER2"], "HER2 [SII]", "a value that means negative, as isTN is 1", path)
+    tables.refuse(wrong, lesions["HER2"], "HER2 [SII]", "a value that means negative, as isTN is 1", path)
     return status
 
 
@@ -217,9 +212,7 @@ def index_lesion(lesions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     known = lesions[lesions["invasive"] & lesions["HER2"].notna()]
     patients, status = pd.Index(lesions["patient"].unique(), name="pid"), known.groupby("patient")["HER2"]
     different = status.nunique().reindex(patients, fill_value=0)
-    table = pd.DataFrame(index=patients, columns=["dataset", *TABLE_RULES])
-    table = table.astype({c: "Int64" if whole else float for c, (_, _, whole, _) in TABLE_RULES.items()})
-    table = table.assign(dataset="ambl", menopause=None, HER2=status.first().where(different == 1))
+    table = known_only(patients, "ambl", menopause=None, HER2=status.first().where(different == 1))
     table["reason"] = different.map({0: _NO_HER2, 1: "", 2: _DISCORDANT})
     for patient, part in lesions[lesions["malignant"].eq(1)].groupby("patient"):
         if not part["invasive"].any():

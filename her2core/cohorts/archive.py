@@ -16,71 +16,63 @@ import json
 import re
 import shutil
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from her2core.cohorts.ambl import index_lesion, read_ambl_clinical
+from her2core.cohort import SPLIT_OF_CODE
+from her2core.cohorts.ambl import find_ambl_sheet, index_lesion, read_ambl_clinical
+from her2core.cohorts.collections import collections
+from her2core.cohorts.duke import read_duke_clinical
 from her2core.cohorts.examination import Recipe, Unusable, check_release, crop_patient
 from her2core.cohorts.labels import check_against, read_breastdcedl_table, read_idc_clinical
-from her2core.cohorts.manifest import MANIFESTS, read_excluded, read_manifest, read_releases
-from her2core.cohorts.transfer import NotThere, TransportFault, fetch_file, fetch_series
+from her2core.cohorts.mamamia import masks_by_series
+from her2core.cohorts.manifest import MINCROP_LICENCE, pinned_sources, read_releases, series_with_seg, totals
+from her2core.cohorts.transfer import NotThere, TransportFault, check_reachable, fetch_file, fetch_series
 from her2core.config import root
+from her2core.formats.boundary import reading
 from her2core.formats.volume import PHASE_COLUMNS, Phases
 from her2core.parallel import each
-from her2core.records import read_record, record_path, whole, write_record
+from her2core.records import file_digest, read_record, record_path, whole, write_record
 
 _FAULTS = 3  # patients in a row that could not be fetched: then it is the archive or the network, not the patient
+_MINCROP_MB = 12  # per patient of the release, about: all of it is 22 to 25 GB for 2,063
+_KEPT_MB = 16.7  # per real patient: three cropped phases, uncompressed; 16.4 GB over the 982 of I-SPY2
 _LOSSES = 10  # patients in a row that cannot be used: then it is the tables, or another archive
 
 
 @dataclass(frozen=True)
-class ArchiveConfig:
-    """Where the real cohort comes from, and what is kept of it.
+class ArchiveConfig(Recipe):
+    """Where the real cohort comes from, and what is kept of it; folders and files are relative to the compendium.
 
-    source: "archive".  manifests: the folder with the pinned series and releases.
-    collections: {spy2, spy1, ambl} → idc or zenodo; one that is left out is not fetched.
-    ambl_clinical: the collection's spreadsheet, to be downloaded by hand from its page at TCIA, or its folder.
-    ambl_her2: values of its columns HER2 [SII] → 1, 0 or null (equivocal).  There is no default: public projects
-        read them in contradictory ways, so the sheet's own legend decides, and a value not listed stops the run.
-    ambl_pathology_out: codes of its columns `pathology` that are no invasive cancer.
-    idc_clinical: IDC's clinical tables of I-SPY2 (CSV or parquet), where at hand: their HER2 has to be the table's.
-    early_s, late_s: wanted times after the first phase, in seconds, where no table names the phases (AMBL).
-    ambl_phases: indices of pre, early and late instead, where the files have no times either; null: by time.
-    crop_px, margin_slices: MinCrop keeps 256 × 256 pixels around the tumour and two slices beyond it.
-    allow_missing: false ends with an error when an expected patient cannot be used; true goes on without, though
-        not without a whole collection.  Patients that the manifests leave out are known beforehand and no error.
-        Whoever is missing has a row that says why.  A network or a disk that fails is always an error.
-    idc, zenodo: addresses, of the archive or a mirror.  zenodo_record: of the release.  All folders and files are
-        relative to the compendium.  connections: at once, per patient.  jobs: patients at once.
+    Whoever is missing has a row that says why.  Patients that the manifests leave out are known beforehand and no
+    error; a network or a disk that fails always is one.
     """
 
-    source: str
-    manifests: str
-    collections: dict[str, str]
-    ambl_clinical: str
-    ambl_her2: dict[str | int | float, str | int | None]
-    ambl_pathology_out: tuple[int, ...]
-    idc_clinical: tuple[str, ...]
-    early_s: float
-    late_s: float
-    ambl_phases: tuple[int, int, int] | None
-    crop_px: int
-    margin_slices: int
-    allow_missing: bool
-    idc: str
-    zenodo: str
-    zenodo_record: int
-    connections: int
-    jobs: int
+    source: str  # "archive"
+    manifests: str  # the folder with the pinned series and releases
+    collections: dict[str, str]  # {name in collections.yaml: idc or zenodo}; one that is left out is not fetched
+    ambl_clinical: str  # the collection's spreadsheet, downloaded by hand from its page at TCIA, or its folder
+    ambl_her2: dict[str | int | float, str | int | None]  # see `read_ambl_clinical`, and why it has no default
+    ambl_pathology_out: tuple[int, ...]  # codes of its columns `pathology` that are no invasive cancer
+    duke_clinical: str  # IDC's clinical table of Duke, CSV or parquet
+    duke_codes: dict[str, dict[str | int | float, str | int | float | None]]  # see `read_duke_clinical`
+    duke_bilateral: str  # "out", or "in" to keep cancers of both breasts
+    idc_clinical: tuple[str, ...]  # IDC's tables of I-SPY2, where at hand: their HER2 has to be BreastDCEDL's
+    mamamia: str  # MAMA-MIA's release, whose expert masks are then taken where it has one; "" takes the archive's
+    allow_missing: bool  # go on without expected patients that cannot be used, though not without a collection
+    idc: str  # address of the archive or a mirror
+    zenodo: str  # likewise
+    zenodo_record: int  # of the release
+    connections: int  # at once, per patient
+    jobs: int  # patients at once
 
     def __post_init__(self):
-        if self.source != "archive":
-            raise ValueError(f"source={self.source!r}: expected archive")
-        allowed = {"spy2": ("idc", "zenodo"), "spy1": ("idc", "zenodo"), "ambl": ("idc",)}
+        allowed = {name: collection.sources for name, collection in collections().items()}
         for name, where in self.collections.items():
             if where not in allowed.get(name, ()):
                 raise ValueError(f"collections: {name} from {where!r}, expected one of {allowed}")
@@ -89,10 +81,70 @@ class ArchiveConfig:
         if self.ambl_phases is not None:
             Phases(*self.ambl_phases)
 
-    @property
-    def recipe(self) -> Recipe:
-        """What of it a patient's stored files depend on."""
-        return Recipe(self.early_s, self.late_s, self.ambl_phases, self.crop_px, self.margin_slices)
+    def get(self, folder: Path) -> tuple[list[dict], list[dict]]:
+        """Get all patients that can be obtained → records of the complete ones, rows with a reason of the others.
+
+        A row has `failed` where the patient was expected; excluded.csv, a table, or a manifest without SEG rule the
+        others out.  TransportFault lists the patients that could not be fetched; the next run continues there.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        rows, lesions = _clinical_rows(self, folder)
+        results, faults, listed = [row for row in rows if row["reason"]], [], {row["pid"] for row in rows}
+        unlisted = _out(f"not in the manifest: nor in {self.manifests}/excluded.csv", folder)
+        for dataset, where in self.collections.items():
+            todo = [row for row in rows if row["dataset"] == dataset and not row["reason"]]
+            if where == "zenodo":
+                known = _get_mincrop(dataset, todo, self, folder)
+            else:
+                series, out = series_with_seg(dataset, root() / self.manifests)
+                known = {pid: {"reason": f"no series in the archive: {why}"} for pid, why in out.items()}
+                known |= _get_idc(dataset, todo, series, lesions, self, folder)
+                why = {"dataset": dataset, "reason": "not in the clinical table"} | _place(dataset)
+                results += [{"pid": pid} | why for pid in series["patient"].unique() if pid not in listed]
+            faults += [f"{pid}: {result['fault']}" for pid, result in known.items() if "fault" in result]
+            results += [_complete(row, known.get(row["pid"], unlisted)) for row in todo]
+        if faults:
+            found = f"{len(faults)} patients could not be fetched; all others are complete.  Run again:"
+            raise TransportFault("\n".join([found, *faults]))
+        return [r for r in results if "files" in r], [r for r in results if "files" not in r]
+
+    def describe(self) -> pd.DataFrame:
+        """A row per collection: where from, patients, series, files, GB (of MinCrop about), licences."""
+        rows = []
+        for dataset, where in self.collections.items():
+            if where == "idc":
+                series = series_with_seg(dataset, root() / self.manifests)[0]
+                largest = series.groupby("patient")["size_MB"].sum().max() / 1000
+                row = totals(series) | {"under_way_GB": largest * max(self.jobs, 1)}
+            else:
+                patients, _ = collections()[dataset].published
+                row = {"patients": patients, "series": 0, "instances": 1, "licences": [MINCROP_LICENCE]}
+                row["GB"] = row["under_way_GB"] = patients * _MINCROP_MB / 1000
+            rows.append({"collection": dataset, "from": where} | row)
+        table = pd.DataFrame(rows).rename(columns={"instances": "files", "GB": "download_GB"})
+        return table.assign(licences=table["licences"].str.join(", "), kept_GB=table["patients"] * _KEPT_MB / 1000)
+
+    def sources(self) -> Iterator[dict]:
+        """What the data are: an entry per collection and version, with licence and citation."""
+        for dataset, where in self.collections.items():
+            if where == "idc":
+                yield from pinned_sources(dataset, root() / self.manifests)
+            else:
+                yield _release_source(dataset, self)
+            if collections()[dataset].labels != "breastdcedl":
+                yield _table_source(dataset, self)
+
+    def checks(self, folder: Path, network: bool) -> Iterator[Callable]:
+        """What raises an error where a table cannot be read, or an archive that is needed does not answer."""
+        table, wanted = folder / "metadata.csv", set(self.collections)
+        with reading(table, "the table that acquire writes", "delete it"):
+            all_here = table.is_file() and wanted <= set(pd.read_csv(table)["dataset"])  # acquired before
+        if network and "idc" in self.collections.values() and not all_here:
+            yield partial(check_reachable, self.idc)
+        labels = {collections()[dataset].labels for dataset in wanted}
+        if network and "breastdcedl" in labels:
+            yield partial(_check_zenodo, self, folder, all_here)
+        yield from (partial(LABELS[name], self, folder) for name in labels - {"breastdcedl"})
 
     def release(self, name: str) -> tuple[str, str, str]:
         """A file of the release, "spy1", "spy2" or "table": its name, MD5 and address."""
@@ -103,69 +155,89 @@ class ArchiveConfig:
         return file, md5, f"{self.zenodo.rstrip('/')}/records/{self.zenodo_record}/files/{file}"
 
 
-def read_series(dataset: str, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A collection's manifest → series of the patients with images and SEG; {patient: why not} for the others."""
-    table = read_manifest(folder / f"{MANIFESTS[dataset]}.csv")
-    out = read_excluded(folder / "excluded.csv")
-    out |= dict.fromkeys(set(table["patient"]) - set(table.loc[table["role"] == "seg", "patient"]), "no tumour SEG")
-    return table[~table["patient"].isin(list(out))], out
+def _release_source(dataset, config):
+    """BreastDCEDL's MinCrop release; its files and their MD5 are pinned beside the manifests."""
+    return {
+        "dataset": dataset,
+        "source": "Zenodo",
+        "collection": "BreastDCEDL, MinCrop release",
+        "doi": f"10.5281/zenodo.{config.zenodo_record}",
+        "described_in": "10.1038/s41597-026-06589-6",
+        "licence": MINCROP_LICENCE,
+        "version": f"record {config.zenodo_record}",
+        "pinned_in": f"{config.manifests}/releases.csv",
+    }
+
+
+def _table_source(dataset, config):
+    """The clinical table of AMBL or Duke, which has no version but its bytes."""
+    if dataset == "ambl":
+        path, _ = find_ambl_sheet(root() / config.ambl_clinical)
+        kind, coding = "sheet", {"HER2": config.ambl_her2, "pathology_out": list(config.ambl_pathology_out)}
+    else:
+        path = root() / config.duke_clinical
+        kind, coding = "table", {"codes": config.duke_codes, "bilateral": config.duke_bilateral}
+    found = {"dataset": dataset, "source": f"clinical {kind}", "file": path.name}
+    return found | {"md5": file_digest(path, "md5"), "coding": coding}
+
+
+def _check_zenodo(config, folder, all_here):
+    if not (all_here and (folder / config.release("table")[0]).is_file()):
+        check_reachable(config.zenodo)
+    _read_ispy(config, folder)
 
 
 def _fetch_patient(series, folder, config):
-    """All series of a patient, one SEG among them → folders of the DCE series, and the SEG file.
-
-    Raises as `fetch_series` does.
-    """
-    dce = []
+    """All series of a patient → folders of the DCE series, and the SEG file.  Raises as `fetch_series` does."""
+    folders = {"dce": [], "seg": []}
     for number, one in enumerate(series):
         target = folder / f"{one['role']}{number}"
         fetch_series(one, target, config.idc, config.connections)
-        if one["role"] == "dce":
-            dce.append(target)
-        else:
-            seg = next(p for p in target.iterdir() if not p.name.startswith("."))
-    return dce, seg
+        folders[one["role"]].append(target)
+    return folders["dce"], next(folders["seg"][-1].glob("[!.]*"))
 
 
-def _digest(config, row, series, lesions):
+def _digest(config, row, series, lesions, expert):
     """Digest of all that a patient's stored files depend on: not the table's labels, which `_complete` adds."""
-    settings = [*vars(config.recipe).values(), [row[c] for c in PHASE_COLUMNS]]
-    text = json.dumps([settings, [s["crdc_series_uuid"] for s in series], lesions])
+    settings = [*(getattr(config, field.name) for field in fields(Recipe)), [row[c] for c in PHASE_COLUMNS]]
+    masks = [file_digest(expert)] if expert else []
+    text = json.dumps([settings, [s["crdc_series_uuid"] for s in series], lesions, *masks])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _out(reason):
-    """What stands for a patient that was expected and cannot be used."""
-    return {"layout": "breastdcedl", "reason": str(reason), "failed": True}
+def _out(reason, folder):
+    """What stands for a patient that was expected and cannot be used, the same on every machine."""
+    kind = "not in the archive: " * isinstance(reason, NotThere)
+    return {"layout": "breastdcedl", "reason": kind + str(reason).replace(f"{folder}/", ""), "failed": True}
 
 
 def _get_patient(job, config, folder):
-    """One patient from IDC → its record, the reason why there is none, or the fault.  job: row, series, lesions.
+    """One patient from IDC → its record, the reason why there is none, or the fault.  job: row, series, lesions,
+    and an expert's mask or None.
 
     If that fails, the series stay in downloads/<patient>, and the next run fetches only what is missing there.
     """
-    row, series, lesions = job
-    downloads = folder / "downloads"
-    raw, faults, losses = (downloads / name for name in (row["pid"], "faults", "losses"))
-    record = read_record(folder, row["pid"])
-    if record and record["recipe"] == _digest(config, *job):
+    row, series, lesions, expert = job
+    pid, recipe = row["pid"], _digest(config, *job)
+    raw, faults, losses = (folder / "downloads" / name for name in (pid, "faults", "losses"))
+    record = read_record(folder, pid)
+    if record and record["recipe"] == recipe:
         losses.unlink(missing_ok=True)
         shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed at the last moment
         return record
     try:
         dce, seg = _fetch_patient(series, raw, config)
-        paths, found = crop_patient(row, lesions, dce, seg, folder, config.recipe)
+        paths, found = crop_patient(row, lesions, dce, expert or seg, folder, config)
         uids = " ".join(s["SeriesInstanceUID"] for s in series)
-        record = write_record(folder, row["pid"], paths, recipe=_digest(config, *job), series_uid=uids, found=found)
+        record = write_record(folder, pid, paths, recipe=recipe, series_uid=uids, found=found)
     except (Unusable, NotThere) as error:
         faults.unlink(missing_ok=True)
-        kind = "not in the archive: " if isinstance(error, NotThere) else ""
-        reason = kind + str(error).replace(f"{folder}/", "")  # the same text on every machine
+        out = _out(error, folder)
         if _in_a_row(losses) >= _LOSSES and not config.allow_missing:
-            found = f"{_LOSSES} patients in a row cannot be used, at last {row['pid']}: {reason}"
+            found = f"{_LOSSES} patients in a row cannot be used, at last {pid}: {out['reason']}"
             how = "Compare tables, manifest and archive; acquire.allow_missing: true goes on all the same"
             raise ValueError(f"{found}.  {how}") from error
-        return _out(reason)
+        return out
     except OSError as error:  # the next patient may do better, and this one in the next run
         if _in_a_row(faults) >= _FAULTS:
             raise TransportFault(f"{_FAULTS} patients in a row could not be fetched, at last: {error}") from error
@@ -186,7 +258,12 @@ def _in_a_row(path):
 def _get_idc(dataset, rows, series, lesions, config, folder):
     """Patients of a collection from IDC, several at once → {patient: its record, or why there is none}."""
     parts = {patient: part.to_dict("records") for patient, part in series.groupby("patient")}
-    jobs = [(row, parts[row["pid"]], lesions.get(row["pid"])) for row in rows if row["pid"] in parts]
+    experts = masks_by_series(root() / config.mamamia) if config.mamamia else {}
+    jobs = []
+    for row in (row for row in rows if row["pid"] in parts):
+        own = parts[row["pid"]]
+        expert = next((experts[s["SeriesInstanceUID"]] for s in own if s["SeriesInstanceUID"] in experts), None)
+        jobs.append((row, own, lesions.get(row["pid"]), expert))
     (folder / "downloads").mkdir(exist_ok=True)
     for name in ("faults", "losses"):
         (folder / "downloads" / name).unlink(missing_ok=True)
@@ -228,31 +305,33 @@ def _keep_mincrop(row, folder, md5):
     try:
         paths, found = check_release(row, folder)
     except Unusable as error:
-        return _out(str(error).replace(f"{folder}/", ""))  # the same text on every machine
+        return _out(error, folder)
     return write_record(folder, row["pid"], paths, recipe=md5, series_uid="", found=found)
 
 
-def _plain(value):
-    """A table's value as JSON has it; missing is None."""
-    return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
+def _plain(table):
+    """A table's or column's values as JSON has them; missing is None."""
+    return table.astype(object).where(table.notna(), None)
 
 
-def read_ambl(config: ArchiveConfig) -> tuple[pd.DataFrame, dict[str, dict]]:
-    """AMBL's patients in BreastDCEDL's columns; {patient: count of lesions in the sheet, malignant ones, sides}."""
+def _read_ambl(config, folder):
+    """AMBL's patients; {patient: count of lesions in the sheet, malignant ones, sides}."""
     lesions = read_ambl_clinical(root() / config.ambl_clinical, config.ambl_her2, config.ambl_pathology_out)
     known, table = index_lesion(lesions)
     counted = lesions[lesions["malignant"].notna()].groupby("patient").size()
-    return table, {
-        patient: {
-            "count": int(counted[patient]),
-            "malignant": part["lesion"].tolist(),
-            "sides": [_plain(side) for side in part["laterality"]],
-        }
-        for patient, part in known.groupby("patient")
-    }
+    found = {}
+    for pid, part in _plain(known).groupby("patient"):
+        columns = {"malignant": part["lesion"].tolist(), "sides": part["laterality"].tolist()}
+        found[pid] = {"count": int(counted[pid])} | columns
+    return table, found
 
 
-def read_ispy(config: ArchiveConfig, folder: Path) -> pd.DataFrame:
+def _read_duke(config, folder):
+    """Duke's patients."""
+    return read_duke_clinical(root() / config.duke_clinical, config.duke_codes, config.duke_bilateral), {}
+
+
+def _read_ispy(config, folder):
     """BreastDCEDL's rows of the collections wanted, fetched where they are not there; a patient whose HER2 another
     table contradicts has the reason."""
     name, md5, url = config.release("table")
@@ -261,19 +340,30 @@ def read_ispy(config: ArchiveConfig, folder: Path) -> pd.DataFrame:
     differing = {}
     for path in config.idc_clinical:
         differing |= check_against(table, read_idc_clinical(root() / path))
-    return table.assign(reason=[differing.get(pid, "") for pid in table["pid"]])
+    return table.assign(reason=[differing.get(pid, "") for pid in table["pid"]]), {}
+
+
+# what knows the patients of a collection: (config, folder) → rows in BreastDCEDL's columns, and lesions by patient
+LABELS = {"ambl": _read_ambl, "duke": _read_duke, "breastdcedl": _read_ispy}
+
+
+def _place(dataset, code=None):
+    """Site and split of a patient; code: BreastDCEDL's of the split."""
+    collection = collections()[dataset]
+    return {"site": collection.site, "split": "external" if collection.external else SPLIT_OF_CODE.get(code)}
 
 
 def _clinical_rows(config, folder):
-    """Rows of BreastDCEDL's table and of AMBL's sheet, in the same columns; and AMBL's lesions by patient."""
-    parts, lesions = [], {}
-    if "ambl" in config.collections:
-        table, lesions = read_ambl(config)
-        parts.append(table)
-    if set(config.collections) & {"spy1", "spy2"}:
-        parts.append(read_ispy(config, folder))
-    rows = pd.concat(parts, ignore_index=True).to_dict("records")
-    return [{name: _plain(value) for name, value in row.items()} for row in rows], lesions
+    """Rows of all collections wanted, in the same columns, with site and split; and AMBL's lesions by patient."""
+    rows, lesions = [], {}
+    wanted = {collections()[dataset].labels for dataset in config.collections}
+    for name in (name for name in LABELS if name in wanted):
+        table, more = LABELS[name](config, folder)
+        lesions |= more
+        rows += _plain(table).to_dict("records")
+    for row in rows:
+        row |= _place(row["dataset"], row.pop("test"))
+    return rows, lesions
 
 
 def _complete(row, result):
@@ -285,32 +375,3 @@ def _complete(row, result):
         return row | result
     named = {c: row[c] for c in PHASE_COLUMNS if row[c] is not None}
     return result | {"metadata": row | result["found"] | named}
-
-
-def get(config: ArchiveConfig, folder: Path) -> tuple[list[dict], list[dict]]:
-    """Get all patients that can be obtained → records of the complete ones, rows with a reason of the others.
-
-    A row has `failed` where the patient was expected.  All others were known beforehand: the table or excluded.csv
-    rules the patient out, or the manifest has no SEG.  TransportFault lists the patients that could not be fetched;
-    the next run continues there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, lesions = _clinical_rows(config, folder)
-    results, faults, known_pids = [row for row in rows if row["reason"]], [], {row["pid"] for row in rows}
-    unlisted = _out(f"not in the manifest: nor in {config.manifests}/excluded.csv")
-    for dataset, where in config.collections.items():
-        todo = [row for row in rows if row["dataset"] == dataset and not row["reason"]]
-        if where == "zenodo":
-            known = _get_mincrop(dataset, todo, config, folder)
-        else:
-            series, out = read_series(dataset, root() / config.manifests)
-            known = {patient: {"reason": f"no series in the archive: {why}"} for patient, why in out.items()}
-            known |= _get_idc(dataset, todo, series, lesions, config, folder)
-            why = {"dataset": dataset, "reason": "not in the clinical table"}
-            results += [{"pid": pid} | why for pid in series["patient"].unique() if pid not in known_pids]
-        faults += [f"{pid}: {result['fault']}" for pid, result in known.items() if "fault" in result]
-        results += [_complete(row, known.get(row["pid"], unlisted)) for row in todo]
-    if faults:
-        found = f"{len(faults)} patients could not be fetched; all others are complete.  Run again:"
-        raise TransportFault("\n".join([found, *faults]))
-    return [r for r in results if "files" in r], [r for r in results if "files" not in r]

@@ -11,13 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
+from her2core.cohorts.collections import collections
 from her2core.cohorts.labels import breastdcedl_phases
 from her2core.formats.dicom import read_dce
-from her2core.formats.nifti import mask_file, min_crop, phase_files, read_breastdcedl, write_breastdcedl
+from her2core.formats.examination import is_nifti
+from her2core.formats.nifti import (
+    ImageGrid,
+    mask_file,
+    min_crop,
+    phase_files,
+    read_breastdcedl,
+    read_mask,
+    write_breastdcedl,
+)
 from her2core.formats.seg import read_seg, read_seg_labels
 from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Phases, nearest_phases
 
-_MEANING = {"spy2": "tumour_is_zero", "spy1": "segments"}
 _SAME = 0.02  # of a count of voxels: the table's masks are those of the archive
 _ALIKE = 0.1  # of a length: rounded numbers agree, a spacing that is twice another's does not
 _OVERLAP = 0.4  # of a slice, and of a volume: those of ISPY2-427321 are 3 mm thick and 2 mm apart
@@ -39,35 +48,38 @@ def because(kind: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a patient's stored files depend on beside its series; the fields are those of `ArchiveConfig`."""
+    """All that a patient's stored files depend on beside its series."""
 
-    early_s: float
+    early_s: float  # wanted times after the first phase, in seconds, where no table names the phases (AMBL)
     late_s: float
-    ambl_phases: tuple[int, int, int] | None
-    crop_px: int
-    margin_slices: int
+    ambl_phases: tuple[int, int, int] | None  # the three phases instead, where the files have no times
+    crop_px: int  # MinCrop keeps 256 × 256 pixels around the tumour
+    margin_slices: int  # and two slices beyond it
 
 
 def _phases_of(row, times_s, recipe):
-    """Pre, early and late: the table's, else MinCrop's rule for I-SPY, else by time after contrast."""
+    """Pre, early and late: the table's, else by the collection's rule."""
     if named := Phases.named(row):
         return named
-    if row["dataset"] != "ambl":
-        return Phases(*breastdcedl_phases(len(times_s)))
+    rule = collections()[row["dataset"]].phases
+    if rule != "time":
+        return Phases(*(breastdcedl_phases(len(times_s)) if rule == "table" else range(3)))
     if recipe.ambl_phases is not None:
         return Phases(*recipe.ambl_phases)
     return nearest_phases(times_s, recipe.early_s, recipe.late_s)
 
 
 def _tumour(row, lesions, seg, series):
-    """The mask of a patient's tumour, bool `(Z, Y, X)`.
+    """The mask of a patient's tumour, bool `(Z, Y, X)`; an expert's is NIfTI.
 
     AMBL has a segment per lesion, benign ones too, and its table counts lesions: where both count as many, the
     segments are in the table's order; otherwise nothing tells which is which, and that is a ValueError.
     """
-    shape = series.array.shape[1:]
-    if row["dataset"] != "ambl":
-        return read_seg(seg, series.geometry, shape, meaning=_MEANING[row["dataset"]], source=series.source)
+    shape, meaning = series.array.shape[1:], collections()[row["dataset"]].mask
+    if is_nifti(seg):
+        return read_mask(seg, ImageGrid(shape, series.geometry, "the images"))
+    if meaning != "lesions":
+        return read_seg(seg, series.geometry, shape, meaning=meaning, source=series.source)
     labels = read_seg_labels(seg, series.geometry, shape, source=series.source)
     found = len(np.unique(labels)) - 1
     if found != lesions["count"]:
@@ -130,7 +142,8 @@ def crop_patient(
     """Write a patient's three cropped phases and mask in BreastDCEDL's layout below folder/<dataset>.
 
     row: of the patient's table.  lesions: of AMBL's sheet: count, malignant (numbers of the segments), sides.
-    dce: folders of the series.  Returns the paths, and what the images say of the patient in the table's columns.
+    dce: folders of the series.  seg: a SEG, or an expert's NIfTI, of which the table knows nothing.  Returns the
+    paths, and what the images say of the patient in the table's columns.
     Early and late may be one phase, and are then one file.  Raises `Unusable`.
     """
     with because("images unusable"):
@@ -142,7 +155,8 @@ def crop_patient(
         chosen.check(len(series.array))
     phases, cropped, _ = min_crop(series.array[list(chosen)], mask, recipe.margin_slices, recipe.crop_px)
     spacing_mm = series.geometry.spacing_mm
-    _agree(row, cropped, spacing_mm=spacing_mm, phases=len(series.array), whole=mask.shape)
+    known = {k: v for k, v in row.items() if not (is_nifti(seg) and k in ("mask_count", "tum_vol", "n_z"))}
+    _agree(known, cropped, spacing_mm=spacing_mm, phases=len(series.array), whole=mask.shape)
     home = folder / row["dataset"]
     for stale in home.glob(f"dce/{row['pid']}_*"):  # of an earlier recipe, perhaps with other phases
         stale.unlink()

@@ -5,52 +5,35 @@ The Imaging Data Commons (IDC) has clinical tables of its own.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from her2core.cohorts.tables import by_patient, need_columns, numbers_within, read_idc_table, read_texts, refuse
+from her2core.cohorts import tables
+from her2core.cohorts.collections import collections
 from her2core.formats.volume import PHASE_COLUMNS
 from her2core.records import PATIENT_ID
 
-_DATASETS = {"ISPY2-": "spy2", "ACRIN-6698-": "spy2", "ISPY1_": "spy1", "Breast_MRI_": "duke"}  # by identifier
-_UNUSED = "duke"
-TABLE_RULES = {  # smallest, largest, whole number?, may be missing?
-    "test": (0, 2, True, True),
-    "HER2": (0, 1, True, True),
-    "HR": (0, 1, True, True),
-    "age": (18, 110, False, True),  # years; both trials were of adults
-    "menopause": (0, 1, True, True),
-    "n_xy": (1, 4096, True, False),
-    "n_z": (1, 4096, True, False),
-    "n_times": (1, 100, True, False),
-    "pre": (0, 99, True, True),
-    "post_early": (0, 99, True, True),
-    "post_late": (0, 99, True, True),
-    "slice_thick": (0.1, 20, False, False),  # mm
-    "xy_spacing": (0.1, 20, False, True),  # mm
-    "mask_start": (0, 4095, True, False),
-    "mask_end": (0, 4095, True, False),
-    "mask_count": (0, 4096**3, True, True),  # voxels
-    "tum_vol": (0, 1e8, False, True),  # mm³
-}
+TABLE_RULES = tables.DECLARED["breastdcedl"]  # of each column: smallest, largest, whole number?, may be missing?
 _OPTIONAL = ("menopause", "mask_count", "tum_vol")  # one of the published forms lacks the column
 _PHASES = list(PHASE_COLUMNS)
 _IDC_IDS = ("dicom_patient_id", "tcia_patient_id", "patient_id", "subjectid")
 _IDC_COLUMNS = {"HR": ("hr", "hr_pos"), "HER2": ("her2", "her2mostpos")}  # as I-SPY2's table has it, or I-SPY1's
-_STATUS = {"1": 1, "+": 1, "pos": 1, "positive": 1, "0": 0, "-": 0, "neg": 0, "negative": 0}
-_UNKNOWN = ("2", "?", "na", "n/a", "nan", "unknown", "indeterminate")  # 2 is indeterminate in I-SPY1's tables
-_STATUS |= dict.fromkeys(_UNKNOWN)
+_STATUS = tables.DECLARED["status"]
+_UNKNOWN = [text for text, known in _STATUS.items() if known is None]
 _SIGN = r"\s*(\+|-|\?|pos|positive|neg|negative|unknown)\s*"
 
 
 def _datasets(table, path):
-    """spy1, spy2 or duke by identifier; a column `dataset` must agree (in one public copy it does not)."""
-    prefixes = table.index.to_series().str.extract(f"^({'|'.join(_DATASETS)})")[0]
-    refuse(prefixes.isna(), table.index.to_series(), "pid", f"one that begins with {list(_DATASETS)}", path)
-    found = prefixes.map(_DATASETS)
+    """The collection by identifier; a column `dataset` must agree (in one public copy it does not)."""
+    patients, known = table.index.to_series(), collections()
+    found = pd.Series(None, table.index, dtype=object)
+    for name, collection in known.items():
+        found[patients.str.fullmatch(collection.pattern)] = name
+    tables.refuse(found.isna(), patients, "pid", f"one like {', '.join(c.pattern for c in known.values())}", path)
     if "dataset" in table:
         named = table["dataset"]
-        refuse(named.ne(found) | named.isna(), named, "dataset", "the one of the identifier", path)
+        tables.refuse(named.ne(found) | named.isna(), named, "dataset", "the one of the identifier", path)
     return found
 
 
@@ -58,10 +41,10 @@ def _check_phases(table, path):
     """All three phases are named or none is; pre < early ≤ late, all within the series."""
     named, columns = table[_PHASES].notna(), ", ".join(_PHASES)
     shown = table[_PHASES].apply(lambda row: ", ".join(map(str, row)), axis=1)
-    refuse(named.any(axis=1) & ~named.all(axis=1), shown, columns, "three phases or none", path)
+    tables.refuse(named.any(axis=1) & ~named.all(axis=1), shown, columns, "three phases or none", path)
     early, late = table["post_early"], table["post_late"]
     wrong = (table["pre"] >= early) | (early > late) | (late >= table["n_times"])
-    refuse(wrong, shown, columns, "pre < early ≤ late < n_times", path)
+    tables.refuse(wrong, shown, columns, "pre < early ≤ late < n_times", path)
 
 
 def read_breastdcedl_table(path: Path) -> pd.DataFrame:
@@ -76,20 +59,29 @@ def read_breastdcedl_table(path: Path) -> pd.DataFrame:
     mask_end: first and last slice with tumour; mask_count: voxels; tum_vol: mm³.  In the MinCrop table n_xy,
     mask_start and mask_end belong to the cropped files, and n_z counts only slices with tumour.
     """
-    table = read_texts(path)
+    table = tables.read_texts(path)
     theirs = {c: c for c in TABLE_RULES} | {"HER2": "HER2" if "HER2" in table else "HER2pos"}
-    need_columns(table, [spelling for ours, spelling in theirs.items() if ours not in _OPTIONAL], path)
-    table = by_patient(table, "pid", PATIENT_ID, path)
+    tables.need_columns(table, [spelling for ours, spelling in theirs.items() if ours not in _OPTIONAL], path)
+    table = tables.by_patient(table, "pid", PATIENT_ID, path)
     dataset = _datasets(table, path)
-    table = table[dataset != _UNUSED].reindex(columns=list(theirs.values()))
+    own = dataset.map(lambda name: collections()[name].labels == "breastdcedl")
+    table = table[own].reindex(columns=list(theirs.values()))
     if table.empty:
-        raise ValueError(f"{path}: expected patients of I-SPY, found only {_UNUSED}")
-    table = pd.DataFrame({c: numbers_within(table[theirs[c]], path, rule) for c, rule in TABLE_RULES.items()})
+        raise ValueError(f"{path}: expected patients of I-SPY, found only {', '.join(set(dataset))}")
+    columns = {c: tables.numbers_within(table[theirs[c]], path, rule) for c, rule in TABLE_RULES.items()}
+    table, first = pd.DataFrame(columns), columns["mask_start"]
     _check_phases(table, path)
-    refuse(table["mask_start"] > table["mask_end"], table["mask_start"], "mask_start", "at most mask_end", path)
+    tables.refuse(first > table["mask_end"], first, "mask_start", "at most mask_end", path)
     table["menopause"] = table["menopause"].astype(object).map({0: "pre", 1: "post"})
     table.insert(0, "dataset", dataset[table.index])
     return table.reset_index(names="pid")
+
+
+def known_only(patients: pd.Index, dataset: str, **known: Any) -> pd.DataFrame:
+    """Patients of a collection of which only some of BreastDCEDL's columns are known, in all of them."""
+    table = pd.DataFrame(index=patients, columns=["dataset", *TABLE_RULES])
+    types = {c: "Int64" if whole else float for c, (_, _, whole, _) in TABLE_RULES.items()}
+    return table.astype(types).assign(dataset=dataset, **known)
 
 
 def breastdcedl_phases(n_times: int) -> tuple[int, int, int]:
@@ -111,28 +103,23 @@ def read_idc_clinical(path: Path) -> pd.DataFrame:
     Either `hrher4g` with texts like "HR + / HER2 -", as ACRIN-6698's, or a column each, as I-SPY2's `hr`, `her2`.
     Six digits alone become ISPY2-<digits>, although they may be ACRIN-6698's; four become ISPY1_<digits>.
     """
-    table = read_idc_table(path)
+    table = tables.read_idc_table(path)
     column = next((c for c in _IDC_IDS if c in table), _IDC_IDS[0])
     digits = {r"^([0-9]{6})$": r"ISPY2-\1", r"^([0-9]{4})$": r"ISPY1_\1"}
     table = table.replace({column: digits}, regex=True)
-    table = by_patient(table, column, r"(ISPY2-|ACRIN-6698-)[0-9]{6}|ISPY1_[0-9]{4}", path)
+    pattern = "|".join(collections()[name].pattern for name in ("spy2", "spy1"))
+    table = tables.by_patient(table, column, pattern, path)
     if "hrher4g" in table:
         texts = table["hrher4g"].str.lower().str.replace("[−–]", "-", regex=True)
         parts = texts.str.extract(rf"^hr{_SIGN}[/,]?\s*her2{_SIGN}(?:\(tn\))?$").set_axis([*_IDC_COLUMNS], axis=1)
         unread = parts["HR"].isna() & texts.notna() & ~texts.isin(_UNKNOWN)
-        refuse(unread, table["hrher4g"], "hrher4g", "a text like HR + / HER2 -", path)
+        tables.refuse(unread, table["hrher4g"], "hrher4g", "a text like HR + / HER2 -", path)
     else:
         names = [next((c for c in theirs if c in table), theirs[0]) for theirs in _IDC_COLUMNS.values()]
-        need_columns(table, names, path)
+        tables.need_columns(table, names, path)
         parts = table[names].set_axis([*_IDC_COLUMNS], axis=1)
-    return parts.apply(_status, path=path).rename_axis("pid").reset_index()
-
-
-def _status(texts, path):
-    """Texts, indexed by patient, as 1 positive, 0 negative or NA."""
-    plain = texts.str.lower()
-    refuse(plain.notna() & ~plain.isin(_STATUS), texts, texts.name, f"one of {', '.join(_STATUS)}", path)
-    return plain.map(_STATUS).astype("Int64")
+    found = parts.apply(tables.translated, meanings=_STATUS, path=path).astype("Int64")
+    return found.rename_axis("pid").reset_index()
 
 
 def check_against(table: pd.DataFrame, clinical: pd.DataFrame) -> dict[str, str]:

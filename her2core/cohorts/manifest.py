@@ -5,30 +5,19 @@ its manifest or a row with a reason in excluded.csv.  A `crdc_series_uuid` names
 no table of idc-index-data 25.0.5 has a digest of content, so files' MD5s are those of the bucket's listing.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from her2core.cohorts.tables import read_texts
-from her2core.records import PATIENT_ID
+from her2core.cohorts.collections import collections
+from her2core.cohorts.tables import DECLARED, read_texts
+from her2core.records import PATIENT_ID, file_digest
 
-IDC_COLLECTIONS = ("ispy2", "acrin_6698", "ispy1", "advanced_mri_breast_lesions", "duke_breast_cancer_mri")
-MANIFESTS = {"spy2": "ispy2", "spy1": "ispy1", "ambl": "ambl"}  # dataset: name of its CSV
 MINCROP_LICENCE = "CC BY-NC 4.0"  # of BreastDCEDL's MinCrop release, which no manifest lists
 _PINNED = "restore it from git"
-MANIFEST_COLUMNS = {  # of a manifest: its name in the index, what its text must match
-    "patient": ("PatientID", PATIENT_ID),
-    "role": ("role", "dce|seg"),
-    "collection": ("collection_id", "|".join(IDC_COLLECTIONS)),
-    "SeriesInstanceUID": ("SeriesInstanceUID", r"(?=[0-9.]{3,64}$)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+"),
-    "crdc_series_uuid": ("crdc_series_uuid", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
-    "bucket": ("aws_bucket", "idc-open-data|idc-open-data-cr"),  # it and crdc_series_uuid make the address
-    "instances": ("instanceCount", "[1-9][0-9]{0,8}"),
-    "size_MB": ("series_size_MB", r"(?=.*[1-9])[0-9]{1,9}\.[0-9]{6}"),  # 1e6 bytes: six decimals are exact
-    "licence": ("license_short_name", "CC BY[A-Z0-9 .-]*"),
-    "source_DOI": ("source_DOI", r"10\.[0-9]+/[A-Za-z0-9._/-]+"),
-    "idc_version": ("idc_version", "[1-9][0-9]{0,3}"),
-}
+MANIFEST_COLUMNS = {"patient": ("PatientID", PATIENT_ID)} | DECLARED["manifest"]
+IDC_COLLECTIONS = MANIFEST_COLUMNS["collection"][1].split("|")
 
 
 def _read_pinned(path, patterns, *unique):
@@ -68,6 +57,14 @@ def read_releases(path: Path) -> dict[str, tuple[str, str]]:
     return {name: (file, md5) for name, file, md5 in table.itertuples(index=False)}
 
 
+def series_with_seg(dataset: str, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A collection's manifest → series of the patients with images and SEG; {patient: why not} for the others."""
+    table = read_manifest(folder / f"{collections()[dataset].manifest}.csv")
+    out = read_excluded(folder / "excluded.csv")
+    out |= dict.fromkeys(set(table["patient"]) - set(table.loc[table["role"] == "seg", "patient"]), "no tumour SEG")
+    return table[~table["patient"].isin(list(out))], out
+
+
 def totals(table: pd.DataFrame) -> dict:
     """What all series of a manifest come to: patients, series, files, GB, licences."""
     return {
@@ -77,3 +74,22 @@ def totals(table: pd.DataFrame) -> dict:
         "GB": round(float(table["size_MB"].sum()) / 1000, 3),
         "licences": sorted(set(table["licence"])),
     }
+
+
+def pinned_sources(dataset: str, folder: Path) -> Iterator[dict]:
+    """What a manifest's data are: an entry per collection and DOI, with licence and version."""
+    path = folder / f"{collections()[dataset].manifest}.csv"
+    for (collection, doi), part in read_manifest(path).groupby(["collection", "source_DOI"], sort=True):
+        found = totals(part)
+        yield {
+            "dataset": dataset,
+            "source": "NCI Imaging Data Commons",
+            "collection": collection,
+            "doi": doi,
+            "licence": ", ".join(found["licences"]),
+            "version": "IDC v" + ", v".join(map(str, sorted(set(part["idc_version"])))),
+            **{counted: found[counted] for counted in ("patients", "series", "instances")},
+            "bytes": int((part["size_MB"] * 1e6).round().sum()),
+            "manifest": f"{folder.name}/{path.name}",
+            "manifest_md5": file_digest(path, "md5"),
+        }

@@ -11,15 +11,20 @@ an interrupted run goes on where it stopped.
 
 import hashlib
 import json
+import math
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from pydicom import dcmread
 
+from her2core.cohorts.collections import collections
 from her2core.formats import dicom_write, nifti
+from her2core.formats.volume import PHASE_COLUMNS
 from her2core.parallel import each
 from her2core.phantom.patient import Patient, make_patient
 from her2core.phantom.sites import Site, draw_protocol
@@ -33,50 +38,67 @@ _REGISTERED = "Registered AX Sen Vibrant MultiPhase"
 
 @dataclass(frozen=True)
 class EmbeddedConfig:
-    """How the embedded cohort is made.
+    """How the embedded cohort is made."""
 
-    source: "phantom".  seed: of the whole cohort.  bayes_auc: the best AUC any classifier can expect; 0.80
-    follows the literature's effect sizes.  prevalence: share of HER2-positives in every split.
-    spy2, spy1: patients in train, validation, test.  ambl: external patients.  unknown_her2: further patients
-    of spy1 without a HER2 result, as in the real table.  coarse: voxels this much larger in all directions
-    (1: 24 × 128 × 128).  jobs: processes, -1 for one per core.
-    """
-
-    source: str
-    seed: int
-    bayes_auc: float
-    prevalence: float
-    spy2: tuple[int, int, int]
+    source: str  # "phantom"
+    seed: int  # of the whole cohort
+    bayes_auc: float  # the best AUC any classifier can expect; 0.80 follows the literature's effect sizes
+    prevalence: float  # share of HER2-positives in every split
+    spy2: tuple[int, int, int]  # patients in train, validation, test
     spy1: tuple[int, int, int]
-    ambl: int
-    unknown_her2: int
-    coarse: int
-    jobs: int
+    ambl: int  # external patients
+    unknown_her2: int  # further patients of spy1 without a HER2 result, as in the real table
+    coarse: int  # voxels this much larger in all directions (1: 24 × 128 × 128)
+    jobs: int  # processes, -1 for one per core
 
     def __post_init__(self):
-        if self.source != "phantom":
-            raise ValueError(f"source={self.source!r}: expected phantom")
         if not 0 < self.prevalence < 1:
             raise ValueError(f"prevalence must lie between 0 and 1, found {self.prevalence}")
 
+    def get(self, folder: Path) -> tuple[list[dict], list[dict]]:
+        """Make all patients that are not there yet; returns their records, in the order of the cohort, and nobody
+        else.  A folder that other code or other parameters filled is emptied first."""
+        stamp, recipe = folder / "recipe", _recipe(self)
+        if not stamp.is_file() or stamp.read_text() != recipe:
+            shutil.rmtree(folder, ignore_errors=True)
+            with whole(stamp) as part:
+                part.write_text(recipe)
+        return each(partial(_make_one, config=self, folder=folder), draw_cohort(self), self.jobs, "acquire"), []
 
-def _groups(config):
-    """(dataset, code of the split, patients, whether their HER2 is known) in the order of the cohort."""
-    for dataset in ("spy2", "spy1"):
-        train, validation, test = getattr(config, dataset)
-        for code, count in enumerate((train, test, validation)):  # the column `test` of BreastDCEDL
-            yield dataset, code, count, True
-    yield "ambl", None, config.ambl, True
-    yield "spy1", 0, config.unknown_her2, False
+    def describe(self) -> pd.DataFrame:
+        """A row per collection: patients, GB to be kept."""
+        table = pd.DataFrame(draw_cohort(self)).assign(patients=1)
+        sites = [site_of(row, self.coarse) for row in table.to_dict("records")]
+        table["kept_GB"] = [2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites]  # 16 bits per voxel
+        table = table.groupby("dataset", sort=False)[["patients", "kept_GB"]].sum().reset_index(names="collection")
+        return table.assign(**{"from": "phantom", "under_way_GB": 0.0})
+
+    def sources(self) -> Iterator[dict]:
+        """What the data are: such a cohort is its parameters; `jobs` changes no byte."""
+        yield {
+            "source": "phantom: made by her2core.phantom.patient",
+            "doi": None,
+            "licence": "MIT, as the code",
+            "seed": self.seed,
+            "parameters": {k: v for k, v in asdict(self).items() if k not in ("jobs", "source", "seed")},
+        }
+
+    def checks(self, folder: Path, network: bool) -> Iterator[Callable]:
+        """Nothing can lack."""
+        yield from ()
 
 
 def draw_cohort(config: EmbeddedConfig) -> list[dict]:
-    """The patients to make, one row each: patient, dataset, test, her2, her2_known, seed, age, hr, menopause."""
-    rng = np.random.default_rng(config.seed)
-    rows = []
-    for dataset, code, count, known in _groups(config):
+    """The patients to make, one row each: patient, dataset, split, her2, her2_known, seed, age, hr, menopause."""
+    rng, rows, groups = np.random.default_rng(config.seed), [], []
+    for dataset in ("spy2", "spy1"):
+        train, validation, test = getattr(config, dataset)
+        groups += [(dataset, "train", train, True), (dataset, "test", test, True)]
+        groups += [(dataset, "validation", validation, True)]
+    groups += [("ambl", "external", config.ambl, True), ("spy1", "train", config.unknown_her2, False)]
+    for dataset, split, count, known in groups:
         labels = rng.permutation(np.arange(count) < round(config.prevalence * count))
-        group = {"dataset": dataset, "test": code, "her2_known": known}
+        group = {"dataset": dataset, "split": split, "her2_known": known}
         rows += [group | {"her2": int(her2)} for her2 in labels]
     for number, row in enumerate(rows):
         row["patient"] = f"PHANTOM-{row['dataset'].upper()}-{number + 1:04d}"
@@ -147,7 +169,8 @@ def _metadata_row(row, site):
         "pid": row["patient"],
         "dataset": row["dataset"],
         "layout": _LAYOUTS[row["dataset"]],
-        "test": row["test"],
+        "site": collections()[row["dataset"]].site,
+        "split": row["split"],
         "HER2": row["her2"] if row["her2_known"] else None,
         "HR": row["hr"],
         "age": row["age"],
@@ -155,7 +178,7 @@ def _metadata_row(row, site):
         "n_xy": site.shape[1],
         "n_z": site.shape[0],
         "n_times": len(site.phase_times_s),
-        **dict(zip(("pre", "post_early", "post_late"), phases, strict=True)),
+        **dict(zip(PHASE_COLUMNS, phases, strict=True)),
         "slice_thick": site.spacing_mm[0],
         "xy_spacing": site.spacing_mm[1],
     }
@@ -188,16 +211,3 @@ def _recipe(config):
     sources = [*phantom, *writers, Path(__file__)]
     settings = {k: v for k, v in asdict(config).items() if k != "jobs"}
     return hashlib.sha256(json.dumps(settings).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
-
-
-def make(config: EmbeddedConfig, folder: Path) -> list[dict]:
-    """Make all patients that are not there yet; returns their records, in the order of the cohort.
-
-    A folder that other code or other parameters filled is emptied first.
-    """
-    stamp, recipe = folder / "recipe", _recipe(config)
-    if not stamp.is_file() or stamp.read_text() != recipe:
-        shutil.rmtree(folder, ignore_errors=True)
-        with whole(stamp) as part:
-            part.write_text(recipe)
-    return each(partial(_make_one, config=config, folder=folder), draw_cohort(config), config.jobs, "acquire")

@@ -6,7 +6,6 @@ data/<cohort>/preflight/plan.csv   what will be acquired.  The download depends 
                                    stages: a parameter of theirs is checked here and leaves the download alone
 """
 
-import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,14 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from her2core.auc import EvaluateConfig
 from her2core.baselines import ModelConfig, build_model, is_model, needed_weights
-from her2core.cohort import COLLECTIONS
-from her2core.cohorts import archive
-from her2core.cohorts import phantom as embedded
 from her2core.cohorts.acquire import SOURCES
-from her2core.cohorts.manifest import MINCROP_LICENCE, totals
+from her2core.cohorts.collections import collections
 from her2core.cohorts.transfer import check_reachable, check_space, fetch_file
 from her2core.config import Study, build, steady_dependencies
-from her2core.formats.boundary import reading
 from her2core.formats.weights import find, published
 from her2core.model import ThdaConfig
 from her2core.normalize import LANDMARKS, Window, columns
@@ -33,44 +28,17 @@ from her2core.records import whole
 from her2core.runs import Run
 from her2core.train import TrainConfig, choose_device
 
-_BREASTDCEDL = {"spy2": (982, 982), "spy1": (172, 167)}  # its patients, and those with a HER2 status
-_MINCROP_MB = 12  # per patient of the release, about: all of it is 22 to 25 GB for 2,063
-_KEPT_MB = 16.7  # per real patient: three cropped phases, uncompressed; 16.4 GB over the 982 of I-SPY2
 _TRAINED = 0.77  # share of the patients in training: 885 of 1,149
 # Of an H100's 989 TFLOP/s in bfloat16, as published for ResNet-50 (11 to 18 %, MLPerf 3.0); not measured here
 _GPU_FLOPS = 0.12 * 989e12
 _PLAN = ("collection", "from", "patients", "series", "files", "download_GB", "licences")  # its columns
-_CLASSES = {"acquire": SOURCES, "prepare": PrepareConfig, "models": ModelConfig, "train": TrainConfig}
-_CLASSES |= {"evaluate": EvaluateConfig}
-
-
-def _collections(study):
-    """A row per collection: the plan, and the disk of its files: what stays, and at most is under way beside it."""
-    config = study.params("acquire", SOURCES)
-    if isinstance(config, embedded.EmbeddedConfig):
-        table = pd.DataFrame(embedded.draw_cohort(config)).assign(patients=1)
-        sites = [embedded.site_of(row, config.coarse) for row in table.to_dict("records")]
-        table["kept_GB"] = [2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites]  # 16 bits per voxel
-        table = table.groupby("dataset", sort=False)[["patients", "kept_GB"]].sum().reset_index(names="collection")
-        return table.assign(**{"from": "phantom", "under_way_GB": 0.0})
-    rows = []
-    for dataset, where in config.collections.items():
-        if where == "idc":
-            series = archive.read_series(dataset, study.top / config.manifests)[0]
-            largest = series.groupby("patient")["size_MB"].sum().max() / 1000
-            row = totals(series) | {"under_way_GB": largest * max(config.jobs, 1)}
-        else:
-            patients, _ = _BREASTDCEDL[dataset]
-            row = {"patients": patients, "series": 0, "instances": 1, "licences": [MINCROP_LICENCE]}
-            row["GB"] = row["under_way_GB"] = patients * _MINCROP_MB / 1000
-        rows.append({"collection": dataset, "from": where} | row)
-    table = pd.DataFrame(rows).rename(columns={"instances": "files", "GB": "download_GB"})
-    return table.assign(licences=table["licences"].str.join(", "), kept_GB=table["patients"] * _KEPT_MB / 1000)
+_CLASSES = {"acquire": SOURCES, "prepare": PrepareConfig, "models": ModelConfig}
+_CLASSES |= {"train": TrainConfig, "evaluate": EvaluateConfig}
 
 
 def plan(study: Study) -> pd.DataFrame:
     """What will be acquired, a row per collection: where from, patients, series, files, GB (of MinCrop about)."""
-    table = _collections(study)
+    table = study.params("acquire", SOURCES).describe()
     return table[[c for c in _PLAN if c in table]]
 
 
@@ -84,7 +52,7 @@ def _networks(study: Study) -> pd.DataFrame:
                 network = build_model(run.model, run.models, px, pretrained=False).eval()
                 network(torch.zeros(1, 9 if run.sees_neighbours else 3, px, px))
             known[run.model] = sum(p.numel() for p in network.parameters()), counter.get_total_flops()
-        rows.append((run.model, len(run.training.seeds), run.training.epochs, *known[run.model]))
+        rows.append((run.model, len(run.members), run.training.epochs, *known[run.model]))
     return pd.DataFrame(rows, columns=["model", "seeds", "epochs", "parameters", "flops"])
 
 
@@ -94,7 +62,7 @@ def _disk_gb(study: Study, trained: pd.DataFrame) -> dict[str, float]:
     DVC's cache holds arrays and weights a second time, where the file system cannot share blocks; packed arrays
     stand twice while they are assembled; a checkpoint has the best weights and two moments as well.
     """
-    table, config = _collections(study), study.params("prepare", PrepareConfig)
+    table, config = study.params("acquire", SOURCES).describe(), study.params("prepare", PrepareConfig)
     pictures = len(config.bias_fields) * 3 * (3 if config.neighbours else 1)  # 16 bits; the masks have 8
     arrays = table["patients"].sum() * config.slices * config.crop_px**2 * (2 * pictures + 1) / 1e9
     of_run = 4e-9 * trained["parameters"] * trained["seeds"]  # 32 bits
@@ -120,7 +88,8 @@ def describe(study: Study) -> str:
     """All of it in words; needs no network."""
     table, trained = plan(study), _networks(study)
     lines = [table.round(1).to_string(index=False, na_rep="") + "\n", f"Patients: {table['patients'].sum():,}"]
-    if known := [_BREASTDCEDL[d][1] for d in table["collection"] if not study.is_synthetic and d in _BREASTDCEDL]:
+    published = {} if study.is_synthetic else {name: c.published for name, c in collections().items()}
+    if known := [published[name][1] for name in table["collection"] if published.get(name)]:
         lines[-1] += f"; HER2 status known in BreastDCEDL: {' + '.join(map(str, known))} = {sum(known):,}"
     if "download_GB" in table:
         size = table["download_GB"].sum()
@@ -167,13 +136,6 @@ def _runs(study):
     _check_disk(study, _networks(study))
 
 
-def _all_three(study):
-    """Later stages need patients of all collections: they train on two, tell them apart, and test on the third."""
-    found = plan(study)["collection"].tolist()
-    if lacking := [name for name in COLLECTIONS if name not in found]:
-        raise ValueError(f"{study.name}: acquire has no patients of {', '.join(lacking)}, which later stages need")
-
-
 def _device(study):
     """The device is there, and the compiler if it is wanted."""
     training = study.params("train", TrainConfig)
@@ -213,31 +175,15 @@ def _fetch_weights(name, weights):
             raise ValueError(f"{missing}; its download failed: {error}") from error
 
 
-def _archives(study, network):
-    """IDC and Zenodo answer where they are needed; BreastDCEDL's table and AMBL's sheet can be read."""
-    config, folder = study.params("acquire", SOURCES), study.data("acquire")
-    table, wanted, checks = folder / "metadata.csv", set(config.collections), []
-    with reading(table, "the table that acquire writes", "delete it"):
-        all_here = table.is_file() and wanted <= set(pd.read_csv(table)["dataset"])  # acquired before
-    if network and "idc" in config.collections.values() and not all_here:
-        checks.append(partial(check_reachable, config.idc))
-    if network and wanted & {"spy1", "spy2"}:
-        checks.append(partial(_zenodo, config, folder, all_here))
-    if "ambl" in wanted:
-        checks.append(partial(archive.read_ambl, config))
-    _need(checks)
-
-
-def _zenodo(config, folder, all_here):
-    if not (all_here and (folder / config.release("table")[0]).is_file()):
-        check_reachable(config.zenodo)
-    archive.read_ispy(config, folder)
+def _patients(study, network):
+    """What the patients' source needs is there."""
+    _need([*study.params("acquire", SOURCES).checks(study.data("acquire"), network)])
 
 
 def check_study(study: Study, network: bool = True) -> None:
     """Raise ValueError with all that the study lacks; network: ask servers too, and fetch pretrained weights."""
-    checks = [partial(_section, name=name) for name in _CLASSES] + [_all_three, _runs, _device]
-    checks += [partial(each, network=network) for each in [_pretrained] + [_archives] * (not study.is_synthetic)]
+    checks = [partial(_section, name=name) for name in _CLASSES] + [_runs, _device]
+    checks += [partial(each, network=network) for each in (_pretrained, _patients)]
     _need([partial(check, study) for check in checks])
 
 

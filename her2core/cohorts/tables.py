@@ -6,15 +6,17 @@ expected.  Unknown is NA.
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from her2core.config import read_yaml
 from her2core.formats.boundary import reading
 
+DECLARED = read_yaml(Path(__file__).with_suffix(".yaml"))  # tables.yaml: their columns and codes
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f]")  # and line breaks: then a quotation mark is wrong
 
 
@@ -23,6 +25,8 @@ def read_texts(path: Path) -> pd.DataFrame:
     with reading(path, "a CSV table in UTF-8, a line for each row"):
         text = path.read_bytes().decode("utf-8-sig")
         header, *rows = [*csv.reader(StringIO(text, newline=""), strict=True)] or [[]]
+        if len(header) == 1 and ";" in header[0]:
+            raise ValueError("semicolons between cells, expected commas; save it as CSV (UTF-8, comma)")
         if len({*header}) < len(header):
             raise ValueError(f"a heading twice in {', '.join(header)}")
     for number, row in enumerate(rows, start=2):
@@ -93,3 +97,23 @@ def numbers_within(texts: pd.Series, path: Path, rule: tuple[float, float, bool,
     expected = f"{'a whole number' if whole else 'a number'} from {low} to {high}"
     refuse(~right & ~(texts.isna() & gaps), texts, texts.name, expected, path)
     return found.astype("Int64") if whole else found
+
+
+def declared_meanings(codes: Mapping[Any, Any], allowed: Iterable, where: str) -> dict[str, Any]:
+    """What a study's parameter `where` declares of a column's values → {value, as `translated` has it: meaning}.
+
+    1, 1.0 and "1" are one value.  ValueError for a value twice and for a meaning that is not allowed."""
+    allowed = [*dict.fromkeys([*allowed, None])]
+    found = {str(plain_text(value)).lower(): meaning for value, meaning in codes.items()}
+    if len(found) < len(codes) or any(isinstance(m, bool) or m not in allowed for m in codes.values()):
+        raise ValueError(f"{where}: expected each value once, with one of {allowed}, found {dict(codes)}")
+    return found
+
+
+def translated(texts: pd.Series, meanings: Mapping[str, Any], path: Path, remedy: str = "") -> pd.Series:
+    """A column of text as what its values mean, whatever their case; ValueError counts them where one has none."""
+    keys = texts.astype(object).str.lower()
+    if unlisted := sorted(set(keys.dropna()) - set(meanings)):
+        found = f"values without a meaning: {', '.join(unlisted)} (all: {texts.value_counts().to_dict()})"
+        raise ValueError(f"{path}: {texts.name} has {found}, expected {', '.join(meanings)}{remedy}")
+    return keys.map(meanings)

@@ -173,25 +173,19 @@ def fetch_series(series: Mapping, folder: Path, endpoint: str, connections: int)
         there = f"{found[0]} files of {found[1]} bytes under {series['crdc_series_uuid']}"
         raise NotThere(f"{what}: {there}, expected {expected[0]} of {expected[1]}, as the manifest says")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    url = f"{endpoint.rstrip('/')}/{series['bucket']}/{series['crdc_series_uuid']}"
+    with open(folder / ".lock", "w") as lock, ThreadPoolExecutor(connections) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a worker whose parent was killed may still be at it
-        url = f"{endpoint.rstrip('/')}/{series['bucket']}/{series['crdc_series_uuid']}"
-        _fetch_listed(listed, folder, url, connections)
+        for path in folder.glob("[!.]*"):
+            if path.name not in listed:
+                path.unlink()
+        # the first file that fails stops the others
+        list(pool.map(lambda name: fetch_file(f"{url}/{name}", folder / name, listed[name][1]), listed))
     sizes = [p.stat().st_size for p in folder.glob("[!.]*")]
     if (found := (len(sizes), sum(sizes))) != expected:
         shutil.rmtree(folder)
         raise TransportFault(f"{what}: {found[0]} files of {found[1]} bytes came, and were deleted; run again")
     checked.write_text(_contents(folder, series))
-
-
-def _fetch_listed(listed, folder, url, connections):
-    """Make a folder what is listed; the first file that fails stops the others."""
-    for path in folder.glob("[!.]*"):
-        if path.name not in listed:
-            path.unlink()
-    with ThreadPoolExecutor(connections) as pool:
-        for _ in pool.map(lambda name: fetch_file(f"{url}/{name}", folder / name, listed[name][1]), listed):
-            pass
 
 
 def _stream_to(part, url):

@@ -10,11 +10,10 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 @contextmanager
 def reading(path: Path, expected: str, remedy: str = "") -> Iterator[None]:
-    """Any error inside the block becomes ValueError "path: what was found, expected …; remedy".
+    """Any error inside the block, of a library, becomes ValueError "path: what was found, expected …; remedy".
 
-    For calls of libraries, which raise errors of many kinds on a bad file, and rarely name it.  What says nothing
-    about the file passes: a MemoryError, and an OSError with a number, which is the disk's or the network's, unless
-    there is no file.
+    What says nothing about the file passes: a MemoryError, and an OSError with a number, which is the disk's or the
+    network's, unless there is no file.
     """
     try:
         yield

@@ -23,7 +23,8 @@ _SPACING_TOLERANCE = 0.05  # of the slice spacing; a missing slice is off by 1.0
 _STACK_TOLERANCE = 0.1  # pixels by which a slice may lie beside the others
 _FARTHEST_MM = 10_000  # from the centre of the scanner
 _DAY_S = 86400
-_CLOCKS = {  # the better first; a trigger may also be a delay within each heartbeat
+# the better first; a trigger may also be a delay within each heartbeat, and ContentTime is that of post-processing
+_CLOCKS = {
     "AcquisitionTime": ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime"),
     "TriggerTime": ("TriggerTime", "NominalCardiacTriggerDelayTime"),
 }
@@ -95,13 +96,6 @@ def _inside(folder):
     return sorted(folders, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]) or paths
 
 
-def _slices_of_one_series(folder):
-    """The slices of all files of a folder."""
-    slices = [s for path in _inside(folder) for s in _slices_in(path)]
-    refuse_contradictions(slices, folder, ["SeriesInstanceUID"])
-    return slices
-
-
 def _axes(orientation, path):
     """Six direction cosines → 3×3 with columns (normal, down the column, along the row) = axes (z, y, x)."""
     along_row, down_column = np.reshape(orientation, (2, 3))
@@ -127,10 +121,7 @@ def _slice_spacing_mm(heights_mm, slices, folder):
 
 
 def _stack(slices, folder):
-    """→ index z of each slice `(N,)` and the geometry of the volume.
-
-    Slices ascend along the normal (row direction × column direction), whichever way the scanner numbered them.
-    """
+    """→ index z of each slice `(N,)`, ascending along row direction × column direction, and the geometry."""
     row_mm, column_mm = slices[0].facts["pixel spacing"]
     axes = _axes(slices[0].facts["orientation"], slices[0].image.path)
     positions = np.array([s.position_mm for s in slices])  # (N, 3)
@@ -174,10 +165,7 @@ def _told(slices, keyword):
 
 
 def _clocks(slices):
-    """Seconds from the first `(N,)` of each clock that every slice carries, by its keyword.
-
-    ContentTime is none of them, being the time of post-processing.
-    """
+    """Seconds from the first `(N,)` of each clock that every slice carries, by its keyword."""
     clocks = {keyword: times for keyword in _CLOCKS if (times := _told(slices, keyword)) is not None}
     for keyword, times_s in clocks.items():
         past_midnight = (keyword == "AcquisitionTime") * (times_s < times_s.max() - _DAY_S / 2)
@@ -195,26 +183,16 @@ def _phases_by_time(times_s, z):
 
 
 def _phases_by_number(slices, z):
-    """Rank of InstanceNumber → phase of each slice `(N,)`; None unless it comes in equal blocks.
-
-    Each block is one phase with every place, or each is one place with every phase.
-    """
-    numbers, places = _told(slices, "InstanceNumber"), z.max() + 1
-    frames = [s.frame for s in slices]
-    if numbers is None or len(set(zip(numbers, frames, strict=True))) < len(slices):
+    """Rank of InstanceNumber → phase of each slice `(N,)`; None unless phases, or places, follow each other."""
+    if (numbers := _told(slices, "InstanceNumber")) is None:
         return None
-    rank = np.empty(len(z), int)
-    order = np.lexsort((frames, numbers))
-    rank[order] = np.arange(len(z))
-    if np.all(np.sort(z[order].reshape(-1, places)) == np.arange(places)):
-        return rank // places
-    by_place = z[order].reshape(places, -1)
+    keys, rank = np.unique([numbers, [s.frame for s in slices]], axis=1, return_inverse=True)
+    if keys.shape[1] < len(slices):
+        return None
+    if (phase := _phases_by_time(rank, z)) is not None:
+        return phase
+    by_place = z[np.argsort(rank)].reshape(z.max() + 1, -1)
     return rank % by_place.shape[1] if np.all(by_place == by_place[:, :1]) else None
-
-
-def _runs_back(times_s, phase, z):
-    """Whether a clock does, along the phases at any place."""
-    return bool(np.any(np.diff(times_s[np.lexsort((phase, z))].reshape(z.max() + 1, -1)) < 0))
 
 
 def _phases(slices, z, folder):
@@ -239,11 +217,10 @@ def _phases(slices, z, folder):
     if phase is not None:
         return phase
     phase, announced = _phases_by_number(slices, z), slices[0].facts["NumberOfTemporalPositions"]
-    if (
-        phase is None
-        or announced not in (0, None, counts[0])
-        or _runs_back(clocks.get("AcquisitionTime", phase), phase, z)
-    ):
+    if phase is not None and "AcquisitionTime" in clocks:
+        in_turn = clocks["AcquisitionTime"][np.lexsort((phase, z))].reshape(len(counts), -1)  # (Z, T)
+        phase = phase if np.all(np.diff(in_turn) >= 0) else None
+    if phase is None or announced not in (0, None, counts[0]):
         raise ValueError(
             f"{folder}: ambiguous phases: {len(z)} slices at {len(counts)} places, expected them told apart by "
             "TemporalPositionIdentifier, AcquisitionTime, TriggerTime or InstanceNumber; sort the files into one "
@@ -324,12 +301,15 @@ def _refuse_copies(slices, folder):
             )
 
 
-def _assemble(slices, phase, z):
-    """→ `(T, Z, Y, X)`; the stored integers where every rescale is the identity, else float32."""
+def _assemble(slices, phase, z, pixels):
+    """→ `(T, Z, Y, X)`; stored integers where every rescale is the identity, else float32; zeros without pixels."""
     rescaled = any(s.facts["slope and intercept"] != (1.0, 0.0) for s in slices)
     images = dict.fromkeys(s.image for s in slices)  # each once, in the order of the slices
     dtype = np.float32 if rescaled else np.result_type(*{image.dtype for image in images}).newbyteorder("=")
-    array = np.empty((phase.max() + 1, z.max() + 1, *slices[0].image.shape), dtype)
+    shape = phase.max() + 1, z.max() + 1, *slices[0].image.shape
+    if not pixels:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+    array = np.empty(shape, dtype)
     stored = chain.from_iterable(image.frames() for image in images)
     for s, pixels, t, k in zip(slices, stored, phase, z, strict=True):
         slope, intercept = s.facts["slope and intercept"]
@@ -352,7 +332,7 @@ def _times_s(clocks, phase, folder):
     return (float("nan"),) * (phase.max() + 1)
 
 
-def read_dce(folder: Path, *more: Path) -> DceSeries:
+def read_dce(folder: Path, *more: Path, pixels: bool = True) -> DceSeries:
     """One folder with the files of ONE dynamic series, in any order and under any names → `DceSeries`.
 
     Files hold one slice each or, as Enhanced MR, many.  Phases as `_phases`, slices as `_stack`.  Values are
@@ -362,11 +342,14 @@ def read_dce(folder: Path, *more: Path) -> DceSeries:
 
     more: further folders with one series each, where an examination is spread over several (pre and post
     contrast, or one series per phase, as in I-SPY1); all must lie on one grid.  A folder of such folders will do.
+    pixels: false reads headers alone, and intensities are zeros.
     """
     inside = _inside(Path(folder))
     home = folder if not more and inside[0].is_dir() else None
     folders = inside if home else [folder, *more]
-    parts = [_slices_of_one_series(Path(f)) for f in folders]
+    parts = [[s for path in _inside(Path(f)) for s in _slices_in(path)] for f in folders]
+    for part, f in zip(parts, folders, strict=True):
+        refuse_contradictions(part, f, ["SeriesInstanceUID"])
     slices = list(chain(*parts))
     refuse_contradictions(slices, folder)
     if lossy := _first(s.name for s in slices if s.facts["LossyImageCompression"] == "01"):
@@ -383,4 +366,4 @@ def read_dce(folder: Path, *more: Path) -> DceSeries:
         for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID")
     )
     source = Source(_first(patient), _first(study), _first(frame), uids)
-    return DceSeries(_assemble(slices, phase, z), geometry, _times_s(clocks, phase, folder), source)
+    return DceSeries(_assemble(slices, phase, z, pixels), geometry, _times_s(clocks, phase, folder), source)

@@ -1,7 +1,7 @@
 """One DICOM file: the elements that may be read of it, and its pixels.
 
-Only the elements of `_ATTRIBUTES` are ever read, so nothing else that a file says about a patient can leave this
-module, in a value or in an error message; of a patient's name and id only a digest does.
+Only the elements that dicom_file.yaml names are ever read, so nothing else that a file says about a patient can
+leave this module, in a value or in an error message; of a patient's name and id only a digest does.
 """
 
 import math
@@ -26,31 +26,14 @@ from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
+from her2core.config import read_yaml
 from her2core.formats.boundary import reading
 
-_FUNCTIONAL_GROUPS = (  # where the elements of a frame, and some of a file of one slice, may stand
-    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence"),
-    *("PixelValueTransformationSequence", "CardiacSynchronizationSequence", "SegmentIdentificationSequence"),
-    *("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence"),
-    *("MRImageFrameTypeSequence", "MREchoSequence", "MRDiffusionSequence", "MRArterialSpinLabelingSequence"),
-)
-_ATTRIBUTES = (  # all that is ever read of a file, beside the transfer syntax and the character set
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"),
-    *("Modality", "ImageType", "FrameType", "ComplexImageComponent", "LossyImageCompression", "InstanceNumber"),
-    *("EchoTime", "EffectiveEchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionDirectionality"),
-    *("DiffusionGradientOrientation", "ASLContext", "ScanningSequence", "SegmentationType"),
-    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelData"),
-    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept"),
-    *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness"),
-    *("SpacingBetweenSlices", "TemporalPositionIdentifier", "TemporalPositionIndex", "NumberOfTemporalPositions"),
-    *("TriggerTime", "NominalCardiacTriggerDelayTime"),
-    *("AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime"),  # the time of day only
-    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", *_FUNCTIONAL_GROUPS),
-    *("DiffusionGradientDirectionSequence", "ReferencedSegmentNumber", "SegmentSequence"),
-    *("SegmentationFractionalType", "MaximumFractionalValue", "ReferencedSeriesSequence"),
-)
-_SECRETS = ("PatientID", "PatientName")  # to be compared
+_ALLOWED = read_yaml(Path(__file__).with_suffix(".yaml"))  # what is read, by keyword
+_TAGS = {keyword: int(Tag(keyword)) for keywords in _ALLOWED.values() for keyword in keywords}
+_READ = list(_TAGS.values())
+_GROUP_TAGS = {_TAGS[keyword] for keyword in _ALLOWED["functional_groups"]}
+_SHARED_TAGS = [_TAGS[keyword] for keyword in (*_ALLOWED["patient"], *_ALLOWED["series"])]
 MULTI_FRAME = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
 _DEFERRED_BYTES = 1 << 16  # longer elements, which are pixels, are left in the file until their place is known
 _MOST_DECODED, _MOST_INFLATED = 1 << 31, 1 << 26  # bytes; few in a file can claim to be many
@@ -61,34 +44,23 @@ _BINARY = ("US", "SS", "UL", "SL", "FL", "FD")
 _AFTER_PIXELS = {b"\xfa\xff", b"\xfc\xff", b"\xe1\x7f"}  # groups: digital signatures, padding, makers' own
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG, and of JPEG-LS
 _DECODERS = "install python-gdcm (HTJ2K: pylibjpeg-openjpeg) where a plugin is missing, else export it uncompressed"
-_TAGS = {keyword: int(Tag(keyword)) for keyword in (*_ATTRIBUTES, *_SECRETS)}
-_READ = list(_TAGS.values())
-_GROUP_TAGS = {_TAGS[keyword] for keyword in _FUNCTIONAL_GROUPS}
-_OF_ONE_SLICE = re.compile(
-    r".*((Trigger|Delay|Acquisition|Date)Time|Data|PositionI\w+)|(SOPI|InstanceN|ImagePosition)\w+"
-)
-_SHARED_TAGS = [t for k, t in _TAGS.items() if dictionary_VR(t) != "SQ" and not _OF_ONE_SLICE.fullmatch(k)]
 _CLOCK = re.compile(r"(?:\d{8})?([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d(?:\.\d*)?)(?:[+-]\d{4})?")
 
 
 def _inflated(packed):
-    """The elements of a deflated file; few MB of it could become GB."""
-    content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MOST_INFLATED)
+    """A deflated file, open, and what stops at a tag that does not ascend: few bytes could become GB, or millions
+    of empty elements."""
+    content, last = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MOST_INFLATED), -1
     if len(content) == _MOST_INFLATED:
         raise ValueError(f"deflated, and longer than {_MOST_INFLATED >> 20} MiB when inflated")
-    return content
-
-
-def _ascending():
-    """For each element: stops where a tag does not ascend, as millions of empty ones deflate to few bytes."""
-    tags = [-1]
 
     def check(tag, vr, length):
-        tags.append(tag)
-        if tag <= tags[-2]:
-            raise ValueError(f"element {tag} after {tags[-2]}, expected ascending ones")
+        nonlocal last
+        if tag <= last:
+            raise ValueError(f"element {tag} after {last}, expected ascending ones")
+        last = tag
 
-    return check
+    return BytesIO(content), check
 
 
 def _parsed(file, deferred_bytes):
@@ -97,7 +69,7 @@ def _parsed(file, deferred_bytes):
     meta = filereader.read_dataset(file, False, True, None, lambda tag, *_: tag >> 16 != 2, _DEFERRED_BYTES)
     syntax, check = meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian), None
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        file, deferred_bytes, check = BytesIO(_inflated(file.read())), None, _ascending()
+        deferred_bytes, (file, check) = None, _inflated(file.read())
     implicit, little = syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian
     dataset = filereader.read_dataset(file, implicit, little, None, check, deferred_bytes, specific_tags=_READ)
     vars(dataset).update(file_meta=meta)
@@ -190,7 +162,7 @@ class Header:
 
     def text(self, keyword: str) -> str | None:
         """The value as text; None where absent or blank."""
-        if keyword in _SECRETS:
+        if keyword in _ALLOWED["patient"]:
             raise KeyError(keyword)
         return self._find(keyword, _text)
 
@@ -236,7 +208,7 @@ def _items(dataset, keyword, path):
 
 def _groups(place, path):
     """The functional groups that one frame, or all frames together, have; a direction stands inside its group."""
-    found = list(chain.from_iterable(_items(place, name, path)[:1] for name in _FUNCTIONAL_GROUPS))
+    found = list(chain.from_iterable(_items(place, name, path)[:1] for name in _ALLOWED["functional_groups"]))
     nested = (_items(group, "DiffusionGradientDirectionSequence", path)[:1] for group in found)
     return found + list(chain.from_iterable(nested))
 

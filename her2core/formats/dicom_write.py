@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import DataElement, Dataset
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element, write_file_meta_info
@@ -15,11 +16,13 @@ from pydicom.pixels import pack_bits
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
+from her2core.config import read_yaml
 from her2core.formats.seg import MEANINGS
 from her2core.formats.volume import DceSeries, Geometry
 from her2core.records import whole
 
-_FIXED_DATE, _NOON = "20000101", 12 * 3600  # a fixed clock, so that equal input gives equal bytes
+_CONSTANT = read_yaml(Path(__file__).with_suffix(".yaml"))
+_NOON = 12 * 3600
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,15 @@ def _tm(seconds):
     return f"{int(minutes // 60):02d}{int(minutes % 60):02d}{seconds:09.6f}"
 
 
-def _encoded(element):
-    """One element as bytes, Explicit VR Little Endian."""
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_data_element(buffer, element, ["utf8"])
-    return buffer.getvalue()
+def _encoded(dataset):
+    """{tag: bytes} of each element, Explicit VR Little Endian."""
+    encoded = {}
+    for element in dataset:
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, False
+        write_data_element(buffer, element, ["utf8"])
+        encoded[element.tag] = buffer.getvalue()
+    return encoded
 
 
 def _file_bytes(sop_class_uid, sop_instance_uid, elements):
@@ -72,50 +78,64 @@ def _file_bytes(sop_class_uid, sop_instance_uid, elements):
     return buffer.getvalue() + b"".join(elements[tag] for tag in sorted(elements))
 
 
-def _common(patient_id, modality, series_description, study_description, manufacturer):
-    """Patient, study, series, frame of reference and equipment: what a DCE series and its SEG share."""
+def _item(**elements):
+    """A dataset from its elements by keyword; a list of dictionaries is a sequence."""
     dataset = Dataset()
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    dataset.PatientName, dataset.PatientID = f"{patient_id}^", patient_id  # the caret: a family name only
-    dataset.PatientBirthDate, dataset.PatientSex = "", "F"
-    dataset.StudyInstanceUID = _uid(patient_id, "study")
-    dataset.SeriesInstanceUID = _uid(patient_id, "series", modality, series_description)
-    dataset.FrameOfReferenceUID = _uid(patient_id, "frame of reference")
-    dataset.PositionReferenceIndicator = ""
-    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = _FIXED_DATE
-    dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = _tm(_NOON)
-    dataset.StudyID, dataset.AccessionNumber, dataset.ReferringPhysicianName = "1", "", ""
-    dataset.StudyDescription, dataset.SeriesDescription = study_description, series_description
-    dataset.Modality, dataset.Manufacturer = modality, manufacturer
+    for keyword, value in elements.items():
+        if dictionary_VR(keyword) == "SQ":
+            value = [_item(**item) for item in value]
+        setattr(dataset, keyword, value)
     return dataset
+
+
+def _common(modality, patient_id, series_description, study_description):
+    """What all files of a DCE series, or its SEG, say but for their images."""
+    return _item(
+        **_CONSTANT["both"],
+        **_CONSTANT[modality],
+        Modality=modality,
+        PatientName=f"{patient_id}^",  # the caret: a family name only
+        PatientID=patient_id,
+        StudyInstanceUID=_uid(patient_id, "study"),
+        SeriesInstanceUID=_uid(patient_id, "series", modality, series_description),
+        FrameOfReferenceUID=_uid(patient_id, "frame of reference"),
+        StudyDescription=study_description,
+        SeriesDescription=series_description,
+    )
 
 
 def _describe_image(dataset, array, bits_allocated, bits_stored):
     """Matrix and pixel type."""
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.Rows, dataset.Columns = array.shape[-2:]
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits_allocated, bits_stored, bits_stored - 1
     dataset.PixelRepresentation = int(array.dtype.kind == "i")
-    dataset.LossyImageCompression = "00"
+
+
+def _measures(geometry):
+    """Spacing of voxels."""
+    slice_mm, *pixel_mm = _ds(geometry.spacing_mm)
+    return {"SliceThickness": slice_mm, "SpacingBetweenSlices": slice_mm, "PixelSpacing": pixel_mm}
+
+
+def _orientation(geometry):
+    """Along the row, then down the column."""
+    axes = np.array(geometry.direction)
+    return {"ImageOrientationPatient": _ds([*axes[:, 2], *axes[:, 1]])}
+
+
+def _position(geometry, z):
+    """Of the first voxel of a slice."""
+    return {"ImagePositionPatient": _ds(geometry.position_mm((z, 0, 0)))}
 
 
 def _template(series, patient_id, acquisition):
     """The elements that all files of a DCE series share."""
-    a, geometry, axes = acquisition, series.geometry, np.array(series.geometry.direction)
-    dataset = _common(patient_id, "MR", a.series_description, a.study_description, a.manufacturer)
-    dataset.SOPClassUID = MRImageStorage
-    dataset.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
-    dataset.SeriesNumber, dataset.AcquisitionNumber = 1, 1
-    dataset.BodyPartExamined, dataset.Laterality = "BREAST", ""
-    dataset.PatientPosition, dataset.ContrastBolusAgent = "HFP", "gadolinium"  # prone, as for any breast coil
-    dataset.AcquisitionDate, dataset.AcquisitionTime = _FIXED_DATE, _tm(_NOON)
-    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "SP", ""
-    dataset.MRAcquisitionType, dataset.EchoTrainLength = "3D", 1
+    a = acquisition
+    dataset = _common("MR", patient_id, a.series_description, a.study_description)
+    dataset.update(_item(**_measures(series.geometry), **_orientation(series.geometry)))
+    dataset.SOPClassUID, dataset.Manufacturer = MRImageStorage, a.manufacturer
     dataset.MagneticFieldStrength, dataset.FlipAngle = _ds([a.field_strength_T, a.flip_deg])
     dataset.RepetitionTime, dataset.EchoTime = _ds([a.tr_ms, a.te_ms])
-    dataset.SliceThickness = dataset.SpacingBetweenSlices = _ds(geometry.spacing_mm)[0]
-    dataset.PixelSpacing = _ds(geometry.spacing_mm[1:])
-    dataset.ImageOrientationPatient = _ds([*axes[:, 2], *axes[:, 1]])
     dataset.NumberOfTemporalPositions = len(series.times_s)
     _describe_image(dataset, series.array, 16, a.bits_stored)
     return dataset
@@ -123,13 +143,11 @@ def _template(series, patient_id, acquisition):
 
 def _own_elements(series, t, z, acquisition, series_uid):
     """The elements in which the files of a series differ."""
-    dataset = Dataset()
-    dataset.SOPInstanceUID = _uid(series_uid, t, z)
+    dataset = _item(**_position(series.geometry, z), SOPInstanceUID=_uid(series_uid, t, z))
     dataset.InstanceNumber = t * series.array.shape[1] + z + 1
     dataset.TemporalPositionIdentifier = acquisition.first_temporal_position + t
     if not np.isnan(series.times_s[t]):
         dataset.AcquisitionTime = _tm(_NOON + series.times_s[t])
-    dataset.ImagePositionPatient = _ds(series.geometry.position_mm((z, 0, 0)))
     pixels = series.array[t, z].astype(series.array.dtype.newbyteorder("<")).tobytes()
     dataset.add(DataElement("PixelData", "OW", pixels))
     return dataset
@@ -148,75 +166,54 @@ def write_dce(series: DceSeries, folder: Path, *, patient_id: str, acquisition: 
     """Write all phases as one series of single-frame MR images; the folder appears only when complete.
 
     File names follow from UIDs, so their order is not that of slices or phases, as in real collections; UIDs
-    follow from the patient id and the series description.  Times that are NaN are left out.  Read back, slices
-    ascend along the plane's normal, whichever way they did before.  ValueError for values that 16-bit integers
-    of `bits_stored` bits cannot hold, FileExistsError for a folder that is not empty.
+    follow from the patient id and the series description.  Times that are NaN are left out.  ValueError for values
+    that 16-bit integers of `bits_stored` bits cannot hold, FileExistsError for a folder that is not empty.
     """
     _refuse_unstorable(series.array, acquisition.bits_stored, patient_id)
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: not empty, expected a new folder for {patient_id}")
     template = _template(series, patient_id, acquisition)
-    shared = {element.tag: _encoded(element) for element in template}
+    shared = _encoded(template)
     with whole(folder) as part:
         part.mkdir()
         for t, z in np.ndindex(series.array.shape[:2]):
             own = _own_elements(series, t, z, acquisition, template.SeriesInstanceUID)
-            elements = shared | {element.tag: _encoded(element) for element in own}
+            content = _file_bytes(MRImageStorage, own.SOPInstanceUID, shared | _encoded(own))
             name = own.SOPInstanceUID.rsplit(".", 1)[1][-16:]
-            (part / f"{name}.dcm").write_bytes(_file_bytes(MRImageStorage, own.SOPInstanceUID, elements))
-
-
-def _item(**elements):
-    dataset = Dataset()
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def _code(value, scheme, meaning):
-    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
-
-
-def _segment(number):
-    return _item(
-        SegmentNumber=number,
-        SegmentLabel=f"Lesion {number}",
-        SegmentAlgorithmType="MANUAL",
-        SegmentedPropertyCategoryCodeSequence=[_code("49755003", "SCT", "Morphologically Altered Structure")],
-        SegmentedPropertyTypeCodeSequence=[_code("108369006", "SCT", "Neoplasm")],
-    )
-
-
-def _shared_group(geometry):
-    """Functional groups that hold for all frames: spacing and orientation."""
-    axes, spacing = np.array(geometry.direction), _ds(geometry.spacing_mm)
-    measures = _item(SliceThickness=spacing[0], SpacingBetweenSlices=spacing[0], PixelSpacing=spacing[1:])
-    orientation = _item(ImageOrientationPatient=_ds([*axes[:, 2], *axes[:, 1]]))
-    return _item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[orientation])
+            (part / f"{name}.dcm").write_bytes(content)
 
 
 def _frame_group(segment, z, geometry):
     """Functional groups of one frame: its place and its segment."""
+    return {
+        "FrameContentSequence": [{"DimensionIndexValues": [segment, z + 1]}],
+        "PlanePositionSequence": [_position(geometry, z)],
+        "SegmentIdentificationSequence": [{"ReferencedSegmentNumber": segment}],
+    }
+
+
+def _described(frames, geometry, series_uid):
+    """Elements that describe the frames, a list of (segment number, z), indexed by segment and position."""
+    uid = _uid(series_uid, "dimensions")
+    shared = {
+        "PixelMeasuresSequence": [_measures(geometry)],
+        "PlaneOrientationSequence": [_orientation(geometry)],
+    }
     return _item(
-        FrameContentSequence=[_item(DimensionIndexValues=[segment, z + 1])],
-        PlanePositionSequence=[_item(ImagePositionPatient=_ds(geometry.position_mm((z, 0, 0))))],
-        SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=segment)],
+        NumberOfFrames=len(frames),
+        SegmentSequence=[
+            {"SegmentNumber": number, "SegmentLabel": f"Lesion {number}", **_CONSTANT["segment"]}
+            for number in sorted({number for number, _ in frames})
+        ],
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=[_frame_group(number, z, geometry) for number, z in frames],
+        DimensionOrganizationSequence=[{"DimensionOrganizationUID": uid}],
+        DimensionIndexSequence=[
+            {"DimensionOrganizationUID": uid, "DimensionIndexPointer": pointer, "FunctionalGroupPointer": group}
+            for pointer, group in ((0x0062000B, 0x0062000A), (0x00200032, 0x00209113))
+        ],
     )
-
-
-def _add_frames(dataset, frames, geometry):
-    """Describe the frames, a list of (segment number, z); they are indexed by segment and position."""
-    uid = _uid(dataset.SeriesInstanceUID, "dimensions")
-    dataset.NumberOfFrames = len(frames)
-    dataset.SegmentSequence = [_segment(number) for number in sorted({number for number, _ in frames})]
-    dataset.SharedFunctionalGroupsSequence = [_shared_group(geometry)]
-    dataset.PerFrameFunctionalGroupsSequence = [_frame_group(number, z, geometry) for number, z in frames]
-    dataset.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=uid)]
-    dataset.DimensionIndexSequence = [
-        _item(DimensionOrganizationUID=uid, DimensionIndexPointer=pointer, FunctionalGroupPointer=group)
-        for pointer, group in ((0x0062000B, 0x0062000A), (0x00200032, 0x00209113))
-    ]
 
 
 def _add_segments(dataset, labels):
@@ -260,16 +257,10 @@ def write_seg(
         raise ValueError(f"{patient_id}: {array.dtype} of shape {array.shape}, expected uint8 (Z, Y, X)")
     if meaning not in MEANINGS:
         raise ValueError(f"meaning is {meaning!r}, expected one of {MEANINGS}")
-    dataset = _common(patient_id, "SEG", series_description, study_description, "her2core")
+    dataset = _common("SEG", patient_id, series_description, study_description)
     frames = (_add_segments if meaning == "segments" else _add_analysis_mask)(dataset, array)
-    _add_frames(dataset, frames, geometry)
+    dataset.update(_described(frames, geometry, dataset.SeriesInstanceUID))
     dataset.SOPClassUID = SegmentationStorage
     dataset.SOPInstanceUID = _uid(dataset.SeriesInstanceUID, "SEG")
-    dataset.ImageType = ["DERIVED", "PRIMARY"]
-    dataset.SeriesNumber, dataset.InstanceNumber = 500, 1
-    dataset.ContentLabel, dataset.ContentDescription, dataset.ContentCreatorName = "TUMOUR", "Tumour mask", ""
-    dataset.ManufacturerModelName = dataset.SoftwareVersions = "her2core"
-    dataset.DeviceSerialNumber = "0"
-    elements = {element.tag: _encoded(element) for element in dataset}
     with whole(path) as part:
-        part.write_bytes(_file_bytes(SegmentationStorage, dataset.SOPInstanceUID, elements))
+        part.write_bytes(_file_bytes(SegmentationStorage, dataset.SOPInstanceUID, _encoded(dataset)))

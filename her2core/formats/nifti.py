@@ -10,7 +10,8 @@ the full I-SPY1 release, `<pid>_spy1_vis1_acq<k>.nii.gz`.
 import gzip
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -20,10 +21,11 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from scipy import ndimage
 
 from her2core.formats.boundary import reading
-from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry
+from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry, window
 from her2core.records import whole
 
 _HEADER_BYTES, _MOST_BYTES, _DEFLATE = 348, 1 << 31, 1032  # of NIfTI-1; of one volume; gzip expands no further
+_MOST_PHASES = 100  # in one file
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, taken as mm; metre; mm; micrometre
 # where axes run, by where slices follow each other
 _ORDERS = dict.fromkeys("SI", "SPL") | dict.fromkeys("RL", "RIP") | dict.fromkeys("AP", "PIL")
@@ -32,8 +34,8 @@ _COARSER = 1.1  # times the next spacing: then slices follow each other along th
 _ROUNDED = 0.02  # of a length that somebody wrote down
 
 
-def _header(block):
-    """The first bytes of a file → its header, which must not contradict itself."""
+def _header(block, most):
+    """The first bytes of a file of at most that many volumes → its header, which must not contradict itself."""
     if (magic := block[344:347]) != b"n+1":
         known = {b"ni1": "half of a pair of .hdr and .img", b"n+2": "NIfTI-2", b"ni2": "NIfTI-2"}
         raise ValueError(known.get(magic) or known.get(block[4:7], "not a readable NIfTI file"))
@@ -41,7 +43,7 @@ def _header(block):
     dtype, (n, *size) = header.get_data_dtype(), header["dim"].tolist()
     right = {
         "sizeof_hdr": header["sizeof_hdr"] == _HEADER_BYTES,
-        "dim": 3 <= n <= 7 and min(size[:3]) > 0 and set(size[3:n]) <= {1},
+        "dim": 3 <= n <= 7 and min(size[:n]) > 0 and math.prod(size[3:n]) <= most and set(size[4:n]) <= {1},
         "datatype": dtype.kind in "iuf" and dtype.itemsize <= 8,
         "bitpix": header["bitpix"] == 8 * dtype.itemsize,
         "vox_offset": header["vox_offset"] >= _HEADER_BYTES + 4 and float(header["vox_offset"]).is_integer(),
@@ -54,15 +56,18 @@ def _header(block):
     return header
 
 
-def _stored(path):
-    """A file → its header, and its voxels `(i, j, k)`: all of them, and nothing beside."""
+def _stored(path, most, pixels):
+    """A file → its header, and its voxels `(i, j, k, t)`: all of them, and nothing beside; zeros without pixels."""
     is_gzip, length = path.suffix == ".gz", path.stat().st_size
     with (gzip.open if is_gzip else open)(path, "rb") as file:
-        header = _header(file.read(_HEADER_BYTES))
-        size, dtype = header["dim"][1:4].tolist(), header.get_data_dtype()
+        header = _header(file.read(_HEADER_BYTES), most)
+        n, *size = header["dim"].tolist()
+        size, dtype = [*size[:3], math.prod(size[3:n])], header.get_data_dtype()
         end = int(header["vox_offset"]) + math.prod(size) * dtype.itemsize
-        if end > min(_MOST_BYTES, length * (_DEFLATE if is_gzip else 1)):
+        if end > min(_MOST_BYTES * size[3], length * (_DEFLATE if is_gzip else 1)):
             raise ValueError(f"truncated, or too large: {length} bytes, of {end} announced")
+        if not pixels:
+            return header, np.broadcast_to(np.zeros((), dtype), size)
         array = header.data_from_fileobj(file)
         if file.read(1):  # and the checksum with which gzip ends
             raise ValueError(f"longer than the {end} bytes that its header announces")
@@ -111,21 +116,33 @@ def _upright(array, affine):
     *_, next_mm, largest_mm = sorted(spacing)
     letter = nib.aff2axcodes(affine)[np.argmax(spacing)] if largest_mm > _COARSER * next_mm else "S"
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(_ORDERS[letter]))
-    upright = np.ascontiguousarray(apply_orientation(array, turn))
-    return upright, _geometry_of(affine @ inv_ornt_aff(turn, array.shape))
+    return apply_orientation(array, turn), _geometry_of(affine @ inv_ornt_aff(turn, array.shape))
 
 
-def _read_voxels(path):
-    """One file → array `(Z, Y, X)` and its geometry, None where the header has BreastDCEDL's signature."""
-    expected, remedy = "one three-dimensional volume as NIfTI-1", "export each phase as one .nii.gz"
-    with reading(path, expected, remedy), np.errstate(all="ignore"):
-        header, array = _stored(Path(path))
-        if (affine := _affine(header)) is not None:
-            return _upright(array, affine)
-        upright = np.empty(array.shape, array.dtype)
-        for k in range(array.shape[2]):  # much faster than all at once
-            upright[..., k] = array[..., k]
-        return upright, None
+def _contiguous(array):
+    """`(Z, Y, X)` in memory in that order; zeros without pixels, which take no memory, stay as they are."""
+    if not any(array.strides):
+        return array
+    turned = np.empty(array.shape, array.dtype)
+    for k in range(array.shape[2]):  # much faster than all at once where files have them the other way round
+        turned[..., k] = array[..., k]
+    return turned
+
+
+def read_volumes(
+    path: Path, pixels: bool = True, most: int = _MOST_PHASES
+) -> tuple[list[np.ndarray], Geometry | None]:
+    """One file → its volumes `(Z, Y, X)`, and their geometry, None where the header has BreastDCEDL's signature.
+
+    pixels: false reads the header alone, and the volumes are zeros.  ValueError for more volumes than `most`.
+    """
+    expected = "one three-dimensional volume" if most == 1 else f"at most {most} volumes"
+    with reading(path, f"{expected} as NIfTI-1", "export each phase as one .nii.gz"), np.errstate(all="ignore"):
+        header, array = _stored(Path(path), most, pixels)
+        volumes, affine, place = np.moveaxis(array, 3, 0), _affine(header), None
+        if affine is not None:
+            volumes, (*_, place) = zip(*(_upright(volume, affine) for volume in volumes), strict=True)
+        return [_contiguous(volume) for volume in volumes], place
 
 
 def phase_files(folder: Path, patient_id: str) -> dict[int, Path]:
@@ -155,13 +172,12 @@ def mask_file(folder: Path, patient_id: str) -> Path:
     return paths[0]
 
 
-def _wanted_phases(files, patient_id, row, phases):
-    """The acquisition indices to read, all of which must have a file."""
-    named = [row[c] for c in PHASE_COLUMNS if c in row and not np.isnan(float(row[c]))]
-    required = sorted({int(k) for k in (named if phases is None else phases)})
-    if missing := [k for k in required if k not in files]:
-        raise ValueError(f"{patient_id}: missing phase file {missing}, found {list(files)}, expected {required}")
-    return list(files) if phases is None else required
+def wanted_files(files: Mapping[int, Path], phases: Iterable[int] | None, name: str) -> dict[int, Path]:
+    """The files of these phases, or all where they are None, in order; `ValueError` for one that is missing."""
+    wanted = sorted(set(files if phases is None else phases))
+    if missing := [k for k in wanted if k not in files]:
+        raise ValueError(f"{name}: missing phase file {missing}, found {list(files)}, expected {wanted}")
+    return {k: files[k] for k in wanted}
 
 
 def _geometry(patient_id, row, found):
@@ -179,9 +195,46 @@ def _geometry(patient_id, row, found):
     return found
 
 
-def read_mask(path: Path, array: np.ndarray | None = None) -> np.ndarray:
-    """Mask file → bool `(Z, Y, X)`; it must hold 0 and 1 only, and some 1.  array: what it holds, if known."""
-    array = _read_voxels(path)[0] if array is None else array
+@dataclass(frozen=True)
+class ImageGrid:
+    """Where a mask has to lie.  place: None where the images have BreastDCEDL's signature.  of: the images."""
+
+    shape: tuple[int, ...]
+    place: Geometry | None
+    of: str
+
+    def refuse_other(self, path: Path, shape: tuple[int, ...], place: Geometry | None) -> None:
+        """ValueError for a file of another shape, or in another place."""
+        same = _alike(place, self.place) if place and self.place else place == self.place
+        if shape != self.shape or not same:
+            pairs = ((shape, place), (self.shape, self.place))
+            found, expected = (f"shape {s}, {g or 'identity affine without unit'}" for s, g in pairs)
+            raise ValueError(f"{path}: {found}; expected {expected} as {self.of}")
+
+
+def read_series(
+    paths: Sequence[Path], name: str, told: Mapping, pixels: bool = True
+) -> tuple[DceSeries, ImageGrid]:
+    """The phases of a patient, in order, a file each or several in one, and where its mask has to lie.
+
+    name: of the patient, for messages.  told: a line of a table, of which `slice_thick` and `xy_spacing` in mm are
+    needed where the headers do not say.  All files must lie on one grid.  Times are unknown: NaN.
+    """
+    phases, grid = [], None
+    for path in paths:
+        volumes, place = read_volumes(path, pixels, 1 if len(paths) > 1 else _MOST_PHASES)
+        grid = grid or ImageGrid(volumes[0].shape, place, path.name)
+        grid.refuse_other(path, volumes[0].shape, place)
+        phases += volumes
+    array = np.stack(phases) if pixels else np.broadcast_to(phases[0], (len(phases), *grid.shape))
+    return DceSeries(array, _geometry(name, told, grid.place), (math.nan,) * len(phases)), grid
+
+
+def read_mask(path: Path, grid: ImageGrid | None = None) -> np.ndarray:
+    """Mask file → bool `(Z, Y, X)` on the grid of the images; it must hold 0 and 1 only, and some 1."""
+    (array,), place = read_volumes(path, most=1)
+    if grid:
+        grid.refuse_other(path, array.shape, place)
     mask = array == 1
     if not np.array_equal(mask, array != 0):
         raise ValueError(f"{path}: mask holds the values {np.unique(array)[:8].tolist()}, expected 0 and 1")
@@ -190,34 +243,21 @@ def read_mask(path: Path, array: np.ndarray | None = None) -> np.ndarray:
     return mask
 
 
-def _refuse_other_grid(path, volume, first_path, first):
-    """Two files of a patient must have one shape and lie in one place."""
-    (array, place), (first_array, first_place) = volume, first
-    same = _alike(place, first_place) if place and first_place else place == first_place
-    if array.shape != first_array.shape or not same:
-        found, expected = (f"shape {a.shape}, {g or 'identity affine without unit'}" for a, g in (volume, first))
-        raise ValueError(f"{path}: {found}; expected {expected} as {first_path.name}")
-
-
 def read_breastdcedl(
     folder: Path, patient_id: str, row: Mapping, *, phases: Iterable[int] | None = None
 ) -> tuple[DceSeries, np.ndarray]:
     """One patient of BreastDCEDL, or exported in its layout → `(DceSeries, mask)`, the mask bool `(Z, Y, X)`.
 
-    folder: holds `dce/` and `mask/`.  row: the patient's line of the metadata table (any mapping), of which
-    `slice_thick` and `xy_spacing` in mm are needed where the headers do not say; the phases it names as pre,
-    post_early and post_late must be there.  phases: acquisition indices to read, by default all that are found;
-    ascending either way (MinCrop keeps three, for example 0, 2, 6, so they are pre, early, late).  All files must
-    lie on one grid.  Times are unknown: NaN.
+    folder: holds `dce/` and `mask/`.  row: its line of the metadata table, as `told` of `read_series`; the
+    phases it names as pre, post_early and post_late must be there.  phases: acquisition indices to read, by default
+    all that are found; ascending either way.
     """
     files = phase_files(folder, patient_id)
-    paths = [files[k] for k in _wanted_phases(files, patient_id, row, phases)] + [mask_file(folder, patient_id)]
-    volumes = [_read_voxels(path) for path in paths]
-    for path, volume in zip(paths, volumes, strict=True):
-        _refuse_other_grid(path, volume, paths[0], volumes[0])
-    *images, mask = (array for array, _ in volumes)
-    geometry = _geometry(patient_id, row, volumes[0][1])
-    return DceSeries(np.stack(images), geometry, (float("nan"),) * len(images)), read_mask(paths[-1], mask)
+    named = [int(row[c]) for c in PHASE_COLUMNS if c in row and not np.isnan(float(row[c]))]
+    wanted = wanted_files(files, named if phases is None else phases, patient_id)
+    paths = files if phases is None else wanted
+    series, grid = read_series([*paths.values()], patient_id, row)
+    return series, read_mask(mask_file(folder, patient_id), grid)
 
 
 def min_crop(
@@ -226,20 +266,19 @@ def min_crop(
     """As the MinCrop release: `margin_slices` beyond the tumour, `size_px` square around it, nothing resampled.
 
     phases `(P, Z, Y, X)`, mask `(Z, Y, X)` → both cropped, and the (z, y, x) of their first voxel in the original.
-    The square is centred on the tumour's box and shifted inside the image; an image smaller than it stays whole.
+    The square is a `window` around the middle of the tumour's box.
     """
     if not mask.any():
         raise ValueError("empty mask, expected at least one tumour voxel")
     (tumour,) = ndimage.find_objects(mask.astype(np.uint8))
     box = [slice(max(tumour[0].start - margin_slices, 0), tumour[0].stop + margin_slices)]
     for inside, length in zip(tumour[1:], mask.shape[1:], strict=True):
-        low = int(np.clip((inside.start + inside.stop - size_px) // 2, 0, max(length - size_px, 0)))
-        box.append(slice(low, low + size_px))
+        box.append(window((inside.start + inside.stop - 1) / 2, size_px, length))
     return phases[:, *box], mask[*box], tuple(s.start for s in box)
 
 
 def _write_voxels(array, path):
-    """Array `(Z, Y, X)` → file with BreastDCEDL's signature, the same bytes each time; complete or absent."""
+    """Array `(Z, Y, X)` → file with BreastDCEDL's signature."""
     with whole(path) as part:
         nib.Nifti1Image(array, np.eye(4), dtype=array.dtype).to_filename(part)
 

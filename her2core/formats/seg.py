@@ -1,6 +1,7 @@
 """DICOM in: one SEG → a mask or labels on the grid of its series."""
 
 import math
+import re
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,8 @@ from her2core.formats.boundary import reading
 from her2core.formats.dicom_file import Header, decoded, digest, frame_headers, read_dataset
 from her2core.formats.volume import Geometry, Source
 
-MEANINGS = ("segments", "tumour_is_zero")  # what the values of a SEG say, see `read_seg`
+MEANINGS = ("segments", "tumour", "tumour_is_zero")  # what the values of a SEG say, see `read_seg`
+_TUMOUR = re.compile("tumou?r|neoplasm|carcinoma|cancer|lesion|malignan", re.IGNORECASE)  # in a segment's name
 _LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 _GRID_TOLERANCE = 0.1  # voxels by which a mask may lie beside the grid it is drawn on
 _LARGEST_MASK = 0.5  # of the volume; an inverse mask read the wrong way round marks nearly all of it
@@ -99,8 +101,15 @@ def _fractions(frames, header):
     return np.where(frames >= full / 2, frames, 0) if kind == "PROBABILITY" else frames
 
 
+def _name(segment):
+    """What a segment is called: its label, and the meaning of its code."""
+    codes = segment.get("SegmentedPropertyTypeCodeSequence") or []
+    return " ".join([segment.get("SegmentLabel", ""), *(code.get("CodeMeaning", "") for code in codes)])
+
+
 def _seg_frames(path, geometry, shape, source, meaning):
-    """→ SegmentationType, frames `(F, Y, X)`, slice index `(F,)` and segment number `(F,)`, 0 in a LABELMAP."""
+    """→ SegmentationType, frames `(F, Y, X)`, slice index `(F,)`, segment number `(F,)`, 0 in a LABELMAP, and
+    {segment number: its name}."""
     path = Path(path)
     dataset = read_dataset(path)
     header = Header(path, dataset)
@@ -110,7 +119,7 @@ def _seg_frames(path, geometry, shape, source, meaning):
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise ValueError(f"{path}: SegmentationType is {kind}, expected BINARY, FRACTIONAL or LABELMAP")
     with reading(path, "sequences of segments and source images"):
-        described = {int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or []}
+        described = {int(item.SegmentNumber): _name(item) for item in dataset.get("SegmentSequence") or []}
         referenced = _referenced(dataset)
     _refuse_strange(header, referenced, source or Source())
     headers = frame_headers(path, dataset)
@@ -124,12 +133,22 @@ def _seg_frames(path, geometry, shape, source, meaning):
         raise ValueError(f"{path}: {n_frames} frames at {len(places)} places, expected one frame at each")
     if kind == "LABELMAP" and (background := header.number("PixelPaddingValue")):
         frames = np.where(frames == background, 0, frames)
-    if kind == "FRACTIONAL" and meaning == "segments":
+    if kind == "FRACTIONAL" and meaning != "tumour_is_zero":
         frames = _fractions(frames, header)
     found = set(np.unique(frames).tolist()) - {0} if kind == "LABELMAP" else set(segment)
-    if described and not found <= described:
+    if described and not found <= set(described):
         raise ValueError(f"{path}: frames of segments {sorted(found)[:8]}, described are {sorted(described)[:8]}")
-    return kind, frames, z, np.array(segment)
+    return kind, frames, z, np.array(segment), described
+
+
+def _of_tumour(kind, frames, segment, described, path):
+    """Frames `(F, Y, X)`, true in the segments that are called tumour, beside those of healthy tissue."""
+    wanted = [number for number, name in described.items() if _TUMOUR.search(name)]
+    if not wanted:
+        raise ValueError(f"{path}: segments {described}, expected one that is called tumour, lesion or cancer")
+    if kind == "LABELMAP":
+        return np.isin(frames, wanted)
+    return (frames > 0) & np.isin(segment, wanted)[:, None, None]
 
 
 def read_seg(
@@ -138,21 +157,23 @@ def read_seg(
     """DICOM SEG → bool `(Z, Y, X)` tumour mask on the grid of the DCE series (`geometry`, `shape`).
 
     meaning: "segments": the union of all segments, frames that are absent being background (the `ROI` of
-    Advanced-MRI-Breast-Lesions); a probability counts from one half.  "tumour_is_zero": the `Analysis Mask` of
-    I-SPY2 and ACRIN-6698, an INVERSE bit mask that says FRACTIONAL but whose value 0 is tumour and whose bits say
-    why a voxel is none: 1 below the enhancement threshold, 2 too few neighbours, 8 or 16 background, 32 outside the
-    box drawn by hand, 64 omitted by hand (Analysis-mask-files-description.v20211020).  Taken as `> 0` it would mark
-    99.7 % of the volume.
-    Frames are placed by position and orientation, never by order.  `ValueError` for a mask on another grid,
-    without tumour, with more tumour than a breast can hold, or of another patient or examination than `source`,
-    whose images it is for; a warning where it was drawn on other images in the same frame of reference.
+    Advanced-MRI-Breast-Lesions); a probability counts from one half.  "tumour": of these only the segments that are
+    called so, beside breast and fibroglandular tissue (the AI segmentations of Duke).  "tumour_is_zero": the
+    `Analysis Mask` of I-SPY2 and ACRIN-6698, an INVERSE bit mask that says FRACTIONAL but whose value 0 is tumour
+    and whose bits say why a voxel is none: 1 below the enhancement threshold, 2 too few neighbours, 8 or 16
+    background, 32 outside the box drawn by hand, 64 omitted by hand (Analysis-mask-files-description.v20211020).
+    Taken as `> 0` it would mark 99.7 % of the volume.
+    Frames are placed by position and orientation.  `ValueError` for a mask on another grid, without tumour, with
+    more of it than a breast can hold, or of another patient or examination than `source`, whose images it is for; a
+    warning where it was drawn on other images in the same frame of reference.
     """
     if meaning not in MEANINGS:
         raise ValueError(f"meaning is {meaning!r}, expected one of {MEANINGS}")
-    kind, frames, z, _ = _seg_frames(path, geometry, shape, source, meaning)
+    kind, frames, z, segment, described = _seg_frames(path, geometry, shape, source, meaning)
     mask = np.zeros(shape, bool)
-    if meaning == "segments":
-        np.logical_or.at(mask, z, frames > 0)
+    if meaning != "tumour_is_zero":
+        drawn = frames > 0 if meaning == "segments" else _of_tumour(kind, frames, segment, described, path)
+        np.logical_or.at(mask, z, drawn)
     elif kind == "FRACTIONAL" and np.array_equal(np.sort(z), np.arange(shape[0])):
         mask[z] = frames == 0
     else:
@@ -174,7 +195,7 @@ def read_seg_labels(
     path: Path, geometry: Geometry, shape: tuple[int, int, int], *, source: Source | None = None
 ) -> np.ndarray:
     """DICOM SEG with segments → uint8 `(Z, Y, X)`: 0 background, else the segment's number; none may overlap."""
-    kind, frames, z, segment = _seg_frames(path, geometry, shape, source, "segments")
+    kind, frames, z, segment, _ = _seg_frames(path, geometry, shape, source, "segments")
     largest = int(frames.max() if kind == "LABELMAP" else segment.max())
     if largest > 255:
         raise ValueError(f"{path}: segment number {largest}, expected at most 255")

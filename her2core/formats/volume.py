@@ -131,12 +131,16 @@ def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     return image
 
 
+def window(centre: float, size: int, length: int) -> slice:
+    """`size` voxels around an index, shifted inside an axis of `length`; all of it where that is shorter."""
+    start = int(np.clip(np.ceil(centre - size / 2), 0, max(length - size, 0)))
+    return slice(start, start + size)
+
+
 def native_crop(image: np.ndarray, centre_px: Sequence[float], size_px: int) -> np.ndarray:
-    """`size_px` square of `(P, Y, X)` around `centre_px`, inside the image; a smaller image is padded evenly."""
-    for axis, centre in enumerate(centre_px, start=1):
-        last_start = max(image.shape[axis] - size_px, 0)
-        start = int(np.clip(np.ceil(centre - size_px / 2), 0, last_start))  # the rounding of nifti.min_crop
-        image = image.take(range(start, min(start + size_px, image.shape[axis])), axis)
+    """`size_px` square of `(P, Y, X)` around `centre_px`, a `window`; a smaller image is padded evenly."""
+    y, x = (window(centre, size_px, n) for centre, n in zip(centre_px, image.shape[1:], strict=True))
+    image = image[:, y, x]
     lacking = [size_px - n for n in image.shape[1:]]
     return np.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in lacking)], mode="edge")
 

@@ -9,34 +9,20 @@ model); Rohrer 2005 and Szomolanyi 2019 (relaxivities); Rakow-Penner 2006 and Ed
 """
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from her2core.config import read_yaml
 
 _Numbers = float | np.ndarray
 _Response = tuple[np.ndarray, np.ndarray, np.ndarray]  # kep nodes (K,) per min, integrals (T, K), plasma (T,) in mM
 HAEMATOCRIT = 0.42
 
-# Longitudinal relaxation times without contrast agent, in seconds, by field strength in tesla.  Fat and gland:
-# Rakow-Penner 2006 (1.5 T as in the defaults of the UW breast reference object); tumour at 3 T: 1.61 s, SyMRI,
-# Cancer Imaging 2020, s40644-020-00365-4; muscle and blood: the tables of dcmri.  Not measured but chosen here:
-# tumour at 1.5 T (scaled like gland) and skin (long enough to look as it does in real fat-suppressed series).
-T10_S = {
-    1.5: {"fat": 0.296, "gland": 1.266, "tumour": 1.30, "muscle": 1.008, "skin": 0.90, "blood": 1.441},
-    3.0: {"fat": 0.367, "gland": 1.445, "tumour": 1.60, "muscle": 1.412, "skin": 1.10, "blood": 1.628},
-}
-
-# Effective transverse relaxation times in seconds.  3 T fat and gland: KJSMRM 2014; the others are estimates.
-T2STAR_S = {
-    1.5: {"fat": 0.050, "gland": 0.035, "tumour": 0.040, "muscle": 0.030, "skin": 0.015, "blood": 0.080},
-    3.0: {"fat": 0.0364, "gland": 0.0224, "tumour": 0.028, "muscle": 0.022, "skin": 0.010, "blood": 0.045},
-}
-
-# Longitudinal relaxivity in plasma at 37 °C, 1/(s·mM): Rohrer 2005 (1.5 T), Szomolanyi 2019 (3 T).
-RELAXIVITY_PER_S_MM = {
-    1.5: {"gadopentetate": 4.1, "gadobutrol": 5.2, "gadoterate": 3.6, "gadoteridol": 4.1, "gadobenate": 6.3},
-    3.0: {"gadopentetate": 3.7, "gadobutrol": 5.0, "gadoterate": 3.5, "gadoteridol": 3.7, "gadobenate": 5.5},
-}
+# {field strength in tesla: {tissue, or contrast agent: value}}; sources beside the numbers
+_TABLES = read_yaml(Path(__file__).with_name("physics.yaml"))
+T10_S, T2STAR_S, RELAXIVITY_PER_S_MM = _TABLES["t10_s"], _TABLES["t2star_s"], _TABLES["relaxivity_per_s_mM"]
 
 # Parker's population average, table 1: areas in mM·min, centres and widths in min, rates per min.
 _AREAS, _CENTRES, _WIDTHS = (0.809, 0.330), (0.17046, 0.365), (0.0563, 0.132)

@@ -90,15 +90,12 @@ def _noise_free(site, table, flip, arrival_s):
     return signal
 
 
-def _reference_signal(site):
-    """Fibroglandular signal before contrast at the nominal flip angle: fixes grey levels whatever the lesion."""
-    t10, t2star = physics.T10_S[site.field_T]["gland"], physics.T2STAR_S[site.field_T]["gland"]
-    return float(0.82 * physics.spgr(1 / t10, site.tr_s, np.deg2rad(site.flip_deg), site.te_s, t2star))
-
-
 def _receive(site, signal, coil, noise_rng):
     """Noise-free signal (T, Z, Y, X) → grey levels uint16: motion, coil, one gain for all phases, Rician noise."""
-    scale = coil * np.float32(site.gain / _reference_signal(site))
+    # gland before contrast at the nominal flip angle fixes grey levels, whatever the lesion
+    t10, t2star = physics.T10_S[site.field_T]["gland"], physics.T2STAR_S[site.field_T]["gland"]
+    gland = 0.82 * physics.spgr(1 / t10, site.tr_s, np.deg2rad(site.flip_deg), site.te_s, t2star)
+    scale = coil * np.float32(site.gain / float(gland))
     sigma = np.float32(site.noise * site.gain)
     out = np.empty(signal.shape, np.uint16)
     for phase, volume in enumerate(signal):

@@ -3,58 +3,58 @@
 Nothing in them is typed in: counts come from `cohort.flow`, shapes follow from the network's configuration.
 """
 
+from pathlib import Path
 from textwrap import fill
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from her2core.cohort import COLLECTIONS
+from her2core.config import read_yaml
 from her2core.model import ThdaConfig
-from her2core.report.figures.style import COLOURS, TWO_COLUMNS, headline
+from her2core.report.figures.style import COLOURS, TWO_COLUMNS, titled
+from her2core.report.figures.words import endpoint_of
 
-_HEADS = {
-    "phase": "a head sees\nits phase",
-    "adjacent_slices": "a head sees its\nphase, slices\nbelow, at, above",
-    "rgb_fused": "a head sees the\nphases as\nR, G, B",
-}
+_TEXTS = read_yaml(Path(__file__).with_name("diagrams.yaml"))  # of the architecture's heads and attention
 _GREY, _BLUE, _ORANGE = "0.95", f"{COLOURS[0]}22", f"{COLOURS[4]}55"  # of plain parts, stages and attention
 _SMALL = 6.5  # points
 _LEFT, _RIGHT = 0.9, 5.44  # inches: the backbone's frame
 
 
-def cohort_flow(counts: dict, cohort: str) -> Figure:
-    """Flow of patients, a column per collection.  counts: what `cohort.flow` returned."""
+def cohort_flow(counts: dict, sites: dict[str, str], cohort: str) -> Figure:
+    """Flow of patients, a column per site.  counts: what `cohort.flow` returned.  sites: dataset → its name."""
     if not counts.get("collections"):
         raise ValueError(f"counts: no collections, found {', '.join(counts)}; expected those of cohort.flow")
     figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 3.4))
-    _draw_flow(axes, counts)
-    positives = sum(split["her2_positive"] for split in counts["splits"].values())
-    lines = [f"Flow of patients, n = {counts['patients']}; {counts['included']} in use, {positives} HER2+"]
+    endpoint = endpoint_of(cohort)
+    _draw_flow(axes, counts, sites, endpoint)
+    positives = sum(split["positives"] for split in counts["splits"].values())
+    found = f"{counts['included']} in use, {positives} {endpoint.positive}"
+    lines = [f"Flow of patients, n = {counts['patients']}; {found}"]
     if published := counts.get("of_published"):
         lines.append(f"{published['missing']} of the {published['published']} published patients missing")
-    headline(figure, cohort, *lines)
-    return figure
+    return titled(figure, cohort, *lines)
 
 
-def _draw_flow(axes, counts):
-    """Flow diagram into empty axes: a column per collection, those out to the right."""
+def _draw_flow(axes, counts, sites, endpoint):
+    """Flow diagram into empty axes: a column per site, those out to the right."""
     axes.set(xlim=(0, len(counts["collections"])), ylim=(0, 1))
     axes.set_axis_off()
     frame = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": "0.3"}
     style = {"ha": "center", "va": "center", "fontsize": 7, "multialignment": "left", "bbox": frame}
     down = {"arrowprops": {"arrowstyle": "<|-", "color": "0.3"}}  # head at the text, tail under the box drawn later
     aside = {"ha": "left", "arrowprops": down["arrowprops"] | {"relpos": (0, 0.5)}}
-    for left, dataset in enumerate(d for d in COLLECTIONS if d in counts["collections"]):
+    for left, dataset in enumerate(sites):
         here, x = counts["collections"][dataset], left + 0.28
         out = [f"out: {here['patients'] - here['included']}"]
         out += [fill(f"{n} {why}", 18, subsequent_indent="   ") for why, n in here["excluded"].items()]
-        found = ((split, here["splits"].get(split)) for split in ("train", "validation", "test", "external"))
-        splits = [f"{split}: {n['patients']} ({n['her2_positive']} HER2+)" for split, n in found if n]
+        kinds = ("train", "validation", "test", "folds", "external")
+        found = ((split, here["splits"].get(split)) for split in kinds)
+        splits = [f"{split}: {n['patients']} ({n['positives']} {endpoint.positive})" for split, n in found if n]
         axes.annotate("\n".join(splits) or "nobody", (x, 0.37), (x, 0.10), **style | down)
         axes.annotate(f"in use\nn = {here['included']}", (x, 0.92), (x, 0.37), **style | down)
         axes.annotate("\n".join(out), (x, 0.64), (left + 0.48, 0.64), **style | aside)
-        axes.text(x, 0.92, f"{COLLECTIONS[dataset]}\nn = {here['patients']}", **style)
+        axes.text(x, 0.92, f"{sites[dataset]}\nn = {here['patients']}", **style)
 
 
 def _backbone_shapes(config, image_px):
@@ -94,7 +94,7 @@ def _draw_inputs(axes, config, image_px, y):
         _arrow(axes, right, (_LEFT, right[1]))
     channels = 1 if config.head_input == "phase" else 3
     _write(axes, 0.4, y - 0.52, f"{channels} × {image_px} × {image_px}", va="top")
-    _write(axes, 0.4, y - 0.68, _HEADS[config.head_input], va="top")
+    _write(axes, 0.4, y - 0.68, _TEXTS["heads"][config.head_input], va="top")
 
 
 def _draw_backbone(axes, config, image_px, y):
@@ -136,20 +136,10 @@ def _draw_head(axes, config, y):
 def _attention_parts(config):
     """The steps of dual attention, as far as they act: {"channel": three texts, "spatial": three texts}."""
     hidden = {max(config.width * 2 ** (s - 1) // config.channel_reduction, 4) for s in config.attention_stages}
-    kernels = ", ".join(f"{k}×{k}" for k in config.spatial_kernels)
-    parts = {
-        "channel": (
-            "mean and max\nover pixels:\nC and C",
-            f"perceptron of each,\nC → {' / '.join(map(str, sorted(hidden)))} → C,\nsummed",
-            "sigmoid:\nC × 1 × 1,\ntimes x",
-        ),
-        "spatial": (
-            "mean and max\nover channels:\n2 × h × w",
-            f"convolutions\n{kernels}\nside by side, summed",
-            "sigmoid:\n1 × h × w,\ntimes x",
-        ),
-    }
-    return {name: texts for name, texts in parts.items() if config.attention in ("both", name)}
+    numbers = {"hidden": " / ".join(map(str, sorted(hidden)))}
+    numbers["kernels"] = ", ".join(f"{k}×{k}" for k in config.spatial_kernels)
+    acting = {name: texts for name, texts in _TEXTS["attention"].items() if config.attention in ("both", name)}
+    return {name: [text.format(**numbers) for text in texts] for name, texts in acting.items()}
 
 
 def _draw_attention(axes, parts, y):
@@ -180,5 +170,4 @@ def architecture(config: ThdaConfig, image_px: int, cohort: str) -> Figure:
     _draw_head(axes, config, height - 1.1)
     if parts:
         _draw_attention(axes, parts, 0.3)
-    headline(figure, cohort, "Triple-head dual-attention ResNet; numbers: channels × height × width")
-    return figure
+    return titled(figure, cohort, "Triple-head dual-attention ResNet; numbers: channels × height × width")

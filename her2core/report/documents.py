@@ -1,16 +1,10 @@
-"""Documents of a study: saved results → text, the same bytes for the same results.  The caller writes them.
+"""Documents of a study: saved results → text, the same bytes for the same results.  The caller writes them."""
 
-`reported_vs_reproduced` sets each number of the paper beside ours, `model_card` describes the frozen reference.  Of
-a synthetic cohort the first shows no number at all: a phantom cannot test a number of the paper.  Where patients of
-the paper are missing it shows ours without a verdict.
-"""
-
-import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
@@ -19,42 +13,35 @@ from scipy.stats import binomtest
 from her2core.config import BANNER, Study
 from her2core.formats.boundary import reading
 
-_NO_RESULT = "not run"
-_NOT_TESTABLE = "not testable on this cohort"
 
-
-def markdown_table(header: Sequence, rows: Iterable[Sequence]) -> list[str]:
-    """Lines of a Markdown table; a bar inside a cell is escaped."""
+def _markdown_table(rows, *header):
+    """A bar inside a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-@dataclass(frozen=True)
-class _Reported:
-    """One number of the paper.
+def fill_in(template: str, **values: Any) -> str:
+    """One of the templates beside this module, where `rows | table("a", "b")` makes a Markdown table."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["table"] = _markdown_table
+    return environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(values)
+
+
+def _reported():
+    """The numbers of the paper: rows of item, reported, source, table, key.
 
     reported: a number, a range or a direction, as it is given.  source: "abstract", "title", "summary" (one made
     from the PDF) or "third party" (who audited the authors' repository and quotes the paper).  table, key: where
     ours stands, see _JUDGES.
     """
-
-    item: str
-    reported: str
-    source: str
-    table: str
-    key: str
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Lowest and highest number of what is reported; a single one twice."""
-        numbers = [float(n.replace(",", "")) for n in re.findall(r"[\d.,]+", self.reported)]
-        return min(numbers), max(numbers)
+    rows = pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
+    return list(rows.itertuples(index=False))
 
 
-def _reported():
-    """The rows of reported.csv."""
-    lines = Path(__file__).with_name("reported.csv").read_text("utf-8").splitlines()
-    return [_Reported(**row) for row in csv.DictReader(lines)]
+def _ends(reported):
+    """Lowest and highest number of what is reported; a single one twice."""
+    numbers = [float(n.replace(",", "")) for n in re.findall(r"[\d.,]+", reported)]
+    return min(numbers), max(numbers)
 
 
 _BEST = "thda-channel_q98-raw"  # the paper's
@@ -67,9 +54,11 @@ def flow_in_use(results: Path) -> dict:
         flow = json.loads((results / "flow.json").read_text("utf-8"))
     with reading(path, "patients of the flow, each with a reason", "run the stage prepare again"):
         for lost in pd.read_csv(path).itertuples() if path.is_file() else ():
-            flow["splits"][lost.split]["patients"] -= 1
-            flow["splits"][lost.split]["her2_positive"] -= int(lost.her2)
-            out = [flow["excluded"], flow["collections"][lost.dataset]["excluded"]]
+            collection, split = flow["collections"][lost.dataset], lost.split.split()[0]
+            for counts in (flow["splits"][split], collection["splits"][split]):
+                counts["patients"] -= 1
+                counts["positives"] -= int(lost.label)
+            out = [flow["excluded"], collection["excluded"]]
             if lost.split != "external" and "of_published" in flow:
                 out.append(flow["of_published"]["reasons"])
             for reasons in out:
@@ -81,26 +70,31 @@ def flow_in_use(results: Path) -> dict:
 def _shortfalls(results):
     """{population: (how many, {reason: patients who are out})} where fewer are in use than in the paper.
 
-    A real cohort without any patient of I-SPY has none of the paper's.
+    A real cohort without any patient of I-SPY has none of the paper's.  The paper's other site is AMBL.
     """
-    flow, wanted = flow_in_use(results), {r.key: int(r.ends[0]) for r in _reported() if r.table == "flow.json"}
-    used = {split: counts["patients"] for split, counts in flow["splits"].items()}
-    external, short = used.pop("external", 0), {}
+    flow = flow_in_use(results)
+    wanted = {r.key: int(_ends(r.reported)[0]) for r in _reported() if r.table == "flow.json"}
+    ambl, short = flow["collections"].get("ambl", {"splits": {}, "excluded": {}}), {}
+    external = _patients(ambl["splits"]).get("external", 0)
     internal, reasons = 0, {"not in this cohort": wanted["patients"]}
     if "of_published" in flow:
-        internal, reasons = sum(used.values()), flow["of_published"]["reasons"]
+        used = _patients(flow["splits"])
+        internal, reasons = sum(used.values()) - used.get("external", 0), flow["of_published"]["reasons"]
     if internal < wanted["patients"]:
         short["internal"] = f"{internal:,} of {wanted['patients']:,} patients", reasons
     if external < wanted["external"]:
         words = f"{external} external patients, {wanted['external']} lesions in the paper"
-        sites = (c["excluded"] for c in flow["collections"].values() if "external" in c["splits"])
-        short["external"] = words, next(sites, {})
+        short["external"] = words, ambl["excluded"]
     return short
+
+
+def _patients(splits):
+    return {split: counts["patients"] for split, counts in splits.items()}
 
 
 def _place(reported, low, high, ours="our interval"):
     """Where a reported number or range lies against low to high of ours, in words."""
-    lowest, highest = reported.ends
+    lowest, highest = _ends(reported)
     if low <= lowest and highest <= high:
         return f"inside {ours}"
     if highest < low:
@@ -112,138 +106,109 @@ def _with_interval(value, low, high):
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _judge_auc(path, reported, sections):
-    """A run's AUC and interval; at the external site also the range of THDA's AUCs over the windows without N4."""
+def _judge_auc(path, number, sections):
+    """A run's AUC and interval; at AMBL also the range of THDA's AUCs over the windows without N4."""
     table = pd.read_csv(path)
     if "test" in table:
-        table = table[table["test"] == "external"]
-    if reported.key == "every window":
+        table = table[table["test"] == "AMBL"]
+    if number.key == "every window":
         found = table[(table["model"] == "thda") & (table["bias_field"] == "raw")]["auc"]
         if found.empty:
             return None
         text = f"{found.min():.3f} to {found.max():.3f}, {len(found)} windows"
-        return text, _place(reported, found.min(), found.max(), "our range")
-    rows = table[table["run"] == reported.key]
+        return text, _place(number.reported, found.min(), found.max(), "our range")
+    rows = table[table["run"] == number.key]
     if rows.empty:
         return None
     estimate = rows.iloc[0][["auc", "low", "high"]]
-    return _with_interval(*estimate), _place(reported, estimate["low"], estimate["high"])
+    return _with_interval(*estimate), _place(number.reported, estimate["low"], estimate["high"])
 
 
-def _judge_count(path, reported, sections):
-    splits = flow_in_use(path.parent)["splits"]
-    inside = [v for k, v in splits.items() if k != "external"]
-    sums = {key: sum(v[key] for v in inside) for key in ("patients", "her2_positive")}
-    ours = (sums | {k: v["patients"] for k, v in splits.items()}).get(reported.key)
+def _judge_count(path, number, sections):
+    flow = flow_in_use(path.parent)
+    inside = [v for k, v in flow["splits"].items() if k != "external"]
+    counts = _patients(flow["splits"]) | {key: sum(v[key] for v in inside) for key in ("patients", "positives")}
+    counts["external"] = _patients(flow["collections"].get("ambl", {"splits": {}})["splits"]).get("external")
+    ours = counts.get(number.key)
     if ours is None:
         return None
-    return f"{ours:,}", "the same" if ours == reported.ends[0] else "not the same"
+    return f"{ours:,}", "the same" if ours == _ends(number.reported)[0] else "not the same"
 
 
-def _judge_accuracy(path, reported, sections):
+def _judge_accuracy(path, number, sections):
     """metrics.json has accuracies without interval; Wilson's is added."""
     internal = json.loads(path.read_text())["internal"]
-    accuracy, patients = internal[reported.key], internal["patients"]
+    accuracy, patients = internal[number.key], internal["patients"]
     share = binomtest(round(accuracy * patients), patients)
     interval = share.proportion_ci(sections["evaluate"]["confidence"], "wilson")
-    return _with_interval(accuracy, *interval), _place(reported, *interval)
+    return _with_interval(accuracy, *interval), _place(number.reported, *interval)
 
 
-def _judge_direction(path, reported, sections):
+def _judge_direction(path, number, sections):
     """A run's difference from the paper's best, and whether the Holm-corrected test sees it, and in which sense."""
     table = pd.read_csv(path)
-    rows = table[(table["run"] == reported.key) & (table["reference"] == _BEST)]
+    rows = table[(table["run"] == number.key) & (table["reference"] == _BEST)]
     if rows.empty:
         return None
     row = rows.iloc[0]
-    words = {
-        "lower than the reference": "the same direction",
-        "higher than the reference": "the opposite direction",
-    }
-    return _with_interval(*row[["difference", "low", "high"]]), words.get(row["verdict"], row["verdict"])
+    words = {"lower than the reference": "same", "higher than the reference": "opposite"}.get(row["verdict"])
+    verdict = f"the {words} direction" if words else row["verdict"]
+    return _with_interval(*row[["difference", "low", "high"]]), verdict
 
 
-_JUDGES = {
-    "flow.json": _judge_count,
-    "metrics.json": _judge_accuracy,
-    "normalization_study.csv": _judge_auc,
-    "model_comparison.csv": _judge_auc,
-    "external_validation.csv": _judge_auc,
-    "normalization_pairs.csv": _judge_direction,
-    "model_pairs.csv": _judge_direction,
-}
-
-_CAUTION = """\
-The paper's full text was not available: a number stands in its abstract, in a summary made from the PDF, or is
-quoted by a third party that audited the authors' repository. The paper gives no interval. A reported number inside
-our interval is not contradicted, which is less than confirmed: with 132 test patients such an interval is wide.
-An accuracy of 0.74 is what calling every patient negative gives (853 of 1,149); at which threshold the paper's was
-measured is not said, so ours stands at two. Not obtainable, so not here: F1, sensitivity, specificity, the external
-AUC of each window, and the names of two of the seven windows it compares."""
+_JUDGES = {"flow.json": _judge_count, "metrics.json": _judge_accuracy}
+_JUDGES |= dict.fromkeys(("normalization_study.csv", "model_comparison.csv", "external_validation.csv"), _judge_auc)
+_JUDGES |= dict.fromkeys(("normalization_pairs.csv", "model_pairs.csv"), _judge_direction)
 
 
-def _verdict(study, reported, short):
+def _verdict(study, number, short):
     """Ours and the verdict for one number of a real study; no place is given to a number of other patients."""
-    path = study.results / reported.table
+    if study.endpoint != "her2":
+        return "–", f"not comparable: this study is of {study.title.endpoint.words}"
+    path = study.results / number.table
     with reading(path, "results of this version of the code", f"dvc repro {study.target('study')}"):
-        found = _JUDGES[reported.table](path, reported, study.values) if path.is_file() else None
+        found = _JUDGES[number.table](path, number, study.values) if path.is_file() else None
     if found is None:
-        return "–", _NO_RESULT
-    needed = ("internal", "external") if reported.table == "external_validation.csv" else ("internal",)
+        return "–", "not run"
+    needed = ("internal", "external") if number.table == "external_validation.csv" else ("internal",)
     lacking = "; ".join(short[p][0] for p in needed if p in short)
-    if lacking and reported.table != "flow.json":
+    if lacking and number.table != "flow.json":
         return found[0], f"not comparable: {lacking}"
     return found
 
 
 def reported_vs_reproduced(study: Study) -> str:
-    """Every number of the paper beside ours and a verdict in words, as Markdown; a synthetic study has no ours.
+    """Every number of the paper beside ours and a verdict in words, as Markdown.
 
-    Where patients of the paper are missing, a sentence says how many and why, and the verdict is "not comparable".
+    A synthetic study has none of ours: a phantom cannot test a number of the paper.  Where patients of the paper
+    are missing, a sentence says how many and why, and the verdict is "not comparable".
     """
-    lines = [f"# Reported and reproduced ({study.name} cohort)", ""]
-    if study.is_synthetic:
-        lines += [f"**{BANNER}.** So no number of ours stands here.", ""]
-    lines += [_CAUTION, ""]
-    known = not study.is_synthetic and (study.results / "flow.json").is_file()
+    known = not study.is_synthetic and study.endpoint == "her2" and (study.results / "flow.json").is_file()
     short = _shortfalls(study.results) if known else {}
-    for words, out in short.values():
-        reasons = ", ".join(f"{why} {n:,}" for why, n in sorted(out.items())) or "nobody"
-        lines += [f"**Not comparable: {words}.** Who is out: {reasons}. A difference can come from that alone.", ""]
     rows = []
     for r in _reported():
-        ours, verdict = ("–", _NOT_TESTABLE) if study.is_synthetic else _verdict(study, r, short)
-        rows.append((r.item, r.reported, r.source, ours, verdict))
-    lines += markdown_table(("number", "reported", "stands in", "ours", "verdict"), rows)
-    return "\n".join(lines) + "\n"
+        ours = ("–", "not testable on this cohort") if study.is_synthetic else _verdict(study, r, short)
+        rows.append((r.item, r.reported, r.source, *ours))
+    return fill_in("reported.md.jinja", study=study, banner=BANNER, short=short.values(), rows=rows)
 
 
-def _flat(values, prefix=""):
-    """Nested parameters → rows of dotted name and value."""
-    for key, item in values.items():
-        if isinstance(item, dict) and item:
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"`{prefix}{key}`", item if isinstance(item, str) else json.dumps(item)
+def _number(value):
+    """A measure with three decimals, a count as it is, a dash for anything else."""
+    return f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, int) else "–"
 
 
 def metric_rows(metrics: dict) -> Iterator[tuple]:
-    """metrics.json → rows of name, internal, external; `auc` takes its interval along, a rate its threshold."""
+    """metrics.json → a heading, and rows of name, internal and every external site; `auc` takes its interval along,
+    a rate its threshold."""
     chosen = f" at {metrics['threshold']:.3f}, chosen on validation"
-    internal, external = (
-        {k: v for k, v in metrics[p].items() if isinstance(v, int | float)} for p in ("internal", "external")
-    )
-    for name in internal:
-        if name in ("low", "high"):
-            continue
-        cells = []
-        for part in (internal, external):
-            if name == "auc":
-                cells.append(_with_interval(part["auc"], part["low"], part["high"]))
-            else:
-                cells.append(f"{part[name]:.3f}" if isinstance(part.get(name), float) else part.get(name, "–"))
-        title = name.replace("_at_threshold", chosen).replace("_", " ")
-        yield ("AUC" if name == "auc" else title, *cells)
+    tests = metrics["internal"], *metrics["external"].values()
+    yield "", "internal test", *metrics["external"]
+    for name, value in metrics["internal"].items():
+        if name == "auc":
+            yield "AUC", *(_with_interval(test["auc"], test["low"], test["high"]) for test in tests)
+        elif isinstance(value, int | float) and name not in ("low", "high"):
+            title = name.replace("_at_threshold", chosen).replace("_", " ")
+            yield title, *(_number(test.get(name)) for test in tests)
 
 
 def _cite(citation):
@@ -271,21 +236,21 @@ def model_card(study: Study, citation: dict) -> str:
     with reading(path, "digests of the frozen weights", "run the training again"):
         rows = pd.read_csv(path).itertuples()
         digests = [(f"`{row.file}`", f"{row.bytes:,}", f"`{row.sha256}`") for row in rows]
-    splits = [(k, v["patients"], v["her2_positive"]) for k, v in flow["splits"].items()]
+    splits = [(k, v["patients"], v["positives"]) for k, v in flow["splits"].items()]
+    header, *numbers = metric_rows(metrics)
     settings = {"models": {"thda": study.section("models")["thda"]}}  # of the reference, which is THDA
     settings["train"] = {k: v for k, v in study.section("train").items() if k != "jobs"}
-    template = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    return template.from_string(Path(__file__).with_name("model_card.md.jinja").read_text("utf-8")).render(
-        cohort=study.name,
-        sections=study.values,
-        synthetic=study.is_synthetic,
+    (flat,) = pd.json_normalize(settings).to_dict("records")  # {dotted name: value}
+    return fill_in(
+        "model_card.md.jinja",
+        study=study,
         reference=metrics["reference"],
-        confidence=f"{100 * study.section('evaluate')['confidence']:g} %",
-        weights="\n".join(markdown_table(("weights", "bytes", "SHA-256"), digests)),
-        splits="\n".join(markdown_table(("split", "patients", "HER2+"), splits)),
-        excluded=", ".join(f"{k}: {n}" for k, n in flow["excluded"].items()) or "nobody",
-        metrics="\n".join(markdown_table(("", "internal test", "external site"), metric_rows(metrics))),
-        settings="\n".join(markdown_table(("parameter", "value"), _flat(settings))),
+        weights=digests,
+        splits=splits,
+        excluded=flow["excluded"],
+        header=header,
+        metrics=numbers,
+        settings=[(f"`{k}`", v if isinstance(v, str) else json.dumps(v)) for k, v in flat.items()],
         citation=citation,
         cite=_cite(citation),
     )

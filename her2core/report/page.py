@@ -287,7 +287,7 @@ def main(arguments: list[str]) -> None:
         study = Study.open(arguments[0])
         with steady_dependencies("her2core/report/page.py", study):
             out, links = study.results / "report.html", _links(study.top / "CITATION.cff")
-            title = f"HER2 on breast DCE-MRI: the study on the {study.name} cohort"
+            title = f"{study.title.endpoint.words} on breast DCE-MRI: the study on the {study.name} cohort"
             write_page(study.results / "executed", title, out, study.is_synthetic, links)
     except (ValueError, OSError) as error:
         sys.exit(f"\nreport: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from house import TOP
 
-from rehearsal import stages
+from rehearsal import mamamia, stages
 from rehearsal.archive import TAR, check_reasons, make_archive
 from rehearsal.compendium import make_compendium, noted, run
 from rehearsal.patients import FULL, REAL_SIZE
@@ -76,6 +76,7 @@ def main() -> None:
     make_compendium(tops[0], archive, idc.url, zenodo.url)
     undisturbed(tops[0], people, zenodo)
     alone(tops[0], archive)
+    print(f"\nMAMA-MIA's layout, from table to report.html\n{mamamia.rehearse(tops[0])}")
     if arguments.kill:
         zenodo.set(ranges=False, cut=[TAR])
         make_compendium(tops[1], archive, idc.url, zenodo.url)

@@ -1,10 +1,10 @@
 """What the archives would serve, in their layout and under their identifiers; made once for the same inputs.
 
 FOLDER/
-    served/<bucket>/<crdc_series_uuid>/*.dcm        I-SPY2 and AMBL
+    served/<bucket>/<crdc_series_uuid>/*.dcm        I-SPY2, AMBL and Duke
     served/records/<record>/files/*                 I-SPY1 as MinCrop's tar, BreastDCEDL's table
     manifests/*.csv                                 with the true number and size of files, and MD5 in releases.csv
-    labels/*.xlsx                                   AMBL's sheet
+    labels/                                         AMBL's sheet, and IDC's table of Duke
     weights/                                        pretrained networks, real in keys and shapes, random in values
     alone/<patient>/                                manifests and sheet of one patient of real size
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from her2core.cohorts.manifest import MANIFESTS
+from her2core.cohorts.collections import collections
 from her2core.cohorts.phantom import write_patient
 from her2core.config import root
 from her2core.formats.dicom_file import read_dataset
@@ -26,7 +26,7 @@ from her2core.formats.nifti import min_crop, write_breastdcedl
 from her2core.formats.volume import DceSeries
 from her2core.parallel import each
 from her2core.records import whole
-from rehearsal import phantoms
+from rehearsal import duke, phantoms
 from rehearsal.patients import ODD, REAL_SIZE, Person, Size, draw
 from rehearsal.weights import make_weights
 
@@ -59,7 +59,7 @@ def make_archive(size: Size, folder: Path, with_weights: bool = True) -> list[Pe
 
 def _inputs(size, with_weights):
     """Digest of all that the archive's bytes depend on."""
-    package, own = root() / "her2core", ("archive", "patients", "phantoms", "weights")
+    package, own = root() / "her2core", ("archive", "duke", "patients", "phantoms", "weights")
     sources = [*package.glob("phantom/*"), *package.glob("formats/*.py")]
     sources += [Path(__file__).with_name(f"{name}.py") for name in own]
     sources += [package / "cohorts/phantom.py", *(root() / "manifests").glob("*.csv")]
@@ -73,6 +73,8 @@ def _write(person, folder):
     if person.dataset == "spy1":
         _write_mincrop(person, patient, folder / "raw")
         return {"row": phantoms.release_row(person, patient)}
+    if person.dataset == "duke":
+        return {"series": duke.write(person, patient, folder).to_dict("index")}
     row = {"patient": person.patient, "dataset": person.dataset}
     write_patient(row, patient, phantoms.site_for(person), folder / "raw")
     home = folder / "raw" / person.dataset / person.patient
@@ -92,7 +94,7 @@ def _write_mincrop(person, patient, raw):
 
 
 def _manifest(dataset):
-    return pd.read_csv(root() / "manifests" / f"{MANIFESTS[dataset]}.csv", dtype=str)
+    return pd.read_csv(root() / "manifests" / f"{collections()[dataset].manifest}.csv", dtype=str)
 
 
 def _serve(person, role, home, folder):
@@ -125,14 +127,14 @@ def _write_release(written, folder):
 
 
 def _write_tables(people, written, folder):
-    """Manifests, and AMBL's sheet with two lines above its rows."""
+    """Manifests, AMBL's sheet with two lines above its rows, and the table of Duke."""
     (folder / "manifests").mkdir()
-    for dataset, name in MANIFESTS.items():
+    for dataset, collection in collections().items():
         rows = [s for p, w in zip(people, written, strict=True) if p.dataset == dataset for s in _series_of(w)]
         if dataset == "spy1":  # from Zenodo; the manifest says what IDC has
             table = _manifest(dataset)
             rows = table[table["patient"].isin([p.patient for p in people])]
-        pd.DataFrame(rows).to_csv(folder / "manifests" / f"{name}.csv", index=False)
+        pd.DataFrame(rows).to_csv(folder / "manifests" / f"{collection.manifest}.csv", index=False)
     shutil.copy(root() / "manifests/excluded.csv", folder / "manifests")
     md5 = {TAR: "spy1", TABLE: "table"}
     rows = [(name, file, _md5(folder, file)) for file, name in md5.items()]
@@ -140,6 +142,8 @@ def _write_tables(people, written, folder):
     with open(folder / "manifests/releases.csv", "w", newline="") as out:
         csv.writer(out, lineterminator="\n").writerows([("dataset", "file", "md5"), *rows])
     (folder / "labels").mkdir()
+    table = duke.clinical([p for p in people if p.dataset == "duke"])
+    table.to_csv(folder / "labels" / duke.CLINICAL, index=False)
     sheet = pd.DataFrame([w["lesions"] for w in written if "lesions" in w])
     excluded = pd.read_csv(folder / "manifests/excluded.csv").query("collection == 'advanced_mri_breast_lesions'")
     stranger = sheet.iloc[[0]].assign(**{"Patient ID": excluded["patient"].iloc[0]})  # a case without a mask

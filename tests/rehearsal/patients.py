@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from her2core.cohorts.manifest import MANIFESTS
+from her2core.cohorts.collections import collections
 from her2core.phantom.truth import draw_clinical
 
 _SPLITS = (0, 2, 1)  # train, validation, test in the column `test`
@@ -19,6 +19,8 @@ ODD = {
     "negative intensities": ("spy1", "cannot be prepared"),
     "benign": ("ambl", "no malignant lesion with HER2 known"),
     "in situ": ("ambl", "no invasive cancer"),
+    "equivocal": ("duke", "HER2 equivocal"),
+    "bilateral": ("duke", "bilateral cancer"),
 }
 # one of each collection has the matrix and the phases of the real one
 REAL_SIZE = {
@@ -35,11 +37,12 @@ class Size:
     spy2: tuple[int, int, int]
     spy1: tuple[int, int, int]
     ambl: int
+    duke: int
     real: bool
 
 
-FULL = Size(spy2=(12, 6, 6), spy1=(6, 4, 4), ambl=10, real=True)
-REDUCED = Size(spy2=(4, 2, 2), spy1=(2, 2, 2), ambl=4, real=False)
+FULL = Size(spy2=(12, 6, 6), spy1=(6, 4, 4), ambl=10, duke=8, real=True)
+REDUCED = Size(spy2=(4, 2, 2), spy1=(2, 2, 2), ambl=4, duke=4, real=False)
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,18 @@ class Person:
 
 def _group(size, dataset):
     """(split, label, what is odd) of a collection's patients, those of real size first."""
-    counts = {None: size.ambl} if dataset == "ambl" else dict(zip(_SPLITS, getattr(size, dataset), strict=True))
+    count = getattr(size, dataset)
+    counts = {None: count} if isinstance(count, int) else dict(zip(_SPLITS, count, strict=True))
     yield from ((split, k % 2, "") for split, count in counts.items() for k in range(count))
-    split = None if dataset == "ambl" else 0
+    split = None if isinstance(count, int) else 0
     yield from ((split, 1, odd) for odd, (of, _) in ODD.items() if of == dataset)
 
 
 def draw(size: Size, manifests: Path) -> list[Person]:
     """The patients, identifiers taken from the head of the committed manifests."""
     rng, people = np.random.default_rng(13), []
-    for dataset, name in MANIFESTS.items():
-        known = pd.read_csv(manifests / f"{name}.csv")["patient"].drop_duplicates()
+    for dataset, collection in collections().items():
+        known = pd.read_csv(manifests / f"{collection.manifest}.csv")["patient"].drop_duplicates()
         for pid, (split, her2, odd) in zip(known, _group(size, dataset), strict=False):
             clinical = draw_clinical(rng, her2=her2)
             shape = REAL_SIZE.get(pid) if size.real else None

@@ -16,7 +16,7 @@ _NOISE = 9  # of the finer grid, in grey levels, so that no two voxels of a phan
 
 def site_for(person: Person) -> Site:
     """The scanner.  A real size is drawn on a coarser grid with its number of phases, and then refined."""
-    row = {"dataset": person.dataset, "seed": person.seed}
+    row = {"dataset": "ambl" if person.dataset == "duke" else person.dataset, "seed": person.seed}
     if person.shape is None:
         return site_of(row, 2)
     site, phases = site_of(row, 1), person.shape[0]

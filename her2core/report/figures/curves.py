@@ -8,37 +8,27 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from her2core.report.figures.style import (
-    COLOURS,
-    GUIDE,
-    ONE_COLUMN,
-    TWO_COLUMNS,
-    headline,
-    interval,
-    patients_of,
-    require_columns,
-    require_shape,
-    require_some,
-    require_values,
-)
+from her2core.report.figures import require
+from her2core.report.figures.style import COLOURS, GUIDE, ONE_COLUMN, TWO_COLUMNS, titled
+from her2core.report.figures.words import endpoint_of, interval, patients_of
 
 
 def age_by_status(table: pd.DataFrame, cohort: str) -> Figure:
-    """Age of the HER2-positive and of the other patients, in steps of five years.
+    """Age of the positive and of the other patients, in steps of five years.
 
-    table: the patients in use, with age (years) and her2; who lacks an age is counted in the title.
+    table: the patients in use, with age (years) and label; who lacks an age is counted in the title.
     """
-    require_columns("age_by_status", table, ("age", "her2"))
+    require.table("age_by_status", table, ("age", "label"))
     figure, axes = plt.subplots(figsize=(ONE_COLUMN * 1.4, 2.4))
-    known = table[table["age"].notna()]
+    known, endpoint = table[table["age"].notna()], endpoint_of(cohort)
     for positive, colour, style in ((1, COLOURS[0], {"alpha": 0.35}), (0, COLOURS[1], {"fill": False})):
-        ages = known.loc[known["her2"] == positive, "age"]
+        ages = known.loc[known["label"] == positive, "age"]
         style |= {"histtype": "stepfilled", "color": colour, "edgecolor": colour}
-        axes.hist(ages, range(15, 105, 5), label=f"HER2{'+' if positive else '−'}, n = {len(ages)}", **style)
+        axes.hist(ages, range(15, 105, 5), label=f"{endpoint.of(positive)}, n = {len(ages)}", **style)
     axes.set(xlabel="Age (years)", ylabel="Patients")
     axes.legend()
-    headline(figure, cohort, f"Age by HER2 status, n = {len(known)}, {len(table) - len(known)} without an age")
-    return figure
+    without = f"{len(table) - len(known)} without an age"
+    return titled(figure, cohort, f"Age by {endpoint.words}, n = {len(known)}, {without}")
 
 
 def learning_curves(histories: pd.DataFrame, patients: tuple[int, int], cohort: str) -> Figure:
@@ -46,9 +36,9 @@ def learning_curves(histories: pd.DataFrame, patients: tuple[int, int], cohort: 
 
     histories: rows of run, seed, epoch, loss, validation_auc.  patients: in training and in validation.
     """
-    require_values("histories", histories, ("run", "seed", "epoch", "loss", "validation_auc"))
+    require.full_table("histories", histories, ("run", "seed", "epoch", "loss", "validation_auc"))
     looks = list(product(("-", "--", ":"), COLOURS))
-    require_some("runs", names := sorted(histories["run"].unique()), len(looks))
+    require.some("runs", names := sorted(histories["run"].unique()), len(looks))
     figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.5 + 0.14 * -(-len(names) // 3)))
     few = len(names) <= len(COLOURS)
     for (line, colour), run in zip(looks, names, strict=False):
@@ -56,32 +46,35 @@ def learning_curves(histories: pd.DataFrame, patients: tuple[int, int], cohort: 
         for panel, column in zip(axes, ("loss", "validation_auc"), strict=True):
             mean = part.groupby("epoch")[column].mean()
             panel.plot(mean.index, mean, color=colour, linestyle=line, label=run)
-            for _, seed in part.groupby("seed") if few else ():
+            for _, seed in part.groupby([c for c in ("seed", "fold") if c in part]) if few else ():
                 panel.plot(seed["epoch"], seed[column], color=colour, linewidth=0.3, alpha=0.6)
     axes[0].set(xlabel="Epoch", ylabel=f"Weighted loss, training (n = {patients[0]})")
     axes[1].set(xlabel="Epoch", ylabel=f"AUC, validation (n = {patients[1]})")
     seeds = f"mean of {histories['seed'].nunique()} seeds"
-    headline(figure, cohort, f"Thick: {seeds}, thin: each seed" if few else seeds.capitalize())
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+    return titled(figure, cohort, f"Thick: {seeds}, thin: each seed" if few else seeds.capitalize())
 
 
 def roc(curves: Mapping[str, tuple], confidence: float, cohort: str) -> Figure:
     """ROC curves.  curves: name → (false-positive rate, mean, low, high, `Estimate`), each `(points,)`."""
-    require_some("curves", curves, 3)
-    figure, axes = plt.subplots(figsize=(ONE_COLUMN, ONE_COLUMN))
+    require.some("curves", curves, len(COLOURS))
+    apart = 0.3 * len(curves) if len(curves) > 3 else 0  # inches for a legend below
+    figure, axes = plt.subplots(figsize=(ONE_COLUMN, ONE_COLUMN + apart))
     for k, (name, (grid, mean, low, high, estimate)) in enumerate(curves.items()):
         for what, values in (("mean", mean), ("low", low), ("high", high)):
-            require_shape(f"{name}, {what}", values, len(grid))
-        colour, line = COLOURS[k], ("-", "--", ":")[k]
+            require.array(f"{name}, {what}", values, len(grid))
+        colour, line = COLOURS[k], ("-", "--", ":", "-.")[k % 4]
         axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
-        label = f"{name}: AUC {interval(estimate.value, estimate.low, estimate.high)}"
-        label += f"\n{patients_of(name, [estimate])}"
+        auc = interval(estimate.value, estimate.low, estimate.high)
+        label = f"{name}: AUC {auc}\n{patients_of(name, [estimate], cohort)}"
         axes.plot(grid, mean, color=colour, linestyle=line, label=label)
     axes.plot([0, 1], [0, 1], **GUIDE)
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
     axes.set_title(f"{cohort}\nmean of seeds; bands and brackets: {confidence:.0%} over patients")
-    axes.legend(loc="lower right")
+    if apart:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
+    else:
+        axes.legend(loc="lower right")
     return figure
 
 
@@ -91,19 +84,34 @@ def _label_with(version, numbers):
     return "\n".join([version, *lines])
 
 
+def _panels(count, height, ratios=(1,), **shared):
+    """A figure with `count` panels of so many inches, at most three beside each other, each of one or two axes
+    above each other; returns it with the axes of each panel."""
+    columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
+    rows, width = -(-count // columns), ONE_COLUMN if count == 1 else TWO_COLUMNS
+    grid = {"height_ratios": ratios * rows, "figsize": (width, min(height * rows, 9)), "squeeze": False}
+    figure, axes = plt.subplots(len(ratios) * rows, columns, **grid, **shared)
+    panels = axes.reshape(rows, len(ratios), columns).transpose(0, 2, 1).reshape(rows * columns, -1)
+    for unused in panels[count:].flat:
+        unused.set_axis_off()
+    return figure, panels[:count]
+
+
 def calibration_curve(panels: Mapping[str, Mapping[str, tuple]], confidence: float, cohort: str) -> Figure:
     """Observed share of positives against predicted probability, with the patients of each bin below.
 
-    panels: population → {version: (table, numbers)}, two at most of either; versions such as "raw" and
-    "recalibrated".  table: `calibration.reliability` rows.  numbers: as `calibration.calibration` gives them.
+    panels: population → {version: (table, numbers)}, two versions at most, such as "raw" and "recalibrated".
+    table: `calibration.reliability` rows.  numbers: as `calibration.calibration` gives them.
     """
-    require_some("panels", panels, 2)
-    size = (TWO_COLUMNS if len(panels) == 2 else ONE_COLUMN, 4.6)
-    figure, axes = plt.subplots(2, len(panels), figsize=size, sharex=True, height_ratios=(4, 1), squeeze=False)
-    for (top, bottom), (population, versions) in zip(axes.T, panels.items(), strict=True):
-        require_some(population, versions, 2)
+    require.some("panels", panels, len(COLOURS))
+    positive = endpoint_of(cohort).positive
+    figure, axes = _panels(len(panels), 4.6, (4, 1), sharex=True)
+    for (top, bottom), (population, versions) in zip(axes, panels.items(), strict=True):
+        require.some(population, versions, 2)
         for k, (version, (table, numbers)) in enumerate(versions.items()):
-            require_values(f"{population}, {version}", table, ("predicted", "observed", "low", "high", "patients"))
+            require.full_table(
+                f"{population}, {version}", table, ("predicted", "observed", "low", "high", "patients")
+            )
             colour, marker = COLOURS[k], "os"[k]
             top.vlines(table["predicted"], table["low"], table["high"], color=colour, linewidth=0.8)
             label = _label_with(version, numbers)
@@ -112,34 +120,32 @@ def calibration_curve(panels: Mapping[str, Mapping[str, tuple]], confidence: flo
         top.plot([0, 1], [0, 1], **GUIDE)
         top.set(xlim=(0, 1), ylim=(0, 1), title=f"{population}, n = {table['patients'].sum()}")
         most = max(table["patients"].max() for table, _ in versions.values())
-        bottom.set(xlabel="Predicted probability of HER2+", ylim=(0, 1.1 * most), yticks=[0, most])
+        bottom.set(xlabel=f"Predicted probability of {positive}", ylim=(0, 1.1 * most), yticks=[0, most])
         bottom.legend(*top.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, -0.6))
-    axes[0, 0].set_ylabel("Observed share of HER2+")
-    axes[1, 0].set_ylabel("Patients\nper bin")
-    headline(figure, cohort, f"Lines and brackets: {confidence:.0%} intervals")
-    return figure
+    axes[0, 0].set_ylabel(f"Observed share of {positive}")
+    axes[0, 1].set_ylabel("Patients\nper bin")
+    return titled(figure, cohort, f"Lines and brackets: {confidence:.0%} intervals")
 
 
 def decision_curve(panels: Mapping[str, tuple], confidence: float, cohort: str) -> Figure:
     """Net benefit of the model, of treating all and of treating nobody, over the threshold probability.
 
-    panels: population → (table, `Estimate`), two at most.  table: `calibration.net_benefit_band` rows.
+    panels: population → (table, `Estimate`).  table: `calibration.net_benefit_band` rows.
     """
-    require_some("panels", panels, 2)
+    require.some("panels", panels, len(COLOURS))
     for population, (table, _) in panels.items():
-        require_values(population, table, ("threshold", "model", "low", "high", "treat_all", "treat_none"))
-    width = TWO_COLUMNS if len(panels) == 2 else ONE_COLUMN
-    figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), sharey=True, squeeze=False)
+        require.full_table(population, table, ("threshold", "model", "low", "high", "treat_all", "treat_none"))
+    treat_all = f"treat all as {endpoint_of(cohort).positive}"
+    figure, axes = _panels(len(panels), 2.9, sharey=True)
     most = max(table[["high", "treat_all"]].max(axis=None) for table, _ in panels.values())
-    for panel, (population, (table, estimate)) in zip(axes[0], panels.items(), strict=True):
+    for panel, (population, (table, estimate)) in zip(axes[:, 0], panels.items(), strict=True):
         x = table["threshold"]
         panel.fill_between(x, table["low"], table["high"], color=COLOURS[0], alpha=0.15, linewidth=0)
         panel.plot(x, table["model"], color=COLOURS[0], label="model")
-        panel.plot(x, table["treat_all"], color=COLOURS[1], linestyle="--", label="treat all as HER2+")
+        panel.plot(x, table["treat_all"], color=COLOURS[1], linestyle="--", label=treat_all)
         panel.plot(x, table["treat_none"], color="0.3", linestyle=":", label="treat none")
-        panel.set_title(f"{population}, {patients_of(population, [estimate])}")
+        panel.set_title(f"{population}, {patients_of(population, [estimate], cohort)}")
         panel.set(xlabel="Threshold probability", xlim=(0, x.max()), ylim=(-0.25 * most, 1.1 * most))
     axes[0, 0].set_ylabel("Net benefit (true positives per patient)")
-    axes[0, -1].legend(loc="upper right")
-    headline(figure, cohort, f"Band: {confidence:.0%} interval over patients")
-    return figure
+    axes[-1, 0].legend(loc="upper right")
+    return titled(figure, cohort, f"Band: {confidence:.0%} interval over patients")

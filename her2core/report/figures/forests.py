@@ -1,22 +1,14 @@
 """Figures with a row per run or group: AUCs and differences with their intervals."""
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from her2core.auc import POWER
-from her2core.report.figures.style import (
-    COLOURS,
-    GUIDE,
-    TWO_COLUMNS,
-    beside,
-    headline,
-    interval,
-    patients_of,
-    require_columns,
-    require_some,
-    require_values,
-)
+from her2core.report.figures import require
+from her2core.report.figures.style import COLOURS, GUIDE, TWO_COLUMNS, beside, titled
+from her2core.report.figures.words import interval, patients_of
 
 
 def _rows(names, guide, explained, height=0.2):
@@ -45,9 +37,9 @@ def expected_widths(width: pd.DataFrame, auc: float, cohort: str, confidence: fl
 
     width: `evaluate.expected_width` rows, drawn top to bottom; a group that lacks a class has no interval.
     """
-    require_columns("expected_widths", width, ("group", "patients", "positives", "low", "high"))
+    require.table("expected_widths", width, ("group", "patients", "positives", "low", "high"))
     rows = list(width.itertuples())
-    names = [f"{row.group}, {patients_of('expected_widths', [row])}" for row in rows]
+    names = [f"{row.group}, {patients_of('expected_widths', [row], cohort)}" for row in rows]
     explained = f"AUC; line: {confidence:.0%} interval to expect around {auc:g} (Hanley and McNeil)"
     figure, axes = _rows(names, 0.5, explained)
     for y, row in enumerate(rows):
@@ -56,43 +48,41 @@ def expected_widths(width: pd.DataFrame, auc: float, cohort: str, confidence: fl
         else:
             _draw(axes, y, row, auc, COLOURS[0])
     axes.set_xlim(0, 1)
-    headline(figure, cohort, "What so many patients can show")
-    return figure
+    return titled(figure, cohort, "What so many patients can show")
 
 
 def forest(table: pd.DataFrame, reference: str, confidence: float, cohort: str, title: str) -> Figure:
     """AUC of each run with its interval and seeds.  table: `evaluate.summary` rows, drawn top to bottom."""
     columns = ("run", "auc", "low", "high", "lowest_seed", "highest_seed", "patients", "positives")
-    require_values("forest", table, columns)
+    require.full_table("forest", table, columns)
     names = [f"{r}  (reference)" if r == reference else r for r in table["run"]]
     explained = f"dot: mean of seeds; line: {confidence:.0%} interval over patients; band: seeds' range"
     figure, axes = _rows(names, 0.5, f"AUC, internal test\n{explained}")
     for y, row in enumerate(table.itertuples()):
         colour = COLOURS[1] if row.run == reference else COLOURS[0]
         _draw(axes, y, row, row.auc, colour, band=[row.lowest_seed, row.highest_seed])
-    headline(figure, cohort, f"{title}; {patients_of('forest', table.itertuples())}")
-    return figure
+    return titled(figure, cohort, f"{title}; {patients_of('forest', table.itertuples(), cohort)}")
 
 
-def two_populations(table: pd.DataFrame, confidence: float, cohort: str) -> Figure:
-    """AUC of each run on two populations, one above the other.
+def populations(table: pd.DataFrame, confidence: float, cohort: str) -> Figure:
+    """AUC of each run on one population after another.
 
     table: `evaluate.summary` rows with a column `test` that names the population, drawn top to bottom.
     """
-    require_values("two_populations", table, ("test", "run", "auc", "low", "high", "patients", "positives"))
+    require.full_table("populations", table, ("test", "run", "auc", "low", "high", "patients", "positives"))
     runs, tests = list(table["run"].unique()), list(table["test"].unique())
-    require_some("populations", tests, 2)
+    require.some("populations", tests, len(COLOURS))
     explained = f"AUC, mean of seeds; line: {confidence:.0%} interval over patients"
-    figure, axes = _rows(runs, 0.5, explained, height=0.32)
-    for test, move, colour, marker in zip(tests, (-0.2, 0.2), COLOURS, "os", strict=False):
+    figure, axes = _rows(runs, 0.5, explained, height=0.16 * max(len(tests), 2))
+    moves = (np.arange(len(tests)) + 0.5) / len(tests) - 0.5
+    for test, move, colour, marker in zip(tests, 0.8 * moves, COLOURS, "osD^v<>", strict=False):
         rows = list(table[table["test"] == test].itertuples())
-        label = f"{test}, {patients_of(test, rows)}"
+        label = f"{test}, {patients_of(test, rows, cohort)}"
         for row in rows:
             _draw(axes, runs.index(row.run) + move, row, row.auc, colour, marker=marker, label=label)
             label = None
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    headline(figure, cohort, "The same weights on two populations")
-    return figure
+    return titled(figure, cohort, "The same weights, one population after another")
 
 
 def differences(table: pd.DataFrame, confidence: float, cohort: str, title: str) -> Figure:
@@ -101,7 +91,7 @@ def differences(table: pd.DataFrame, confidence: float, cohort: str, title: str)
     table: `evaluate.comparisons` rows, drawn top to bottom; a dot is filled where the verdict is a difference.
     """
     columns = ["run", "reference", "difference", "low", "high", "p_holm", "verdict", "detectable", "patients"]
-    require_values("differences", table, columns)
+    require.full_table("differences", table, columns)
     found = table[["reference", "patients"]].drop_duplicates()
     if len(found) != 1:
         text = found.to_dict("list")
@@ -118,5 +108,4 @@ def differences(table: pd.DataFrame, confidence: float, cohort: str, title: str)
         fill = "white" if row.verdict == "no difference detected" else COLOURS[0]
         p = "   p < 0.001" if row.p_holm < 0.001 else f"   p = {row.p_holm:.3f}"
         _draw(axes, y, row, row.difference, COLOURS[0], sign="+", note=p, markerfacecolor=fill)
-    headline(figure, cohort, f"{title}; n = {patients}")
-    return figure
+    return titled(figure, cohort, f"{title}; n = {patients}")

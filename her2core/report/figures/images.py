@@ -9,17 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from her2core.records import alias
-from her2core.report.figures.style import (
-    ONE_COLUMN,
-    PHASE_NAMES,
-    TWO_COLUMNS,
-    beside,
-    headline,
-    require_8bit,
-    require_shape,
-    require_some,
-    require_values,
-)
+from her2core.report.figures import require
+from her2core.report.figures.style import ONE_COLUMN, PHASE_NAMES, TWO_COLUMNS, beside, titled
+from her2core.report.figures.words import endpoint_of
 
 _MOST_FAILURES = 6
 
@@ -80,22 +72,21 @@ def readers(examples: dict[str, tuple], cohort: str) -> Figure:
     examples: site → (phases `(3, Z, Y, X)`, mask `(Z, Y, X)`, `Geometry`).  Grey runs from 0 to the 99.8 %
     quantile of the early phase.
     """
-    require_some("examples", examples, 4)
+    require.some("examples", examples, 4)
     figure, axes = rows_of_volumes(examples, PHASE_NAMES)
     for row, (site, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
         z, white = most_tumour(mask), np.quantile(volumes[1], 0.998)
         show_row(row, volumes[:, z], geometry.spacing_mm[1:], white, mask[z])
         row[0].set_ylabel(f"{site}, slice {z}\n(mm)")
     grey = "slice with most tumour; black 0, white the 99.8 % quantile of the early phase"
-    headline(figure, cohort, "A patient of each site; line: mask", grey)
-    return figure
+    return titled(figure, cohort, "A patient of each site; line: mask", grey)
 
 
 def rows_of_volumes(examples: dict[str, tuple], titles: Sequence[str]) -> tuple[Figure, np.ndarray]:
     """A figure with a row per volume, as high as its slices are, and axes in mm; examples: as in `readers`."""
     for name, (volumes, mask, _) in examples.items():
-        require_shape(f"{name}, phases", volumes, 3, None, None, None)
-        require_shape(f"{name}, mask", mask, *volumes.shape[1:])
+        require.array(f"{name}, phases", volumes, 3, None, None, None)
+        require.array(f"{name}, mask", mask, *volumes.shape[1:])
     ratios = [np.divide(*np.multiply(mask.shape[1:], at.spacing_mm[1:])) for _, mask, at in examples.values()]
     size = (TWO_COLUMNS, 0.7 + (TWO_COLUMNS - 0.6) / len(titles) * sum(ratios))
     figure, axes = plt.subplots(len(examples), len(titles), figsize=size, height_ratios=ratios, squeeze=False)
@@ -108,15 +99,14 @@ def phases(images: np.ndarray, names: list[str], pixel_mm: float | np.ndarray, c
 
     images: `(patients, 3, H, W)` uint8.  names: what stands beside each row.  pixel_mm: one for all or one each.
     """
-    require_8bit("images", images, None, 3, None, None)
+    require.array_8bit("images", images, None, 3, None, None)
     rows = len(images)
     figure, axes = plt.subplots(rows, 4, figsize=(TWO_COLUMNS, 0.3 + 1.85 * rows), squeeze=False)
     label_mm(axes, (*PHASE_NAMES, "RGB fusion"))
     for row, image, name, mm in zip(axes, images, names, np.broadcast_to(pixel_mm, rows), strict=True):
         show_row(row, (*image, image.transpose(1, 2, 0)), mm)
         row[0].set_ylabel(f"{name}\n(mm)", fontsize=7)
-    headline(figure, cohort, "What the network sees, one 8-bit window per row")
-    return figure
+    return titled(figure, cohort, "What the network sees, one 8-bit window per row")
 
 
 def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: str) -> Figure:
@@ -125,8 +115,8 @@ def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: 
     values: `(voxels,)` intensities.  limits: window name → (black, white), both in the values' unit; a window
     that is no straight line between two limits has no place here.
     """
-    require_shape("values", values, None)
-    require_some("limits", limits, 20)
+    require.array("values", values, None)
+    require.some("limits", limits, 20)
     if bad := [name for name, (lo, hi) in limits.items() if not lo < hi]:
         raise ValueError(f"limits: white must lie above black, which it does not for {', '.join(bad)}")
     start = min(0, *(lo for lo, _ in limits.values()))
@@ -144,8 +134,7 @@ def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: 
     bottom.set_yticks(range(len(limits)), limits)
     bottom.set_xlabel("Intensity, early post-contrast phase (scanner units)")
     top.set_ylabel(f"Voxels (n = {values.size})")
-    headline(figure, cohort, "Windows on one patient's crops")
-    return figure
+    return titled(figure, cohort, "Windows on one patient's crops")
 
 
 def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: str) -> Figure:
@@ -153,9 +142,9 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
 
     images: window name → `(3, H, W)` uint8.  name: of the patient.
     """
-    require_some("images", images, 20)
+    require.some("images", images, 20)
     for window, image in images.items():
-        require_8bit(window, image, 3, None, None)
+        require.array_8bit(window, image, 3, None, None)
     columns = min(len(images), 5)
     rows = -(-len(images) // columns)
     size, ratios = (TWO_COLUMNS, 0.3 + 2.75 * rows), (1.5, 0.8) * rows
@@ -174,8 +163,7 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
         if not panel.has_data():
             panel.set_axis_off()
     pixels = next(iter(images.values()))[1].size
-    headline(figure, cohort, f"{name}, one slice of {pixels} pixels; white and histograms: early phase")
-    return figure
+    return titled(figure, cohort, f"{name}, one slice of {pixels} pixels; white and histograms: early phase")
 
 
 def bias_correction(
@@ -192,9 +180,9 @@ def bias_correction(
     truth is None for a patient, whose true field nobody knows.
     """
     fields = {"Estimated field": estimated} | ({} if truth is None else {"True field": truth})
-    require_shape("before", before, None, None)
+    require.array("before", before, None, None)
     for name, array in {"before": before, "after": after, **fields}.items():
-        require_shape(name, array, *before.shape)
+        require.array(name, array, *before.shape)
     percent = [100 * (field - 1) for field in fields.values()]
     most = np.nanmax(np.abs(percent))
     white = np.quantile([before, after], 0.995)
@@ -204,8 +192,7 @@ def bias_correction(
         shown = _show_mm(panel, field, pixel_mm, cmap="PuOr_r", vmin=-most, vmax=most)
     figure.colorbar(shown, ax=axes, location="bottom", label="Field − 1 (%)", shrink=0.5, aspect=30)
     label_mm(axes[None], ("Before N4", *fields, "After N4"))
-    headline(figure, cohort, f"One slice, pre-contrast, black 0, white {white:.0f} scanner units")
-    return figure
+    return titled(figure, cohort, f"One slice, pre-contrast, black 0, white {white:.0f} scanner units")
 
 
 def failures(
@@ -216,21 +203,20 @@ def failures(
     images: `(n, 3, H, W)` uint8, n up to 6.  table: n rows of patient, label, lowest, probability, highest.
     wrong: (wrong patients, all patients).  pixel_mm: one for all or one each.
     """
-    require_some("failures", table, _MOST_FAILURES)
-    require_values("failures", table, ("patient", "label", "lowest", "probability", "highest"))
-    require_8bit("images", images, len(table), 3, None, None)
+    require.some("failures", table, _MOST_FAILURES)
+    require.full_table("failures", table, ("patient", "label", "lowest", "probability", "highest"))
+    require.array_8bit("images", images, len(table), 3, None, None)
     width = max(ONE_COLUMN, TWO_COLUMNS * len(table) / _MOST_FAILURES)
     figure, axes = plt.subplots(2, len(table), figsize=(width, 3.4), squeeze=False)
-    sizes = np.broadcast_to(pixel_mm, len(images))
+    sizes, endpoint = np.broadcast_to(pixel_mm, len(images)), endpoint_of(cohort)
     for column, image, mm, (_, row) in zip(axes.T, images, sizes, table.iterrows(), strict=True):
         column[0].imshow(image[1], vmin=0, vmax=255)
         column[0].set(xticks=[], yticks=[])
         show_small(column[1], image.transpose(1, 2, 0), mm)
         seeds = f"{row['probability']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
-        label = f"HER2{'+' if row['label'] else '−'}, predicted"
+        label = f"{endpoint.of(row['label'])}, predicted"
         column[0].set_title(f"{alias(row['patient'])}\n{label}\n{seeds}", fontsize=6.5)
     axes[0, 0].set_ylabel(PHASE_NAMES[1])
     axes[1, 0].set_ylabel("RGB fusion")
     title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} patients"
-    headline(figure, cohort, title, "predicted: probability of HER2+, mean (range) of seeds")
-    return figure
+    return titled(figure, cohort, title, f"predicted: probability of {endpoint.positive}, mean (range) of seeds")

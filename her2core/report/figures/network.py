@@ -6,25 +6,21 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from her2core.report.figures import require
 from her2core.report.figures.images import label_mm, show_row
-from her2core.report.figures.style import (
-    COLOURS,
-    PHASE_NAMES,
-    TWO_COLUMNS,
-    headline,
-    require_8bit,
-    require_shape,
-    require_some,
-)
+from her2core.report.figures.style import COLOURS, PHASE_NAMES, TWO_COLUMNS, titled
+from her2core.report.figures.words import endpoint_of
+
+_Stages = Mapping[str, Mapping[str, np.ndarray]]  # as `runs.gates` gives them
 
 
 def _overlay(image, gates, mask, pixel_mm, height=1.75, alpha=0.55, interpolation="bilinear"):
     """Three phases in the first row, below a row for each of `gates` in a scale of its own: name → `(3, h, w)`."""
-    require_8bit("image", image, 3, None, None)
+    require.array_8bit("image", image, 3, None, None)
     if mask is not None:
-        require_shape("mask", mask, *image.shape[1:])
+        require.array("mask", mask, *image.shape[1:])
     for gate in gates.values():
-        require_shape("gates", gate, 3, None, None)
+        require.array("gates", gate, 3, None, None)
     rows = 1 + len(gates)
     figure, axes = plt.subplots(rows, 3, figsize=(TWO_COLUMNS * 0.8, 0.3 + height * rows))
     label_mm(axes, PHASE_NAMES)
@@ -58,8 +54,8 @@ def attention(
     figure = _overlay(image, {"attention": gates}, mask, pixel_mm)
     low, mean, high = probability
     lesion = "" if mask is None else "; line: lesion"
-    headline(figure, cohort, name, f"probability of HER2+ {mean:.2f} (seeds {low:.2f}–{high:.2f}){lesion}")
-    return figure
+    predicted = f"probability of {endpoint_of(cohort).positive} {mean:.2f} (seeds {low:.2f}–{high:.2f})"
+    return titled(figure, cohort, name, predicted + lesion)
 
 
 def attention_check(
@@ -82,24 +78,18 @@ def attention_check(
     gates = {f"trained: {shares['trained']:.1%}": trained, f"randomised: {shares['randomised']:.1%}": randomised}
     figure = _overlay(image, gates, mask, pixel_mm)
     share = f"percentages: share of attention inside the lesion (line), by chance {shares['chance']:.1%}"
-    headline(figure, cohort, name, share)
-    return figure
+    return titled(figure, cohort, name, share)
 
 
 def _of_stages(stages, kind):
     """One kind of gate, "spatial" or "channel", of every stage that has it: "stage 1" → array."""
     found = {stage.replace("stage", "stage "): np.asarray(g[kind]) for stage, g in stages.items() if kind in g}
-    require_some(f"stages with {kind} attention", found, 4)
+    require.some(f"stages with {kind} attention", found, 4)
     return found
 
 
 def through_the_network(
-    image: np.ndarray,
-    stages: Mapping[str, Mapping[str, np.ndarray]],
-    name: str,
-    pixel_mm: float,
-    cohort: str,
-    mask: np.ndarray | None = None,
+    image: np.ndarray, stages: _Stages, name: str, pixel_mm: float, cohort: str, mask: np.ndarray | None = None
 ) -> Figure:
     """One slice's three phases, and below the spatial gates of each stage as they are, a square per position.
 
@@ -109,18 +99,17 @@ def through_the_network(
     gates = {f"{s}, {g.shape[-2]} × {g.shape[-1]}": g for s, g in _of_stages(stages, "spatial").items()}
     figure = _overlay(image, gates, mask, pixel_mm, height=1.6, alpha=1, interpolation="nearest")
     lesion = "" if mask is None else "; line: lesion"
-    headline(figure, cohort, f"{name}: spatial gates, a scale per stage{lesion}")
-    return figure
+    return titled(figure, cohort, f"{name}: spatial gates, a scale per stage{lesion}")
 
 
-def channel_gates(stages: Mapping[str, Mapping[str, np.ndarray]], name: str, cohort: str) -> Figure:
+def channel_gates(stages: _Stages, name: str, cohort: str) -> Figure:
     """The channel gates of one slice, a panel per stage: its channels in the order of their mean over phases.
 
     stages: as in `through_the_network`, with "channel": `(3, C)`; a stage without channel attention is left out.
     """
     found = _of_stages(stages, "channel")
     for stage, gates in found.items():
-        require_shape(stage, gates, 3, None)
+        require.array(stage, gates, 3, None)
     figure, axes = plt.subplots(1, len(found), figsize=(TWO_COLUMNS, 2.4), sharey=True, squeeze=False)
     for panel, (stage, gates) in zip(axes[0], found.items(), strict=True):
         rank = np.arange(1, gates.shape[1] + 1)
@@ -131,5 +120,4 @@ def channel_gates(stages: Mapping[str, Mapping[str, np.ndarray]], name: str, coh
         panel.set(title=f"{stage}, {len(rank)} channels", ylim=(0, 1), xlabel="Channels, sorted by mean")
     axes[0, 0].set_ylabel("Channel gate (0 closed, 1 open)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    headline(figure, cohort, f"{name}: channel gates of one slice")
-    return figure
+    return titled(figure, cohort, f"{name}: channel gates of one slice")

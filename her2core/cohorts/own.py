@@ -1,0 +1,251 @@
+"""A cohort of one's own (`source: folder`): a table with a line for each patient; the files stay where they are.
+
+The table is a CSV with commas and decimal points; its columns are declared in tables.yaml.  Paths in it are
+relative to the table's folder and stay inside.  Images and masks may have any form of `formats.examination`.
+
+<folder>/
+    files       a link to the table's folder
+    key         what makes identifiers out of the table's; who has it can tell who is who
+"""
+
+import hmac
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from her2core.cohort import person
+from her2core.cohorts.tables import DECLARED, by_patient, need_columns, read_texts, refuse
+from her2core.config import root
+from her2core.formats.examination import Examination, Told, read_examination
+from her2core.formats.volume import PHASE_COLUMNS
+from her2core.parallel import each
+from her2core.records import file_digest, read_record, whole, write_record
+
+_COLUMNS = DECLARED["own"]  # {column: what a cell must match}
+_NEEDED = [*_COLUMNS][:5]
+_NUMBERS = (*PHASE_COLUMNS, "early_s", "late_s", "slice_thick", "xy_spacing")  # as text, of a line of the table
+_SPLITS = np.array(["train", "validation", "test"])
+_DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")  # what a spreadsheet makes of numbers such as 1-2-3
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """A table of patients, and how it is read."""
+
+    source: str  # "folder"
+    table: str  # the CSV, relative to the compendium
+    columns: dict[str, str]  # {ours: its heading} where it differs
+    ignore: tuple[str, ...]  # headings of columns that are not used
+    shares: tuple[float, float, float]  # of train, validation and test, where the table leaves all splits open
+    seed: int  # of that draw, which is by patient, evenly over labels and sites
+    early_s: float  # wanted times after the first phase, in seconds, where the table names no phases
+    late_s: float
+    identifiers: str  # "hashed", or "plain" to keep the table's in every table and figure
+    allow_missing: bool  # false ends with an error where a patient cannot be used; true goes on without
+    jobs: int  # processes
+
+    def __post_init__(self):
+        if strange := set(self.columns) - set(_COLUMNS):
+            known = f"there are {', '.join(_COLUMNS)}"
+            raise ValueError(f"columns: no column is called {', '.join(sorted(strange))}; {known}")
+        if min(self.shares) < 0 or not np.isclose(sum(self.shares), 1):
+            raise ValueError(f"shares {self.shares}, expected three of train, validation and test that make 1")
+        if self.identifiers not in ("hashed", "plain"):
+            raise ValueError(f"identifiers {self.identifiers!r}, expected hashed or plain")
+
+    @property
+    def path(self) -> Path:
+        """The table's file."""
+        return root() / self.table
+
+    def patients(self) -> pd.DataFrame:
+        """The table, with a split for each patient."""
+        table = _read_table(self.path, self.columns, self.ignore)
+        return table.assign(split=draw_splits(table, self.shares, self.seed))
+
+    def get(self, folder: Path) -> tuple[list[dict], list[dict]]:
+        """Read the headers and masks of all patients → records of those that can be used, rows with a reason of the
+        others."""
+        folder.mkdir(parents=True, exist_ok=True)
+        table, home, link = self.patients(), self.path.parent.resolve(), folder / "files"
+        if not link.is_symlink() or link.readlink() != home:
+            link.unlink(missing_ok=True)
+            link.symlink_to(home, target_is_directory=True)
+        table["dataset"] = table["site"].str.lower().str.replace(r"\W+", "_", regex=True)
+        names = _names(table.index, folder, self)
+        rows = [row | {"pid": names[row["patient"]]} for row in table.reset_index().to_dict("records")]
+        results = each(partial(_take, folder=folder, config=self), rows, self.jobs, "acquire")
+        return [r for r in results if "files" in r], [r for r in results if "reason" in r]
+
+    def describe(self) -> pd.DataFrame:
+        """A row per site: patients; nothing is copied."""
+        sites = self.patients()["site"].value_counts(sort=False)
+        table = sites.rename("patients").rename_axis("collection").reset_index()
+        return table.assign(**{"from": "folder", "kept_GB": 0.0, "under_way_GB": 0.0})
+
+    def sources(self) -> Iterator[dict]:
+        """What the data are: a table, which has no version but its bytes."""
+        digest = file_digest(self.path, "sha256")
+        known = {"source": "folder", "licence": "private", "table": self.path.name}
+        yield known | {"sha256": digest, "seed": self.seed}
+
+    def checks(self, folder: Path, network: bool) -> Iterator[Callable]:
+        """The table can be read, and its splits be drawn."""
+        yield self.patients
+
+
+def _read_table(path: Path, columns: Mapping[str, str], ignore: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The table as text, indexed by patient, with all of _COLUMNS, empty cells as missing.
+
+    ValueError for a column that is missing or unknown, a cell that cannot be true, a patient twice, a path outside
+    the table's folder or to nothing."""
+    table = read_texts(path).drop(columns=list(ignore), errors="ignore")
+    table = table.rename(columns={theirs: ours for ours, theirs in columns.items()})
+    need_columns(table, _NEEDED, path)
+    if strange := [str(c) for c in table if c not in _COLUMNS]:
+        known = f"there are {', '.join(_COLUMNS)}; name others under acquire.columns or acquire.ignore"
+        raise ValueError(f"{path}: unknown columns {', '.join(strange)}; {known}")
+    table = by_patient(table, "patient", _COLUMNS["patient"], path).reindex(columns=[*_COLUMNS][1:]).astype(object)
+    names = table.index.to_series()
+    is_date, expected = names.str.fullmatch(_DATE), "an identifier and no date, as spreadsheets make them"
+    refuse(is_date, names, "patient", expected, path)
+    refuse(names.map(person).duplicated(), names, "patient", "one spelling for each patient", path)
+    for column in table:
+        good = table[column].fillna("").str.fullmatch(_COLUMNS[column])
+        refuse(~good, table[column], column, _expected(column), path)
+    for column in ("dce", "mask"):
+        places = table[column].map(lambda name: (path.parent / name).resolve(), na_action="ignore")
+        inside = places.map(lambda place: place.is_relative_to(path.parent.resolve()), na_action="ignore")
+        refuse(inside.eq(False), table[column], column, f"a path inside {path.parent}", path)
+        there = places.map(Path.exists, na_action="ignore")
+        refuse(there.eq(False), table[column], column, "a file or folder that is there", path)
+    refuse(table["mask"].isna() == table["box"].isna(), table["mask"], "mask", "one, or else a box", path)
+    return table
+
+
+def _expected(column):
+    """What a cell must be, in words."""
+    pattern = _COLUMNS[column]
+    if "|" in pattern:
+        return " or ".join(pattern.strip("|").split("|")) + " or nothing" * pattern.endswith("|")
+    return "a number with a decimal point" if r"\." in pattern else f"text like {pattern}"
+
+
+def draw_splits(table: pd.DataFrame, shares: tuple[float, ...], seed: int) -> pd.Series:
+    """The split of each patient: the table's, or, where it leaves all of the internal ones open, drawn.
+
+    Patients of every site and label are dealt out by the shares; only patient, site, label and seed matter, so that
+    the order of lines does not.
+    """
+    open_ = table["split"].isna()
+    internal = table["split"].ne("external").fillna(True)
+    if not open_.any():
+        return table["split"]
+    if not open_[internal].all():
+        found = f"{int(open_.sum())} patients without a split beside others that have one"
+        raise ValueError(f"{found}; give all or none")
+    split, rng, bounds = table["split"].copy(), np.random.default_rng(seed), np.cumsum(shares)
+    drawn = table[internal].sort_index().fillna({"label": ""})
+    for _, part in drawn.groupby(["site", "label"], sort=True):
+        order = rng.permutation(part.index)
+        first = rng.random()  # were it the same everywhere, small strata would all lack the same split
+        places = (np.arange(len(order)) + first) / len(order)
+        split[order] = _SPLITS[np.searchsorted(bounds, places, side="right").clip(max=2)]
+    return split
+
+
+def _survey(row: Mapping, home: Path, early_s: float, late_s: float) -> tuple[Examination, list[Path]]:
+    """A patient's headers and mask, read as the stage `prepare` will read them, and all files.  home: of the
+    table."""
+    images, mask = home / row["dce"], None if pd.isna(row["mask"]) else home / row["mask"]
+    told = {c: float(row[c] or "nan") for c in _NUMBERS}
+    told["box"] = None if pd.isna(row["box"]) else tuple(map(int, row["box"].split()))
+    wanted = {"early_s": early_s, "late_s": late_s, "name": row["patient"]}
+    found = read_examination(images, mask, Told.of(told), **wanted, pixels=False)
+    files = [images] if images.is_file() else [p for p in images.rglob("*") if p.is_file()]
+    return found, [*files, *([mask] if mask else [])]
+
+
+def _metadata(row, found):
+    """A patient's row of metadata.csv."""
+    spacing, clinical = found.geometry.spacing_mm, {"label": "label", "HR": "hr", "age": "age"}
+    return {
+        **{name: row[name] for name in ("pid", "dataset", "site", "split", "dce", "mask", "box", "menopause")},
+        **{ours: None if pd.isna(row[c]) else float(row[c]) for ours, c in clinical.items()},
+        **dict(zip(PHASE_COLUMNS, found.chosen, strict=True)),
+        "layout": "own",
+        "n_times": found.chosen.late + 1,
+        "n_z": found.mask.shape[0],
+        "n_xy": found.mask.shape[2],
+        "slice_thick": spacing[0],
+        "xy_spacing": spacing[2],
+        "early_s": found.times_s[1],
+        "late_s": found.times_s[2],
+        "mask_voxels": int(found.mask.sum()),
+    }
+
+
+def _take(row, folder, config):
+    """One patient's record, or the row with the reason why there is none."""
+    recipe = json.dumps([row, asdict(config)], default=str)
+    if (record := read_record(folder, row["pid"])) and record["recipe"] == recipe:
+        return record
+    try:
+        found, files = _survey(row, folder / "files", config.early_s, config.late_s)
+    except ValueError as error:
+        reason = str(error).replace(f"{folder}/files/", "").replace(row["patient"], row["pid"])
+        known = {c: value for c, value in row.items() if c not in ("patient", "dce", "mask", "box")}
+        return known | {"reason": f"images or mask unusable: {reason}", "failed": True}
+    return write_record(folder, row["pid"], files, recipe=recipe, series_uid="", metadata=_metadata(row, found))
+
+
+def _names(patients, folder, config):
+    """{patient: what it is called}; a key of the study's own makes names that cannot be guessed from a list of
+    ids."""
+    if config.identifiers == "plain":
+        return {patient: re.sub(r"[^\w-]", "_", patient) for patient in patients}
+    key = folder / "key"
+    if not key.is_file():
+        with whole(key) as part:
+            part.write_bytes(secrets.token_bytes(32))
+            part.chmod(0o600)
+    secret = key.read_bytes()
+    return {p: f"P-{hmac.new(secret, p.encode(), 'sha256').hexdigest()[:12]}" for p in patients}
+
+
+def _checked(row, home, config):
+    """(what a patient would become, in words, or why not; whether it can be used)."""
+    try:
+        found, _ = _survey(row, home, config.early_s, config.late_s)
+    except (ValueError, OSError) as error:
+        return str(error).replace(f"{home}/", ""), False
+    z, y, x = found.mask.shape
+    times = ", ".join("?" if np.isnan(t) else f"{t:.0f}" for t in found.times_s)
+    phases = f"phases {', '.join(map(str, found.chosen))} at {times} s"
+    size = " × ".join(f"{mm:.3g}" for mm in found.geometry.spacing_mm)
+    words = f"{phases}; {z} × {y} × {x} voxels of {size} mm; lesion of {int(found.mask.sum())} voxels"
+    return "; ".join([words, *found.remarks]).replace(f"{home}/", ""), True
+
+
+def check_table(config: FolderConfig) -> tuple[list[str], bool]:
+    """All patients' headers and masks, and nothing computed or written → a line for each and the counts; whether
+    all can be used."""
+    table, home = config.patients(), config.path.parent.resolve()
+    rows = table.reset_index().to_dict("records")
+    found = each(partial(_checked, home=home, config=config), rows, config.jobs, "check")
+    lines = []
+    for row, (words, good) in zip(rows, found, strict=True):
+        label = "unknown" if pd.isna(row["label"]) else row["label"]
+        place = f"{row['patient']}: {row['site']}, {row['split']}, label {label}"
+        lines.append(f"{place}: {'' if good else 'OUT: '}{words}")
+    usable = table[np.array([good for _, good in found]) & table["label"].notna()]
+    for (site, split), part in usable.groupby(["site", "split"]):
+        lines.append(f"{site}, {split}: {len(part)} patients, {int(part['label'].eq('1').sum())} positive")
+    return lines, all(good for _, good in found)

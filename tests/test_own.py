@@ -1,0 +1,209 @@
+"""A cohort of one's own: a table, files in several forms, and every mistake told before anything is written."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from dicom_samples import SEG, geometry, lesions, put, series, write
+from dicom_samples import edit as edit_dicom
+
+from her2core import study
+from her2core.cohorts import own
+from her2core.formats.dicom_write import write_seg
+from her2core.formats.volume import to_sitk
+
+CONFIG = own.FolderConfig("folder", "", {}, (), (0.6, 0.2, 0.2), 1, 90.0, 180.0, "hashed", False, 1)
+SHAPE = (3, 5, 6, 8)
+
+
+def dicom_patient(home, name):
+    """A series of three phases at 0, 92.5 and 180 s, and the lesions as a SEG."""
+    write(home / name / "dce", series())
+    write_seg(lesions(), geometry(), home / name / "seg.dcm", meaning="segments", **SEG)
+    return {"dce": f"{name}/dce", "mask": f"{name}/seg.dcm"}
+
+
+def nifti_patient(home, name):
+    """The same as SimpleITK writes it."""
+    (home / name / "dce").mkdir(parents=True)
+    for t, phase in enumerate(series().array):
+        sitk.WriteImage(to_sitk(phase, geometry()), str(home / name / f"dce/x_{t}.nii.gz"))
+    sitk.WriteImage(to_sitk(lesions() > 0, geometry()), str(home / name / "mask.nii.gz"))
+    return {"dce": f"{name}/dce", "mask": f"{name}/mask.nii.gz"}
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A table of three patients: DICOM, NIfTI, and DICOM with a box."""
+    z, y, x = np.nonzero(lesions())
+    box = " ".join(str(v) for pick in (min, max) for v in map(pick, (z, y, x)))
+    rows = {
+        "A1": dicom_patient(tmp_path, "A1") | {"label": 1},
+        "B2": nifti_patient(tmp_path, "B2") | {"label": 0},
+        "C3": dicom_patient(tmp_path, "C3") | {"label": 0, "mask": "", "box": box},
+    }
+    table = pd.DataFrame(
+        [{"patient": name, "site": "Clinic A", "split": "", "box": ""} | r for name, r in rows.items()]
+    )
+    table.to_csv(tmp_path / "patients.csv", index=False)
+    return tmp_path
+
+
+def changed(home, edit):
+    """The table after a change of its frame of text."""
+    table = edit(pd.read_csv(home / "patients.csv", dtype=str, keep_default_na=False))
+    table.to_csv(home / "patients.csv", index=False)
+
+
+def cell(patient, column, value):
+    def edit(table):
+        table.loc[table["patient"] == patient, column] = value
+        return table
+
+    return lambda home: changed(home, edit)
+
+
+def text(old, new):
+    def edit(home):
+        path = home / "patients.csv"
+        path.write_bytes(path.read_bytes().replace(old, new))
+
+    return edit
+
+
+def run(home, capsys):
+    """Exit status and all that `her2 check` says."""
+    status = 0
+    try:
+        study.main(["check", str(home / "patients.csv")])
+    except SystemExit as end:
+        status = end.code
+    out = capsys.readouterr()
+    return status, out.out + out.err
+
+
+def all_files(home):
+    return {p.relative_to(home): p.read_bytes() for p in home.rglob("*") if p.is_file()}
+
+
+def of_another(home):
+    write_seg(lesions(), geometry(), home / "A1/seg.dcm", meaning="segments", **SEG | {"patient_id": "P2"})
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+MISTAKES = {
+    "a missing column": (
+        lambda h: changed(h, lambda t: t.drop(columns="label")),
+        "expected one column each of label",
+    ),
+    "an unknown column": (text(b"box", b"bx"), "unknown columns bx; there are patient, site, split"),
+    "a column twice": (text(b"split", b"site"), "a heading twice in patient, site, site"),
+    "no rows": (lambda h: changed(h, lambda t: t.iloc[:0]), "found no rows"),
+    "an unknown split": (
+        cell("A1", "split", "training"),
+        "A1: split is 'training', expected train or validation or",
+    ),
+    "some splits": (cell("A1", "split", "train"), "2 patients without a split beside others"),
+    "a patient twice": (lambda h: changed(h, lambda t: pd.concat([t, t])), "A1: expected one row, found 2"),
+    "two spellings": (cell("B2", "patient", "a1"), "a1: patient is 'a1', expected one spelling for each patient"),
+    "no patient": (cell("B2", "patient", ""), "patient cannot be missing"),
+    "a date for a patient": (
+        cell("B2", "patient", "2026-01-02"),
+        "patient is '2026-01-02', expected an identifier",
+    ),
+    "a third label": (cell("B2", "label", "2"), r"B2: label is '2', expected text like \[01\]"),
+    "a label in words": (cell("B2", "label", "positive"), "B2: label is 'positive'"),
+    "a path outside": (cell("B2", "dce", "../B2/dce"), "B2: dce is '../B2/dce', expected a path inside"),
+    "an absolute path": (cell("B2", "dce", "/etc"), "B2: dce is '/etc', expected a path inside"),
+    "a path to nothing": (
+        cell("B2", "dce", "B2/dec"),
+        "B2: dce is 'B2/dec', expected a file or folder that is there",
+    ),
+    "no images": (cell("B2", "dce", ""), "B2: dce is missing"),
+    "a mask and a box": (cell("A1", "box", "0 0 0 1 1 1"), "A1: mask is 'A1/seg.dcm', expected one, or else a box"),
+    "neither mask nor box": (cell("C3", "box", ""), "C3: mask is missing, expected one, or else a box"),
+    "a box of five": (cell("C3", "box", "0 0 0 1 1"), "C3: box is '0 0 0 1 1'"),
+    "a box outside": (
+        cell("C3", "box", "0 0 0 1 1 99"),
+        r"C3: .*OUT: box \(0, 0, 0, 1, 1, 99\), expected one inside",
+    ),
+    "semicolons": (text(b",", b";"), "semicolons between cells, expected commas"),
+    "a decimal comma": (
+        lambda h: changed(h, lambda t: t.assign(age="51,5")),
+        "age is '51,5', expected a number with a",
+    ),
+    "an age in days": (lambda h: changed(h, lambda t: t.assign(age="18700")), "age is '18700'"),
+    "another encoding": (lambda h: text(b"Clinic", "Klinik für".encode("latin-1"))(h), "in UTF-8"),
+    "UTF-16": (lambda h: (h / "patients.csv").write_text((h / "patients.csv").read_text(), "utf-16"), "in UTF-8"),
+    "a table cut off": (
+        lambda h: (h / "patients.csv").write_bytes((h / "patients.csv").read_bytes()[:-9]),
+        "found",
+    ),
+    "a line break in a cell": (text(b"Clinic A", b'"Clinic\nA"'), "without line breaks|expected"),
+    "two phases": (lambda h: (h / "B2/dce/x_2.nii.gz").unlink(), "B2: .*OUT: the files do not say when"),
+    "phases that are not there": (
+        lambda h: changed(h, lambda t: t.assign(pre="0", post_early="1", post_late="7")),
+        "OUT: phases .0, 1, 7., counted from 0, expected all",
+    ),
+    "phases out of order": (
+        lambda h: changed(h, lambda t: t.assign(pre="2", post_early="1", post_late="0")),
+        "OUT: phases .2, 1, 0., expected pre < early",
+    ),
+    "a mask of another grid": (
+        lambda h: shutil.copy(h / "B2/dce/x_0.nii.gz", h / "B2/mask.nii.gz"),
+        "B2: .*OUT: .*mask holds",
+    ),
+    "a mask moved": (
+        lambda h: sitk.WriteImage(
+            to_sitk(lesions() > 0, replace(geometry(), origin_mm=(9.0, 9.0, 9.0))), str(h / "B2/mask.nii.gz")
+        ),
+        "B2: .*OUT: .*mask.nii.gz: shape .*; expected shape",
+    ),
+    "another patient's mask": (of_another, "A1: .*OUT: .*SHA-256 of PatientID"),
+    "a file beside": (lambda h: (h / "B2/dce/notes.txt").write_text("x"), "B2: .*OUT: .*holds 'notes.txt'"),
+    "a damaged file": (
+        lambda h: next((h / "A1/dce").iterdir()).write_bytes(b"x"),
+        "A1: .*OUT: .*not a DICOM file|OUT",
+    ),
+    "a doubtful series": (
+        lambda h: edit_dicom(h / "A1/dce", put(NumberOfTemporalPositions=4)),
+        "A1: .*OUT: doubtful series.*NumberOfTemporalPositions is 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_its_place_an_exit_status_and_nothing_written(home, capsys, mistake):
+    make, message = MISTAKES[mistake]
+    make(home)
+    before = all_files(home)
+    status, said = run(home, capsys)
+    import re
+
+    assert status != 0 and re.search(message, said if status == 1 else str(status)), (status, said)
+    assert all_files(home) == before
+
+
+def test_a_right_table_says_what_each_patient_becomes_and_counts_them(home, capsys):
+    status, said = run(home, capsys)
+    lines = said.splitlines()
+    assert status == 0
+    assert (
+        "A1: Clinic A, " in lines[0]
+        and "label 1: phases 0, 1, 2 at 0, 92, 180 s; 5 × 6 × 8 voxels of 2.5 × 0.7" in said
+    )
+    assert "B2: Clinic A, " in lines[1] and "phases 0, 1, 2 at 0, ?, ? s" in lines[1]
+    counts = [line for line in lines[3:] if line.endswith(" positive")]
+    assert sum(int(line.split(": ")[1].split()[0]) for line in counts) == 3
+
+
+def test_a_byte_order_mark_is_no_mistake(home, capsys):
+    path = home / "patients.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert run(home, capsys)[0] == 0
