@@ -1,4 +1,4 @@
-"""Rebuild the manifests:  python manifests/rebuild.py [TABLE]          (pip install -e .[archive])
+"""Rebuild the manifests:  python manifests/rebuild.py [TABLE]          (pip install -e .[dev])
 
 Found by rule in the offline index of the NCI Imaging Data Commons (package idc-index-data), never by hand.
 Every patient of a collection is either in its manifest or a row with a reason in excluded.csv.  The archive
