@@ -569,11 +569,18 @@ def test_where_no_clock_tells_the_order_of_folders_their_numbers_do_with_a_remar
 
 
 def test_remarks_name_the_folder_that_was_asked_for(tmp_path, three_series):
-    edit(three_series[1], put(NumberOfTemporalPositions=3))
+    edit(three_series[1], put(NumberOfTemporalPositions=4))
     with pytest.warns(
-        UserWarning, match=f"^{re.escape(str(tmp_path))}: NumberOfTemporalPositions is 3; went on with"
+        UserWarning, match=f"^{re.escape(str(tmp_path))}: NumberOfTemporalPositions is 4; went on with"
     ):
         read_dce(tmp_path)
+
+
+@pytest.mark.parametrize("announced", [1, 3])
+def test_folders_of_a_phase_each_may_announce_their_own_or_all_phases(three_series, announced):
+    for folder in three_series:
+        edit(folder, put(NumberOfTemporalPositions=announced))
+    assert np.array_equal(read_dce(*three_series).array, series().array)
 
 
 def test_one_phase_may_have_any_temporal_position(three_series):

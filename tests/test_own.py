@@ -1,5 +1,6 @@
 """A cohort of one's own: a table, files in several forms, and every mistake told before anything is written."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -184,8 +185,6 @@ def test_a_mistake_is_told_with_its_place_an_exit_status_and_nothing_written(hom
     make(home)
     before = all_files(home)
     status, said = run(home, capsys)
-    import re
-
     assert status != 0 and re.search(message, said if status == 1 else str(status)), (status, said)
     assert all_files(home) == before
 
@@ -207,3 +206,14 @@ def test_a_byte_order_mark_is_no_mistake(home, capsys):
     path = home / "patients.csv"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert run(home, capsys)[0] == 0
+
+
+def test_whole_numbers_as_pandas_writes_them_beside_gaps_are_no_mistake(home, capsys):
+    def edit(table):
+        phases = {"pre": ["0.0", "", ""], "post_early": ["1.0", "", ""], "post_late": ["2.0", "", ""]}
+        return table.assign(label=["1.0", "0.0", "0.0"], **phases)
+
+    before = run(home, capsys)[1].split("\rcheck")[0]
+    changed(home, edit)
+    status, said = run(home, capsys)
+    assert status == 0 and said.split("\rcheck")[0] == before

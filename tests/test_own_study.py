@@ -134,7 +134,7 @@ def own(home):
     params = top / "studies/breast/params.yaml"
     values, tiny = read_yaml(params), read_yaml(top / "studies/templates/tiny.yaml")
     values |= {k: tiny[k] for k in ("models", "train", "evaluate")}
-    values |= {"runs": ["thda-channel_q98-raw"]}
+    values |= {"runs": ["thda-channel_q98-raw", "thda-zscore-raw"]}
     values["prepare"] = {"slices": 3, "bias_fields": ["raw"], "neighbours": False}
     values["acquire"]["identifiers"] = "plain"
     values["cohort"] = {"endpoint": "hr"}

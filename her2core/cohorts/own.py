@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from her2core.cohort import person
-from her2core.cohorts.tables import DECLARED, by_patient, need_columns, read_texts, refuse
+from her2core.cohorts.tables import DECLARED, by_patient, need_columns, plain_text, read_texts, refuse
 from her2core.config import root
 from her2core.formats.examination import Examination, Told, read_examination
 from her2core.formats.volume import PHASE_COLUMNS
@@ -113,6 +113,8 @@ def _read_table(path: Path, columns: Mapping[str, str], ignore: tuple[str, ...] 
         known = f"there are {', '.join(_COLUMNS)}; name others under acquire.columns or acquire.ignore"
         raise ValueError(f"{path}: unknown columns {', '.join(strange)}; {known}")
     table = by_patient(table, "patient", _COLUMNS["patient"], path).reindex(columns=[*_COLUMNS][1:]).astype(object)
+    values = table.columns.drop(["site", "dce", "mask"])
+    table[values] = table[values].map(plain_text)  # pandas writes the 1 of a column with gaps as 1.0
     names = table.index.to_series()
     is_date, expected = names.str.fullmatch(_DATE), "an identifier and no date, as spreadsheets make them"
     refuse(is_date, names, "patient", expected, path)

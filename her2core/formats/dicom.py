@@ -252,12 +252,13 @@ def _phases_of_all(parts, z, folders, home):
     where = np.repeat(np.arange(len(parts)), [len(part) for part in parts])  # (N,) folder of each slice
     phase, first = np.empty(len(z), int), 0
     for i, part in enumerate(parts):
-        named = home or folders[i]
-        phase[where == i] = _phases(part, z[where == i], named)
-        announced, found = part[0].facts["NumberOfTemporalPositions"], len(np.unique(phase[where == i]))
-        if announced and announced != found:
-            said = f"NumberOfTemporalPositions is {announced}; went on with the {found} phases found"
-            warnings.warn(f"{named}: {said}", stacklevel=3)
+        phase[where == i] = _phases(part, z[where == i], home or folders[i])
+    found = [len(np.unique(phase[where == i])) for i in range(len(parts))]
+    for part, folder, n in zip(parts, folders, found, strict=True):
+        announced = part[0].facts["NumberOfTemporalPositions"]
+        if announced and announced not in (n, sum(found)):  # its own, or those of all folders
+            said = f"NumberOfTemporalPositions is {announced}; went on with the {n} phases found"
+            warnings.warn(f"{home or folder}: {said}", stacklevel=3)
     if len(parts) == 1:
         return phase
     times_s = _clocks(list(chain(*parts))).get("AcquisitionTime")
