@@ -44,7 +44,6 @@ from her2core.parallel import CODE_DIGEST, each
 from her2core.records import Incomplete, check_complete, record_path, whole, write_digests
 
 _KEPT = ("patient", "split", "label", "dataset")  # columns of the patient table that go on into those of slices
-_TOLD = ("pre", "post_early", "post_late", "slice_thick", "xy_spacing", "early_s", "late_s")  # of the same
 _MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
 
 
@@ -84,16 +83,16 @@ class PrepareConfig:
 
 def read_patient(row: Mapping, folder: Path, config: PrepareConfig) -> Examination:
     """The examination of one row of the patient table; folder: of the stage `acquire`."""
-    home, patient, box = folder / row["dataset"], row["patient"], None
+    home, patient = folder / row["dataset"], row["patient"]
     if row["layout"] == "breastdcedl":  # MinCrop keeps only the files of the three phases the table names
         images, mask = phase_files(home, patient), mask_file(home, patient)
     elif row["layout"] == "own":
-        images, mask, box = folder / row["dce"], row.get("mask"), row.get("box")
-        mask = None if pd.isna(mask) else folder / mask
+        images = folder / "files" / row["dce"]
+        mask = None if pd.isna(row["mask"]) else folder / "files" / row["mask"]
     else:
         images, mask = home / patient / "dce", home / patient / "seg.dcm"
     try:
-        told = Told.of({c: row.get(c) for c in _TOLD} | {"box": box})
+        told = Told.of(row)
     except ValueError as error:
         raise ValueError(f"{patient}: the table's {error}") from error
     wanted = {"early_s": config.early_s, "late_s": config.late_s, "name": patient, "strict": row["layout"] == "own"}

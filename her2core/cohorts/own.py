@@ -30,7 +30,6 @@ from her2core.records import file_digest, read_record, whole, write_record
 
 _COLUMNS = DECLARED["own"]  # {column: what a cell must match}
 _NEEDED = [*_COLUMNS][:5]
-_NUMBERS = (*PHASE_COLUMNS, "early_s", "late_s", "slice_thick", "xy_spacing")  # as text, of a line of the table
 _SPLITS = np.array(["train", "validation", "test"])
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")  # what a spreadsheet makes of numbers such as 1-2-3
 
@@ -167,10 +166,8 @@ def _survey(row: Mapping, home: Path, early_s: float, late_s: float) -> tuple[Ex
     """A patient's headers and mask, read as the stage `prepare` will read them, and all files.  home: of the
     table."""
     images, mask = home / row["dce"], None if pd.isna(row["mask"]) else home / row["mask"]
-    told = {c: float(row[c] or "nan") for c in _NUMBERS}
-    told["box"] = None if pd.isna(row["box"]) else tuple(map(int, row["box"].split()))
     wanted = {"early_s": early_s, "late_s": late_s, "name": row["patient"]}
-    found = read_examination(images, mask, Told.of(told), **wanted, pixels=False)
+    found = read_examination(images, mask, Told.of(row), **wanted, pixels=False)
     files = [images] if images.is_file() else [p for p in images.rglob("*") if p.is_file()]
     return found, [*files, *([mask] if mask else [])]
 
@@ -183,6 +180,7 @@ def _metadata(row, found):
         **{ours: None if pd.isna(row[c]) else float(row[c]) for ours, c in clinical.items()},
         **dict(zip(PHASE_COLUMNS, found.chosen, strict=True)),
         "layout": "own",
+        "HER2": None,  # the label is that of the study's endpoint, whichever it is
         "n_times": found.chosen.late + 1,
         "n_z": found.mask.shape[0],
         "n_xy": found.mask.shape[2],

@@ -52,9 +52,10 @@ class Told:
 
     @classmethod
     def of(cls, row: Mapping) -> "Told":
-        """What a line of a table tells, cells that are missing being None."""
+        """What a line of a table tells, cells that are missing being None; its box is six numbers in one cell."""
         known = {f.name: row.get(f.name) for f in fields(cls)}
-        return cls(**{k: int(v) if k in PHASE_COLUMNS else v for k, v in known.items() if not np.any(pd.isna(v))})
+        types = dict.fromkeys(PHASE_COLUMNS, int) | {"box": lambda cell: tuple(map(int, cell.split()))}
+        return cls(**{k: types.get(k, float)(cell) for k, cell in known.items() if not pd.isna(cell)})
 
     @property
     def corners(self) -> list[tuple[int, int]]:
