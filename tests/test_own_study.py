@@ -225,7 +225,7 @@ def test_no_document_says_her2_of_another_endpoint(own):
         if "HER2" in (text := str(output.get("text") or output.get("data", {}).get("text/plain", "")))
     ]
     of_label = [text for text in said if "HER2+" in text or "HER2-positive" in text]
-    assert all("\npublished " in text for text in of_label), of_label  # the paper's counts, shown beside in notebook 0
+    assert all("\npublished " in text for text in of_label), of_label  # the paper's counts, in notebook 0
 
 
 def test_nothing_of_a_private_study_is_tracked_by_git(own):

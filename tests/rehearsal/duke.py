@@ -66,14 +66,14 @@ def _target(folder, bucket, person, name):
 def _phase(person, number, name, home, folder):
     """One phase as a series of its own: nothing but the clock tells its place among the others."""
     target = _target(folder, "idc-open-data-cr", person, name)
+    uid = generate_uid(entropy_srcs=[person.patient, name])
     for path in sorted((home / "dce").iterdir()):
         dataset = dcmread(path)
         if dataset.TemporalPositionIdentifier == number + 1:
             del dataset.TemporalPositionIdentifier, dataset.NumberOfTemporalPositions
-            dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[person.patient, name])
-            dataset.SeriesDescription = name
+            dataset.SeriesInstanceUID, dataset.SeriesDescription = uid, name
             dataset.save_as(target / path.name)
-    return _row(person, name, target, dataset)
+    return _row(person, name, target, dcmread(next(target.iterdir()), stop_before_pixels=True))
 
 
 def _segmentation(person, patient, home, folder, study):
