@@ -53,8 +53,8 @@ def study(tmp_path_factory):
 def test_the_study_ends_with_numbers_that_carry_n_and_interval(study):
     metrics = json.loads((study / "results/tiny/metrics.json").read_text())
     assert metrics["synthetic"] is True and metrics["reference"] == RUNS[0]
-    for population, patients in (("internal", 8), ("external", 6)):
-        found = metrics[population]
+    assert list(metrics["external"]) == ["AMBL"]
+    for found, patients in ((metrics["internal"], 8), (metrics["external"]["AMBL"], 6)):
         assert found["patients"] == patients and 0 <= found["low"] <= found["auc"] <= found["high"] <= 1
         assert {"accuracy_at_0.5", "accuracy_at_threshold"} <= found.keys() and 0 < metrics["threshold"] < 1
 

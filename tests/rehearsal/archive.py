@@ -134,7 +134,7 @@ def _write_tables(people, written, folder):
         if dataset == "spy1":  # from Zenodo; the manifest says what IDC has
             table = _manifest(dataset)
             rows = table[table["patient"].isin([p.patient for p in people])]
-        pd.DataFrame(rows).to_csv(folder / "manifests" / f"{collection.manifest}.csv", index=False)
+        pd.DataFrame(rows).to_csv(folder / "manifests" / f"{collection.manifest}.csv", index=False, float_format="%.6f")
     shutil.copy(root() / "manifests/excluded.csv", folder / "manifests")
     md5 = {TAR: "spy1", TABLE: "table"}
     rows = [(name, file, _md5(folder, file)) for file, name in md5.items()]
@@ -165,7 +165,7 @@ def _single_out(pid, folder):
     for name in ("ispy2", "ambl"):
         table = pd.read_csv(home / f"manifests/{name}.csv", dtype=str)
         if (own := table[table["patient"] == pid]).size:
-            own.to_csv(home / f"manifests/{name}.csv", index=False)
+            own.to_csv(home / f"manifests/{name}.csv", index=False, float_format="%.6f")
     sheet = pd.read_excel(folder / "labels" / SHEET, header=1)
     sheet[sheet["Patient ID"] == pid].to_excel(home / SHEET, index=False, startrow=1)
 
