@@ -36,7 +36,7 @@ STAGES = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(TOP / "params.yaml")
 # a params.yaml of any name in which every section is there, and nothing in most
 BARE = (
-    "name: {}\nruns: []\nacquire: {{source: phantom}}\ncohort: {{}}\nprepare: {{}}\nmodels: {{}}\n"
+    "name: {}\nruns: []\nacquire: {{source: phantom}}\ncohort: {{endpoint: her2}}\nprepare: {{}}\nmodels: {{}}\n"
     "train: {{}}\nevaluate: {{}}\n"
 )
 PUBLISHED_STUDIES = {"ispy", "templates"}  # the folders of studies/ that are in git

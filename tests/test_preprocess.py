@@ -19,7 +19,7 @@ from her2core.cohorts.acquire import get_all
 from her2core.cohorts.phantom import EmbeddedConfig
 from her2core.config import build
 from her2core.formats.nifti import write_breastdcedl
-from her2core.formats.volume import DceSeries, Geometry
+from her2core.formats.volume import DceSeries, Geometry, Phases
 from her2core.kinetics import lesion_features
 from her2core.normalize import SCOPES
 from her2core.records import file_digest, read_digests
@@ -229,7 +229,7 @@ def test_a_disk_that_fails_is_no_reason_against_a_patient(raw, patients, tmp_pat
 
 
 def test_where_nobody_can_be_prepared_the_study_does_not_go_on(raw, patients, tmp_path, monkeypatch):
-    monkeypatch.setattr(p, "as_uint16", lambda phases, patient: (p.Phases(2, 1, 0), 1.0))
+    monkeypatch.setattr(p, "as_uint16", lambda phases, patient: (Phases(2, 1, 0), 1.0))
     with pytest.raises(ValueError, match="6 of 6 patients cannot be prepared"):
         p.prepare(patients, raw, tmp_path / "out", replace(CONFIG, allow_missing=True))
 

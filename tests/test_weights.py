@@ -119,11 +119,11 @@ def test_a_training_starts_from_the_file_and_what_it_froze_needs_no_file(run, ma
     weights, _ = train_run(run, run.slices())  # at a learning rate that changes nothing
     published = load("resnet34", made_up)
     for name in ("conv1.weight", "layer4.2.conv2.weight"):
-        torch.testing.assert_close(weights[0][f"backbones.0.{name}"], published[name], atol=1e-7, rtol=0)
+        torch.testing.assert_close(weights[0, None][f"backbones.0.{name}"], published[name], atol=1e-7, rtol=0)
     run.freeze(weights)
     elsewhere = replace(run, models=replace(run.models, weights=Weights()))
     found = elsewhere.networks()[0].state_dict()
-    assert all(torch.equal(found[k], t) for k, t in weights[0].items())
+    assert all(torch.equal(found[k], t) for k, t in weights[0, None].items())
 
 
 def test_fresh_networks_are_random_and_need_no_file_also_where_training_starts_pretrained(run, made_up):

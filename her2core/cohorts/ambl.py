@@ -151,7 +151,10 @@ def _place(table, number, path):
         texts = table[name]
     else:
         tables.need_columns(table, pair, path)
-        name, texts = ", ".join(pair), table[pair[0]].str[:1] + table[pair[1]].fillna("")
+        name, texts = (
+            ", ".join(pair),
+            table[pair[0]].astype("str").str[:1] + table[pair[1]].astype("str").fillna(""),
+        )
     pattern = r"^(?P<laterality>[LR])(?P<slice_coord>[+-]?[0-9]+(?:\.[0-9]+)?)?$"
     found = texts.str.replace(" ", "").str.upper().str.extract(pattern)
     unread = found["laterality"].isna() & texts.notna()

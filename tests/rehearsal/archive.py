@@ -134,7 +134,9 @@ def _write_tables(people, written, folder):
         if dataset == "spy1":  # from Zenodo; the manifest says what IDC has
             table = _manifest(dataset)
             rows = table[table["patient"].isin([p.patient for p in people])]
-        pd.DataFrame(rows).to_csv(folder / "manifests" / f"{collection.manifest}.csv", index=False, float_format="%.6f")
+        pd.DataFrame(rows).to_csv(
+            folder / "manifests" / f"{collection.manifest}.csv", index=False, float_format="%.6f"
+        )
     shutil.copy(root() / "manifests/excluded.csv", folder / "manifests")
     md5 = {TAR: "spy1", TABLE: "table"}
     rows = [(name, file, _md5(folder, file)) for file, name in md5.items()]
