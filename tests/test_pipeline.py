@@ -138,7 +138,7 @@ def changed_stages(study, pipeline=PIPELINE):
         ("studies/tiny/params.yaml", "epochs: 2", "epochs: 3", TRAINED | CHECKED | SHOWING - {"cohort"}),
         ("her2core/report/figures/style.py", "\n", "\n# a colour\n", SHOWING),
         ("her2core/phantom/anatomy.py", "\n", "\n# another breast\n", {"acquire"} | CHECKED),
-        ("her2core/cohorts/manifest.py", "\n", "\n# another reader\n", {"acquire", "cohort"} | CHECKED),
+        ("her2core/cohorts/manifest.py", "\n", "\n# another reader\n", {"acquire"} | CHECKED),
         ("manifests/rebuild.py", "\n", "\n# another rule\n", set()),
         ("studies/tiny/params.yaml", "bootstrap: 200", "bootstrap: 200 ", set()),
         (
@@ -191,7 +191,7 @@ def test_the_case_notebook_predicts_of_an_examination_what_the_external_stage_pr
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(study / f"results/tiny/external/{RUNS[0]}.csv", dtype={"patient": str})
     found = table.loc[table["patient"] == case.name, "probability"]
-    expected = f"HER2-positive {found.mean():.2f}; seeds from {found.min():.2f} to {found.max():.2f}"
+    expected = f"probability of HER2+ {found.mean():.2f}; seeds from {found.min():.2f} to {found.max():.2f}"
     assert expected in done.stdout
 
 
