@@ -2,6 +2,7 @@
 
     python benchmarks/coverage.py        # an hour; writes benchmarks/coverage.json
     python benchmarks/coverage.py folds  # minutes; only what it says of folds
+    python benchmarks/coverage.py power  # minutes; only what it says of power
 
 Two runs of four seeds score the same patients, at the sizes of the study: 180 test patients of the embedded cohort,
 132 of I-SPY and 43 external lesions; and at that of the smallest subgroup that gets an AUC.  Scores are Gaussian:
@@ -19,6 +20,9 @@ infinitely many patients, of the discriminants that were trained in that very st
 interval that takes the folds for independent; `auc_of_method` how often it holds what such studies give on average.
 `correlation` is that of two folds: the variance of the estimate around its truth is 1 + 4 × that times DeLong's.
 That and differences, of fewer simulations, only where patients are few: there training depends on each the most.
+
+Power: `detectable` is what the t-test says that it would find in four of five studies, `power` the share of studies
+in which it does, at the numbers and spreads of seeds that occur; `difference` and `auc` are coverage, as above.
 """
 
 import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
@@ -36,15 +40,14 @@ from her2core.auc import (
     FOLD_CORRELATION,
     EvaluateConfig,
     bootstrap_auc,
-    bootstrap_difference,
     comparison,
-    delong_test,
     delong_variance,
     resample_weights,
     resampled_moments,
 )
 from her2core.cohort import CohortConfig, draw_folds
 from her2core.dataset import seen_by
+from her2core.paired import bootstrap_difference, delong_test, detectable
 from her2core.parallel import each
 
 CONFIG = EvaluateConfig()
@@ -61,11 +64,13 @@ STUDIES = {  # patients, positives
 TRUE_AUCS = (0.74, 0.88)
 
 
-def simulate(patients, positives, true_auc, rng):
-    """Labels `(patients,)`, scores `(2, seeds, patients)`, true AUCs `(2, seeds)`; both runs equally good."""
-    labels, seeds = np.arange(patients) < positives, SETTINGS["seeds"]
-    probit = norm.ppf(true_auc)
-    probits = probit + SETTINGS["seed_sd"] / norm.pdf(probit) * rng.standard_normal((2, seeds, 1))
+def simulate(patients, positives, true_auc, rng, gap=0.0, seeds=SETTINGS["seeds"], seed_sd=SETTINGS["seed_sd"]):
+    """Labels `(patients,)`, scores `(2, seeds, patients)`, true AUCs `(2, seeds)`.
+
+    gap: by how much the first run is better, about `true_auc`."""
+    labels = np.arange(patients) < positives
+    probit = norm.ppf([[[true_auc + gap / 2]], [[true_auc - gap / 2]]])
+    probits = probit + seed_sd / norm.pdf(probit) * rng.standard_normal((2, seeds, 1))
     parts = [rng.standard_normal(shape + (patients,)) for shape in ((1, 1), (2, 1), (2, seeds))]
     noise = sum(np.sqrt(share) * part for share, part in zip((0.5, 0.3, 0.2), parts, strict=True))
     return labels.astype(int), noise + np.sqrt(2) * probits * labels, norm.cdf(probits[..., 0])
@@ -115,6 +120,32 @@ def coverage(name, true_auc):
     ]
     shares = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
     return {"study": name, "patients": patients, "positives": positives, "true_auc": true_auc} | shares
+
+
+POWER = {"simulations": 1000, "bootstrap": 500, "confidence": 0.95, "true_auc": 0.8}
+SEEDS = {3: (0.025, 0.05, 0.074), 10: (0.025, 0.05)}  # seeds, and the standard deviations of their true AUCs
+
+
+def power(cell):
+    """How often the t-test finds the difference that it says it can detect in four of five studies."""
+    name, seeds, seed_sd = cell
+    (patients, positives), of_seeds = STUDIES[name], {"seeds": seeds, "seed_sd": seed_sd}
+    rng = np.random.default_rng([patients, seeds, round(1000 * seed_sd)])
+    config = EvaluateConfig(POWER["bootstrap"], POWER["confidence"])
+
+    def studies(gap):
+        for _ in range(POWER["simulations"]):
+            labels, scores, truths = simulate(patients, positives, POWER["true_auc"], rng, gap, **of_seeds)
+            yield bootstrap_difference(labels, *scores, config), bootstrap_auc(labels, scores[0], config), truths
+
+    told = [detectable(difference.se, difference.freedom) for difference, *_ in studies(0)]
+    gap = float(np.sqrt(np.mean(np.square(told))))  # errors add up as squares
+    found = [*studies(gap)]
+    shares = {"detectable": gap, "power": np.mean([difference.p < 0.05 for difference, *_ in found])}
+    shares["difference"] = np.mean([covers((difference.low, difference.high), gap) for difference, *_ in found])
+    shares["auc"] = np.mean([covers((e.low, e.high), truths[0].mean()) for _, e, truths in found])
+    about = {"study": name, "patients": patients, "positives": positives} | of_seeds
+    return about | {key: round(float(value), 3) for key, value in shares.items()}
 
 
 FOLDS = {"folds": 5, "bootstrap": 500, "confidence": 0.95, "seeds": 3, "features": 16, "used": 12}
@@ -194,18 +225,23 @@ def coverage_of_folds(cell):
     return about | {key: round(float(value), 3) for key, value in found.items()}
 
 
-def main(only_folds):
+def main(only):
     path = Path(__file__).with_suffix(".json")
-    if only_folds:
-        written = json.loads(path.read_text())
-    else:
+    written = json.loads(path.read_text()) if only else {}
+    if not only:
         found = [coverage(name, true_auc) for name in STUDIES for true_auc in TRUE_AUCS]
         written = {"settings": SETTINGS, "coverage": found}
-    cells = [(name, bayes, repeats) for name in FOLD_STUDIES for bayes in BAYES_AUCS for repeats in (1, 3)]
-    written["folds"] = {"settings": FOLDS, "coverage": each(coverage_of_folds, cells, -1, "folds", "cell")}
+    if only in ("", "folds"):
+        cells = [(name, bayes, repeats) for name in FOLD_STUDIES for bayes in BAYES_AUCS for repeats in (1, 3)]
+        written["folds"] = {"settings": FOLDS, "coverage": each(coverage_of_folds, cells, -1, "folds", "cell")}
+    if only in ("", "power"):
+        cells = [
+            (name, n, sd) for name in ("embedded test", "I-SPY test") for n, sds in SEEDS.items() for sd in sds
+        ]
+        written["power"] = {"settings": POWER, "power": each(power, cells, -1, "power", "cell")}
     path.write_text(json.dumps(written, indent=1) + "\n")
     print(path.read_text())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] == ["folds"])
+    main("".join(sys.argv[1:2]))

@@ -1,9 +1,8 @@
-"""The area under the ROC curve: one run's, the difference of two, and how sure of either so many patients can be.
+"""The area under the ROC curve of one run, and how sure of it so many patients can be.
 
 A run's AUC is the mean over its seeds, each seed scored on the same patients.  Patients are resampled, never
-slices; positives and negatives apart, so that every resample has both.  The interval of one run is over patients,
-given its seeds; that of a difference is over patients and seeds.  Coverage was measured, and the alternatives
-with it: `benchmarks/coverage.json`.
+slices; positives and negatives apart, so that every resample has both.  The interval is over patients, given the
+seeds.  Coverage was measured, and the alternatives with it: `benchmarks/coverage.json`.
 
 Under folds `(seeds, n)` each has a network with a scale of its own, so only patients of one fold are compared.
 The networks learn from each other's test patients, so the AUCs of folds correlate, which no unbiased estimate tells
@@ -13,21 +12,18 @@ Labels `(n,)` are 0 and 1; where one class is missing, ValueError is raised.
 
 Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837; Hanley and McNeil, Radiology 1982;143:29;
 Hall, J R Stat Soc B 1988;50:35 (symmetric bootstrap-t); Qin and Hotilovac, Stat Methods Med Res 2008;17:207 (AUC
-on the logit scale); Newcombe, Stat Med 2006;25:559 (perfect separation); Obuchowski and Rockette, Commun Stat
-Simul Comput 1995;24:285 and Hillis, Stat Med 2007;26:596 (several readers, here seeds, on the same patients);
-LeDell, Petersen and van der Laan, Electron J Stat 2015;9:1583 (cross-validated AUC, its influence curve); Holm,
-Scand J Stat 1979;6:65.
+on the logit scale); Newcombe, Stat Med 2006;25:559 (perfect separation); LeDell, Petersen and van der Laan,
+Electron J Stat 2015;9:1583 (cross-validated AUC, its influence curve).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit
-from scipy.stats import norm, rankdata, t
+from scipy.stats import norm, rankdata
 
-POWER = 0.8  # of the smallest detectable difference
 Folds = np.ndarray | None  # the fold of each score, None without folds
 FOLD_CORRELATION = 0.04  # of the AUCs of two folds; between 0.01 and 0.06 in simulations, `benchmarks/coverage.py`
 
@@ -56,17 +52,6 @@ class Estimate:
     high: float
     patients: int
     positives: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """AUC of a first run − AUC of a second: standard error, interval and p-value over patients and seeds."""
-
-    value: float
-    low: float
-    high: float
-    se: float
-    p: float
 
 
 def check_labels(labels: np.ndarray) -> np.ndarray:
@@ -114,19 +99,9 @@ def delong_variance(compared: np.ndarray) -> float:
     return sum(v.var(ddof=1) / v.size for v in (compared.mean(1), compared.mean(0)))
 
 
-def _mean_over_seeds(labels, scores, folds):
+def mean_over_seeds(labels: np.ndarray, scores: np.ndarray, folds: Folds = None) -> np.ndarray:
+    """`comparison` averaged over seeds, `(positives, negatives)`; scores, folds `(seeds, n)` or `(n,)`."""
     return comparison(labels, np.atleast_2d(scores), folds).mean(0)
-
-
-def delong_test(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, folds: Folds = None
-) -> tuple[float, float]:
-    """Mean AUC of first − second on the same patients, given the seeds, and its two-sided p-value."""
-    compared = _mean_over_seeds(labels, first, folds) - _mean_over_seeds(labels, second, folds)
-    difference, variance = float(compared.mean()), delong_variance(compared)
-    if variance == 0:
-        return difference, 1.0 if difference == 0 else 0.0
-    return difference, float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
 
 
 def hanley_mcneil_variance(n_positive: int, n_negative: int, auc: float) -> float:
@@ -196,61 +171,10 @@ def bootstrap_auc(
     labels: np.ndarray, probabilities: np.ndarray, config: EvaluateConfig, folds: Folds = None
 ) -> Estimate:
     """Mean AUC over seeds with its interval over patients, given these seeds; probabilities, folds `(seeds, n)`."""
-    compared = _mean_over_seeds(labels, probabilities, folds)
+    compared = mean_over_seeds(labels, probabilities, folds)
     wider = 1 if folds is None else np.sqrt(1 + FOLD_CORRELATION * (len(set(folds[0])) - 1))
     low, high = _studentised_interval(compared, resample_weights(labels, config), config.confidence, wider)
     return Estimate(float(compared.mean()), low, high, sum(compared.shape), compared.shape[0])
-
-
-def _difference_variance(compared, weights):
-    """Variance of a mean difference over patients, and what seeds add to it.  compared: `(seeds, positives, …)`.
-
-    Patients come from the bootstrap.  The variance between seeds on these patients also holds how patients differ
-    from seed to seed, which the bootstrap has counted already: it is taken off.  One seed says nothing of others.
-    """
-    samples = np.stack([resampled_moments(one, weights)[0] for one in compared])  # (seeds, bootstrap)
-    patients, seeds = samples.mean(0).var(ddof=1), len(compared)
-    if seeds == 1:
-        return patients, 0.0
-    interaction = (samples - samples.mean(0)).var(1, ddof=1).sum() / (seeds - 1)
-    between = compared.mean((1, 2)).var(ddof=1) - interaction
-    return patients, max(between, 0) / seeds
-
-
-def bootstrap_difference(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, config: EvaluateConfig, folds: Folds = None
-) -> Difference:
-    """Mean AUC of first − second on the same resampled patients, over patients and seeds.
-
-    first, second, folds: `(seeds, n)`; row s is the same seed in all, so a seed is paired as a patient is.  It is
-    what a reader is to Obuchowski and Rockette: t-distributed, with Satterthwaite's degrees of freedom.  Seeds
-    are not redrawn: four give too few distinct draws, and redrawing both counts their interaction three times.
-    The p-value is never below what so many resamples can show."""
-    first, second = np.atleast_2d(first), np.atleast_2d(second)
-    if first.shape != second.shape:
-        raise ValueError(f"a paired difference needs the same seeds and patients: {first.shape}, {second.shape}")
-    compared = comparison(labels, first, folds) - comparison(labels, second, folds)
-    patients, seeds = _difference_variance(compared, resample_weights(labels, config))
-    value, se = float(compared.mean()), float(np.sqrt(patients + seeds))
-    if se == 0:
-        return Difference(value, value, value, 0.0, 1.0 if value == 0 else 1 / (config.bootstrap + 1))
-    freedom = (patients + seeds) ** 2 / (patients**2 / (len(labels) - 2) + seeds**2 / max(len(first) - 1, 1))
-    half = float(t.ppf(0.5 + config.confidence / 2, freedom)) * se
-    p_value = max(2 * float(t.sf(abs(value) / se, freedom)), 1 / (config.bootstrap + 1))
-    return Difference(value, value - half, value + half, se, p_value)
-
-
-def detectable(se: float | np.ndarray, alpha: float = 0.05) -> float | np.ndarray:
-    """The smallest true difference that a two-sided test at `alpha` finds with a power of 80 %."""
-    return (norm.ppf(1 - alpha / 2) + norm.ppf(POWER)) * se
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction; returns adjusted p-values in the order given."""
-    p_values = np.asarray(p_values, float)
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.maximum.accumulate(p_values[order] * np.arange(p_values.size, 0, -1))
-    return np.minimum(adjusted, 1)[np.argsort(order)]
 
 
 def roc_points(labels: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:

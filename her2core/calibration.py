@@ -7,7 +7,8 @@ Sources: Van Calster et al., BMC Med 2019;17:230 (calibration); Vickers and Elki
 (net benefit).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,20 +31,33 @@ def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(candidates[np.argmax(youden)])
 
 
-def at_thresholds(labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float]) -> dict[str, float]:
-    """Accuracy, balanced accuracy, sensitivity and specificity of `probability >= threshold`.
+def _wilson(share, patients, confidence):
+    """Wilson's interval of a share of patients, which need not be a whole number of them."""
+    z = norm.ppf(0.5 + confidence / 2)
+    centre, weight = share + z**2 / (2 * patients), 1 + z**2 / patients
+    half = z * np.sqrt(share * (1 - share) / patients + z**2 / (4 * patients**2))
+    return float((centre - half) / weight), float((centre + half) / weight)
 
-    thresholds: name → threshold.  The keys carry the name: accuracy_at_<name> and so on.
-    """
-    labels, found = check_labels(labels), {}
-    for name, threshold in thresholds.items():
-        called = np.asarray(probabilities) >= threshold
-        sensitivity, specificity = called[labels].mean(), (~called[~labels]).mean()
-        found[f"accuracy_at_{name}"] = float((called == labels).mean())
-        found[f"balanced_accuracy_at_{name}"] = float((sensitivity + specificity) / 2)
-        found[f"sensitivity_at_{name}"] = float(sensitivity)
-        found[f"specificity_at_{name}"] = float(specificity)
-    return found
+
+def rates(labels: np.ndarray, called: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
+    """What calls of positive are worth, in the mean over seeds; called: bool `(seeds, n)`, or `(n,)` for one.
+
+    accuracy, sensitivity, specificity, and the predictive values ppv and npv, these of all seeds' calls together
+    and NaN where nobody is called so; each also with `_low` and `_high`: Wilson's interval over patients.  And
+    balanced_accuracy.  A patient whom half of the seeds call counts half, so the interval is no narrower than that
+    of a single seed."""
+    labels, share = check_labels(labels), np.atleast_2d(called).mean(0)  # of the seeds, of each patient
+    right = np.where(labels, share, 1 - share)
+    weights = {"accuracy": np.ones(labels.size), "sensitivity": labels, "specificity": ~labels}
+    weights |= {"ppv": share, "npv": 1 - share}
+    values = {"ppv": labels, "npv": ~labels}
+    found = {}
+    for name, weight in weights.items():
+        patients = float(weight.sum())
+        value = float((weight * values.get(name, right)).sum() / patients) if patients else np.nan
+        low, high = _wilson(value, patients, confidence) if patients else (np.nan, np.nan)
+        found |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return found | {"balanced_accuracy": (found["sensitivity"] + found["specificity"]) / 2}
 
 
 def precision_and_error(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -54,6 +68,20 @@ def precision_and_error(labels: np.ndarray, probabilities: np.ndarray) -> dict[s
         "prevalence": float(labels.mean()),
         "brier": float(brier_score_loss(labels, probabilities)),
     }
+
+
+def performance(
+    labels: np.ndarray, probabilities: np.ndarray, called: Mapping[str, np.ndarray], confidence: float = 0.95
+) -> dict[str, float]:
+    """The mean over seeds of `rates` and `precision_and_error`; probabilities, and called of each threshold by its
+    name, `(seeds, n)`.  The keys of rates carry the name: sensitivity_at_<name>, sensitivity_at_<name>_low, …"""
+    found = {}
+    for name, calls in called.items():
+        for rate, value in rates(labels, calls, confidence).items():
+            stem, end = re.fullmatch("(.*?)(_low|_high)?", rate).groups("")
+            found[f"{stem}_at_{name}{end}"] = value
+    by_seed = [precision_and_error(labels, seed) for seed in np.atleast_2d(probabilities)]
+    return found | {name: float(np.mean([seed[name] for seed in by_seed])) for name in by_seed[0]}
 
 
 def _to_logits(probabilities):

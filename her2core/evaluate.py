@@ -16,7 +16,9 @@ import pandas as pd
 from scipy.stats import norm
 
 from her2core import auc as areas
+from her2core import paired
 from her2core.auc import EvaluateConfig
+from her2core.calibration import youden_threshold
 from her2core.formats.boundary import reading
 
 COLUMNS = ("cohort", "patient", "split", "label", "run", "model", "window", "bias_field", "seed", "probability")
@@ -97,6 +99,16 @@ def applied(
     return matrix(table)[0], pd.concat(found).groupby(level=0).mean().to_numpy()
 
 
+def calls(validation: pd.DataFrame, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Whom each seed calls positive, at the threshold from its own validation patients (Youden): labels `(n,)` and
+    bool `(seeds, n)`, patients in sorted order.  Both tables are of one run."""
+    called = []
+    for seed, part in table.groupby("seed", sort=True):
+        own = validation[validation["seed"] == seed]
+        called.append(applied(youden_threshold, np.subtract, own, part)[1] >= 0)
+    return matrix(table)[0], np.array(called)
+
+
 def expected_width(groups: dict[str, tuple[int, int]], auc: float, confidence: float = 0.95) -> pd.DataFrame:
     """The interval to expect around an AUC of `auc` from numbers of patients alone (Hanley and McNeil).
 
@@ -117,7 +129,8 @@ def expected_width(groups: dict[str, tuple[int, int]], auc: float, confidence: f
 def summary(table: pd.DataFrame, config: EvaluateConfig) -> pd.DataFrame:
     """One row per run: AUC with interval, and the spread of its seeds.  table: one split of one cohort.
 
-    `seed_sd` is the standard deviation of the seeds' AUCs, NaN for a single seed."""
+    `seed_sd` is the standard deviation of the seeds' AUCs, NaN for a single seed; `collapsed_seeds` counts those
+    that give all patients one probability, whose AUC of 0.5 says nothing else."""
     rows = []
     for _, part in table.groupby("run", sort=True):
         (labels, probabilities), folds = matrix(part), folds_of(part)
@@ -128,6 +141,7 @@ def summary(table: pd.DataFrame, config: EvaluateConfig) -> pd.DataFrame:
             | {"auc": estimate.value, "low": estimate.low, "high": estimate.high, "lowest_seed": per_seed.min()}
             | {"highest_seed": per_seed.max(), "seed_sd": per_seed.std(), "seeds": len(per_seed)}
             | {"patients": estimate.patients, "positives": estimate.positives}
+            | {"collapsed_seeds": int((np.ptp(probabilities, axis=1) == 0).sum())}
         )
     return pd.DataFrame(rows)
 
@@ -146,11 +160,12 @@ def _compare(part, anchor, config, alpha):
     _check_paired(part, anchor)
     (labels, second), folds = matrix(anchor), folds_of(anchor)
     first = matrix(part)[1]
-    found = areas.bootstrap_difference(labels, first, second, config, folds)
+    found = paired.bootstrap_difference(labels, first, second, config, folds)
     return (
         {"run": part["run"].iloc[0], "reference": anchor["run"].iloc[0], "difference": found.value}
-        | {"low": found.low, "high": found.high, "se": found.se, "detectable": areas.detectable(found.se, alpha)}
-        | {"p_delong": areas.delong_test(labels, first, second, folds)[1], "p": found.p}
+        | {"low": found.low, "high": found.high, "se": found.se, "freedom": found.freedom}
+        | {"detectable": paired.detectable(found.se, found.freedom, alpha)}
+        | {"p_delong": paired.delong_test(labels, first, second, folds)[1], "p": found.p}
         | {"patients": len(labels), "seeds": len(first)}
     )
 
@@ -166,11 +181,12 @@ def comparisons(table: pd.DataFrame, reference: str, config: EvaluateConfig, alp
     anchor, others = table[table["run"] == reference], table[table["run"] != reference]
     out = pd.DataFrame([_compare(part, anchor, config, alpha) for _, part in others.groupby("run", sort=True)])
     if len(out):
-        out["p_holm"] = areas.holm(out["p"])
+        out["p_holm"] = paired.holm(out["p"])
         out["alpha_holm"] = alpha / len(out)
-        out["detectable_holm"] = areas.detectable(out["se"], alpha / len(out))
-        words = np.where(out["difference"] > 0, "higher than the reference", "lower than the reference")
-        out["verdict"] = np.where(out["p_holm"] < alpha, words, "no difference detected")
+        by_row = zip(out["se"], out["freedom"], strict=True)
+        out["detectable_holm"] = [paired.detectable(se, freedom, alpha / len(out)) for se, freedom in by_row]
+        found = zip(out["difference"], out["p"], out["p_holm"], strict=True)
+        out["verdict"] = [paired.verdict(*row, alpha) for row in found]
     return out
 
 

@@ -14,7 +14,9 @@ import pandas as pd
 
 from her2core.baselines import build_model
 from her2core.dataset import Slices
+from her2core.kinetics import simple_predictions
 from her2core.runs import Run
+from her2core.simple import CROP
 from her2core.train import fit, predict
 
 
@@ -31,30 +33,40 @@ def label_by_site(slices: Slices, site: dict[str, str]) -> Slices | None:
     return replace(inside, label=(at == one).astype(int)) if len(labels) == 6 else None
 
 
-def _probe_seed(seed, run, slices, config):
+def _probe_seed(seed, run, slices):
     """Train one network on the sites; returns its predictions of the test patients."""
-    model = _trained(run, slices.of_split("train"), slices.of_split("validation"), config, seed)
-    patient, label, probability = predict(model, slices.of_split("test"), config.aggregate)
+    model = _trained(run, slices.of_split("train"), slices.of_split("validation"), seed)
+    patient, label, probability = predict(model, slices.of_split("test"), run.training.aggregate)
     rows = {"run": "site from image", "seed": seed, "patient": patient, "label": label}
     return pd.DataFrame(rows | {"probability": probability.round(6)})
 
 
-def _trained(run, train, validation, config, seed):
+def _trained(run, train, validation, seed):
     build = partial(build_model, run.model, run.models, train.images.shape[-1])
-    return fit(build, train, validation, config, seed)[0]
+    return fit(build, train, validation, run.training, seed)[0]
 
 
 def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame | None:
     """Predictions of the site, one row per test patient and seed, by trainings on the run's device; None where
     `label_by_site` has nothing to tell.
-
-    A quarter of the epochs is ample for it.
     """
     if (labelled := label_by_site(run.placed(slices), site)) is None:
         return None
-    config = replace(run.training, epochs=max(run.training.epochs // 4, 1))
-    train = partial(_probe_seed, run=run, slices=labelled, config=config)
+    train = partial(_probe_seed, run=run, slices=labelled)
     return pd.concat(run.each_of(run.training.seeds, train, "sites"), ignore_index=True)
+
+
+def sites_from_pixels(run: Run, sheet: pd.DataFrame, slices: Slices, site: dict[str, str]) -> pd.DataFrame | None:
+    """The same from grey levels of the crop alone, by a logistic regression: what a network need not learn.
+
+    sheet: `simple.worksheet`'s.  None as of `probe_sites`."""
+    if (labelled := label_by_site(slices, site)) is None:
+        return None
+    at, split = (dict(zip(labelled.patient, of, strict=True)) for of in (labelled.label, labelled.split))
+    inside = sheet[sheet["patient"].isin(at)]
+    inside = inside.assign(label=inside["patient"].map(at), split=inside["patient"].map(split))
+    found = simple_predictions(inside, run.cohort, ("test",), run.training.seeds, {"site from pixels": CROP})
+    return found[found["model"] == "site from pixels"]
 
 
 def prevalence_of_site(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +98,7 @@ def _without_site(job, run, slices, at):
     """The predictions for one site of a network trained without it."""
     (name, seed), own = job, at == job[0]
     train, validation = (slices.where(~own & (slices.split == split)) for split in ("train", "validation"))
-    model = _trained(run, train, validation, run.training, seed)
+    model = _trained(run, train, validation, seed)
     patient, label, probability = predict(model, slices.where(own), run.training.aggregate)
     rows = {"cohort": run.cohort, "patient": patient, "split": "external", "label": label, "run": run.name}
     rows |= {"model": run.model, "window": run.window, "bias_field": run.bias_field, "seed": seed}

@@ -18,8 +18,8 @@ formats.boundary config records parallel
 formats.volume formats.dicom_file formats.consistency formats.dicom formats.seg
 formats.dicom_write formats.nifti formats.examination formats.weights
 cohort kinetics bias_field normalize audit preprocess
-dataset model baselines train runs probe case
-auc calibration evaluate
+dataset model baselines train runs simple probe case
+auc paired calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
 cohorts.tables cohorts.collections cohorts.manifest cohorts.labels cohorts.ambl cohorts.duke cohorts.transfer
 cohorts.phantom cohorts.own cohorts.mamamia cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight

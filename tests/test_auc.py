@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from her2core import auc
+from her2core import auc, paired
 from her2core.auc import EvaluateConfig
 
 CONFIG = EvaluateConfig(bootstrap=400, confidence=0.95, seed=1)
@@ -59,7 +59,7 @@ def test_delong_test_of_several_seeds_is_the_brute_force_one(rng):
         for run in (first, second)
     ]
     variance = brute_variance(mean[0][0] - mean[1][0], mean[0][1] - mean[1][1])
-    difference, p = auc.delong_test(labels, first, second)
+    difference, p = paired.delong_test(labels, first, second)
     assert difference == pytest.approx(
         np.mean([brute_auc(labels, a) - brute_auc(labels, b) for a, b in zip(first, second, strict=True)])
     )
@@ -68,7 +68,7 @@ def test_delong_test_of_several_seeds_is_the_brute_force_one(rng):
 
 def test_delong_of_a_score_with_itself_finds_nothing(rng):
     labels, values = scores(rng)
-    assert auc.delong_test(labels, values, values) == (0.0, 1.0)
+    assert paired.delong_test(labels, values, values) == (0.0, 1.0)
 
 
 # Ovarian cancer with obstruction: albumin, total protein, K-G score, benefit from surgery.  Data of DeLong
@@ -88,8 +88,8 @@ def test_delong_gives_the_published_example():
     for name, values in (("albumin", albumin), ("protein", protein), ("score", 10 - score)):
         found = auc.auc(labels, values), np.sqrt(auc.delong_variance(auc.comparison(labels, values)))
         assert found == pytest.approx(published[name], abs=5e-5)
-    assert auc.delong_test(labels, albumin, 10 - score) == pytest.approx((0.0108, 0.9102), abs=5e-5)
-    assert auc.delong_test(labels, protein, 10 - score) == pytest.approx((-0.0780, 0.4561), abs=5e-5)
+    assert paired.delong_test(labels, albumin, 10 - score) == pytest.approx((0.0108, 0.9102), abs=5e-5)
+    assert paired.delong_test(labels, protein, 10 - score) == pytest.approx((-0.0780, 0.4561), abs=5e-5)
 
 
 def test_intervals_of_delong_and_bootstrap_agree_on_many_patients(rng):
@@ -148,25 +148,25 @@ def test_one_patient_of_a_class_has_no_variance():
 
 def test_a_paired_difference_is_zero_and_certain_for_equal_runs(rng):
     labels, values = scores(rng)
-    found = auc.bootstrap_difference(labels, values, values, CONFIG)
+    found = paired.bootstrap_difference(labels, values, values, CONFIG)
     assert (found.value, found.low, found.high, found.se, found.p) == (0, 0, 0, 0, 1)
 
 
 def test_a_real_difference_is_found_and_never_with_p_zero(rng):
     labels, values = scores(rng, n=300, shift=3)
-    found = auc.bootstrap_difference(labels, values, rng.standard_normal(300), CONFIG)
+    found = paired.bootstrap_difference(labels, values, rng.standard_normal(300), CONFIG)
     assert found.low > 0 and found.p == pytest.approx(1 / 401)
-    perfect = auc.bootstrap_difference(labels, labels, 1 - labels, CONFIG)
+    perfect = paired.bootstrap_difference(labels, labels, 1 - labels, CONFIG)
     assert (perfect.value, perfect.p) == (1, pytest.approx(1 / 401))
 
 
 def test_interval_and_p_value_of_a_difference_agree(rng):
     labels, values = scores(rng)
     first, second = values + rng.standard_normal((3, 60)), rng.standard_normal((3, 60))
-    p = auc.bootstrap_difference(labels, first, second, CONFIG).p
+    p = paired.bootstrap_difference(labels, first, second, CONFIG).p
     at_p = EvaluateConfig(CONFIG.bootstrap, 1 - p, CONFIG.seed)
     assert p > 1 / 401
-    assert auc.bootstrap_difference(labels, first, second, at_p).low == pytest.approx(0, abs=1e-9)
+    assert paired.bootstrap_difference(labels, first, second, at_p).low == pytest.approx(0, abs=1e-9)
 
 
 def seeds_of(rng, labels, shifts, own):
@@ -178,8 +178,8 @@ def seeds_of(rng, labels, shifts, own):
 def test_seeds_that_agree_add_nothing_to_the_patients(rng):
     labels, values = scores(rng, n=300)
     second = values + rng.standard_normal(300)
-    single = auc.bootstrap_difference(labels, values, second, CONFIG)
-    repeated = auc.bootstrap_difference(labels, np.stack([values] * 4), np.stack([second] * 4), CONFIG)
+    single = paired.bootstrap_difference(labels, values, second, CONFIG)
+    repeated = paired.bootstrap_difference(labels, np.stack([values] * 4), np.stack([second] * 4), CONFIG)
     assert repeated.se == pytest.approx(single.se) and repeated.p == pytest.approx(single.p)
     assert single.se == pytest.approx(
         np.sqrt(auc.delong_variance(auc.comparison(labels, values) - auc.comparison(labels, second))),
@@ -192,10 +192,10 @@ def test_seeds_that_differ_in_quality_widen_the_interval_to_what_seeds_alone_giv
     first = seeds_of(rng, labels, (0.2, 0.8, 1.4, 2.0), 0.01)
     second = np.stack([first[1]] * 4)
     gaps = [brute - roc_auc_score(labels, second[0]) for brute in (roc_auc_score(labels, row) for row in first)]
-    found = auc.bootstrap_difference(labels, first, second, EvaluateConfig(100))
+    found = paired.bootstrap_difference(labels, first, second, EvaluateConfig(100))
     low, high = stats.t.interval(0.95, 3, np.mean(gaps), stats.sem(gaps))
     assert (found.low, found.high) == pytest.approx((low, high), rel=0.05)
-    assert auc.delong_test(labels, first, second)[1] < 0.001 < 0.05 < found.p
+    assert paired.delong_test(labels, first, second)[1] < 0.001 < 0.05 < found.p
 
 
 def test_chance_that_differs_from_seed_to_seed_is_not_counted_twice(rng):
@@ -205,7 +205,7 @@ def test_chance_that_differs_from_seed_to_seed_is_not_counted_twice(rng):
     for _ in range(12):
         first, second = (seeds_of(rng, labels, (1,) * 8, 1.5) for _ in range(2))
         compared = (auc.comparison(labels, first) - auc.comparison(labels, second)).mean(0)
-        found = auc.bootstrap_difference(labels, first, second, EvaluateConfig(200))
+        found = paired.bootstrap_difference(labels, first, second, EvaluateConfig(200))
         ratios.append(found.se / np.sqrt(auc.delong_variance(compared)))
     assert 0.97 < np.mean(ratios) < 1.1
 
@@ -213,14 +213,34 @@ def test_chance_that_differs_from_seed_to_seed_is_not_counted_twice(rng):
 def test_runs_of_other_seeds_are_not_paired(rng):
     labels, values = scores(rng)
     with pytest.raises(ValueError, match="same seeds and patients"):
-        auc.bootstrap_difference(labels, np.stack([values] * 2), values, CONFIG)
+        paired.bootstrap_difference(labels, np.stack([values] * 2), values, CONFIG)
 
 
-def test_the_detectable_difference_is_found_in_four_of_five_studies(rng):
-    true = auc.detectable(0.02)
-    assert true == pytest.approx((1.959964 + 0.841621) * 0.02)
-    found = np.abs(true + 0.02 * rng.standard_normal(20_000)) > 1.959964 * 0.02
+@pytest.mark.parametrize("freedom", [3, 8, 60])
+def test_the_detectable_difference_is_found_in_four_of_five_studies(rng, freedom):
+    """Studies whose error is estimated with so many degrees of freedom, as the t-test assumes."""
+    true, limit = paired.detectable(0.02, freedom), stats.t.ppf(0.975, freedom)
+    errors = 0.02 * np.sqrt(rng.chisquare(freedom, 40_000) / freedom)
+    found = np.abs(true + 0.02 * rng.standard_normal(40_000)) > limit * errors
     assert found.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_with_many_degrees_of_freedom_the_detectable_difference_is_the_normal_one():
+    assert paired.detectable(0.02, 1e6) == pytest.approx((1.959964 + 0.841621) * 0.02, rel=1e-4)
+    assert paired.detectable(0.0, 50) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ((0.1, 0.001, 0.004), "higher than the reference"),
+        ((-0.1, 0.001, 0.004), "lower than the reference"),
+        ((-0.1, 0.01, 0.08), "not after correction"),
+        ((0.1, 0.2, 0.2), "no difference detected"),
+    ],
+)
+def test_a_verdict_says_whether_the_correction_took_the_difference_away(row, words):
+    assert paired.verdict(*row) == words
 
 
 def test_hanley_and_mcneils_error_is_theirs_and_that_of_exponential_scores(rng):
@@ -304,8 +324,8 @@ def test_a_networks_scale_moves_neither_auc_nor_interval_nor_difference_nor_curv
     for function in (
         lambda v: auc.auc(labels, v, folds),
         lambda v: vars(auc.bootstrap_auc(labels, v, CONFIG, folds)),
-        lambda v: vars(auc.bootstrap_difference(labels, v, other, CONFIG, folds)),
-        lambda v: auc.delong_test(labels, v, other, folds),
+        lambda v: vars(paired.bootstrap_difference(labels, v, other, CONFIG, folds)),
+        lambda v: paired.delong_test(labels, v, other, folds),
         lambda v: np.array(auc.roc_band(labels, v, CONFIG, folds)).tolist(),
     ):
         assert np.array_equal(function(values), function(moved))
@@ -350,12 +370,12 @@ def test_intervals_under_five_folds_cover_what_they_promise(study):
 
 
 def test_holm_gives_the_textbook_values():
-    np.testing.assert_allclose(auc.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    assert auc.holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(paired.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert paired.holm([0.9, 0.8]).tolist() == [1.0, 1.0]
 
 
 def test_holm_errs_in_five_families_of_a_hundred_when_nothing_is_true(rng):
-    families = [auc.holm(p).min() < 0.05 for p in rng.uniform(size=(4000, 6))]
+    families = [paired.holm(p).min() < 0.05 for p in rng.uniform(size=(4000, 6))]
     assert np.mean(families) == pytest.approx(0.05, abs=0.01)
 
 

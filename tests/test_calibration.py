@@ -5,6 +5,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
+from statsmodels.stats.proportion import proportion_confint
 
 from her2core import calibration
 from her2core.auc import EvaluateConfig
@@ -21,20 +22,48 @@ def probabilities_of(rng, n=400, intercept=0.0, slope=1.0):
 def test_youdens_threshold_beats_every_other_on_its_patients(rng):
     labels, values = probabilities_of(rng)
     best = calibration.youden_threshold(labels, values)
-    found = calibration.at_thresholds(labels, values, {"best": best} | dict(enumerate(values)))
-    balanced = [value for key, value in found.items() if key.startswith("balanced")]
-    assert len(balanced) == 401 and max(balanced) == found["balanced_accuracy_at_best"]
+    found = [calibration.rates(labels, values >= cut)["balanced_accuracy"] for cut in (best, *values)]
+    assert max(found) == found[0] > 0.5
 
 
-def test_each_threshold_gives_the_rates_counted_by_hand_under_its_name():
-    cuts = {"0.5": 0.5, "threshold": 0.2}
-    found = calibration.at_thresholds([1, 1, 0, 0, 0], [0.9, 0.2, 0.8, 0.1, 0.1], cuts)
-    assert found == pytest.approx(
-        {"accuracy_at_0.5": 0.6, "balanced_accuracy_at_0.5": (1 / 2 + 2 / 3) / 2}
-        | {"sensitivity_at_0.5": 1 / 2, "specificity_at_0.5": 2 / 3}
-        | {"accuracy_at_threshold": 0.8, "balanced_accuracy_at_threshold": (1 + 2 / 3) / 2}
-        | {"sensitivity_at_threshold": 1, "specificity_at_threshold": 2 / 3}
-    )
+def test_rates_are_those_counted_by_hand():
+    found = calibration.rates([1, 1, 0, 0, 0], np.array([0.9, 0.2, 0.8, 0.1, 0.1]) >= 0.5)
+    values = {k: v for k, v in found.items() if not k.endswith(("_low", "_high"))}
+    by_hand = {"accuracy": 0.6, "sensitivity": 1 / 2, "specificity": 2 / 3, "ppv": 1 / 2, "npv": 2 / 3}
+    assert values == pytest.approx(by_hand | {"balanced_accuracy": (1 / 2 + 2 / 3) / 2})
+
+
+def test_rates_are_the_mean_over_seeds_and_predictive_values_of_all_their_calls():
+    labels, called = np.array([1, 1, 0, 0, 0]), np.array([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0]], bool)
+    found = calibration.rates(labels, called)
+    assert (found["sensitivity"], found["accuracy"]) == pytest.approx((0.75, 0.7))
+    assert (found["ppv"], found["npv"]) == pytest.approx((3 / 5, 4 / 5))
+
+
+def test_the_interval_of_a_rate_is_wilsons(rng):
+    labels, values = probabilities_of(rng)
+    called = values >= 0.5
+    found = calibration.rates(labels, called, confidence=0.9)
+    counts = {"accuracy": (called == labels, 400), "sensitivity": (called[labels == 1], (labels == 1).sum())}
+    counts |= {"specificity": (~called[labels == 0], (labels == 0).sum()), "ppv": (labels[called], called.sum())}
+    counts |= {"npv": (1 - labels[~called], (~called).sum())}
+    for name, (right, n) in counts.items():
+        expected = proportion_confint(right.sum(), n, alpha=0.1, method="wilson")
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx(expected), name
+
+
+def test_where_nobody_is_called_positive_there_is_no_predictive_value():
+    found = calibration.rates([1, 0, 0], np.zeros(3, bool))
+    assert np.isnan([found["ppv"], found["ppv_low"], found["ppv_high"]]).all() and found["npv"] == 2 / 3
+
+
+def test_the_performance_names_the_threshold_and_averages_the_seeds():
+    labels, seeds = np.array([1, 0, 1, 0]), np.array([[0.9, 0.2, 0.4, 0.6], [0.8, 0.1, 0.7, 0.3]])
+    found = calibration.performance(labels, seeds, {"0.5": seeds >= 0.5, "t": seeds >= 0.35})
+    assert found["sensitivity_at_0.5"] == 0.75 and found["sensitivity_at_t"] == 1
+    assert found["specificity_at_t_low"] < found["specificity_at_t"] == 0.75 < found["specificity_at_t_high"]
+    briers = [np.mean((row - labels) ** 2) for row in seeds]
+    assert found["brier"] == pytest.approx(np.mean(briers))
 
 
 def test_calibration_is_that_of_statsmodels(rng):

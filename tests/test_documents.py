@@ -73,7 +73,10 @@ def results(tmp_path):
     for name, rows in tables.items():
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
     population = {"auc": 0.7011, "low": 0.6022, "high": 0.8033, "patients": 132, "positives": 31}
-    population |= {"accuracy_at_0.5": 0.75, "accuracy_at_threshold": 0.6288}
+    population |= {"accuracy_at_0.5": 0.75, "accuracy_at_0.5_low": 0.6698, "accuracy_at_0.5_high": 0.8162}
+    population |= {"accuracy_at_threshold": 0.6288, "accuracy_at_threshold_low": 0.5439}
+    population |= {"accuracy_at_threshold_high": 0.7062, "ppv_at_0.5": None}
+    population |= {"ensemble": {"auc": 0.7222, "low": 0.61, "high": 0.82, "accuracy_at_threshold": 0.65}}
     metrics = {
         "reference": best,
         "threshold": 0.4321,
@@ -297,10 +300,12 @@ def test_the_card_has_digests_counts_metrics_settings_and_citation(results):
     assert text.index("`seed1.safetensors`") < text.index("`seed10.safetensors`")
     assert "| train | 885 | 230 |" in text and "HER2 unknown: 45" in text
     assert "| AUC | 0.701 (0.602 to 0.803) | 0.641 (0.602 to 0.803) |" in text
-    assert "| accuracy at 0.5 | 0.750 | 0.750 |" in text
-    assert (
-        "| accuracy at 0.432, chosen on validation | 0.629 | 0.629 |" in text and "| positives | 31 | 31 |" in text
-    )
+    assert "| accuracy at 0.5 | 0.750 (0.670 to 0.816) | 0.750 (0.670 to 0.816) |" in text
+    chosen = "accuracy at the seeds' thresholds, chosen on validation (mean 0.432)"
+    assert f"| {chosen} | 0.629 (0.544 to 0.706) | 0.629 (0.544 to 0.706) |" in text
+    assert "| positives | 31 | 31 |" in text and "ppv" not in text
+    assert "| ensemble: AUC | 0.722 (0.610 to 0.820) | 0.722 (0.610 to 0.820) |" in text
+    assert "| ensemble: accuracy at its threshold, chosen on validation | 0.650 | 0.650 |" in text
     assert "| `models.thda.width` | 64 |" in text and "vit.dim" not in text
     assert "| `train.seeds` | [0, 1] |" in text and "train.jobs" not in text
     assert "not for clinical use" in text and "synthetic" not in text

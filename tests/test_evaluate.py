@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from statsmodels.stats.power import TTestPower
 
-from her2core import auc, evaluate
+from her2core import auc, evaluate, paired
 from her2core.auc import EvaluateConfig
-from her2core.calibration import at_thresholds, youden_threshold
+from her2core.calibration import youden_threshold
 
 CONFIG = EvaluateConfig(bootstrap=400, confidence=0.95, seed=1)
 
@@ -83,8 +84,20 @@ def test_the_summary_has_a_row_per_run_with_interval_and_seeds(rng):
     assert spread.tolist() == pytest.approx([min(areas), max(areas), np.std(areas, ddof=1)])
 
 
+def test_a_seed_that_gives_all_patients_one_probability_is_counted(rng):
+    table = predictions(rng, ("a-w-raw",), seeds=3)
+    table.loc[table["seed"] == 1, "probability"] = 0.4
+    assert evaluate.summary(table, CONFIG)["collapsed_seeds"].tolist() == [1]
+
+
 def test_a_single_seed_has_no_spread(rng):
     assert evaluate.summary(predictions(rng, seeds=1), CONFIG)["seed_sd"].isna().all()
+
+
+def sm_power(se, freedom, difference, alpha):
+    """Power of the two-sided t-test by statsmodels, whose samples have one patient more than degrees of freedom."""
+    n = freedom + 1
+    return TTestPower().power(difference / se / np.sqrt(n), n, alpha, df=freedom)
 
 
 def test_comparisons_name_a_difference_where_there_is_one_and_none_where_there_is_none(rng):
@@ -92,9 +105,10 @@ def test_comparisons_name_a_difference_where_there_is_one_and_none_where_there_i
     found = evaluate.comparisons(table, "c-w-raw", CONFIG)
     assert found["verdict"].tolist() == ["higher than the reference", "no difference detected"]
     assert (found["p_holm"] >= found["p"]).all() and (found["seeds"] == 4).all()
-    np.testing.assert_allclose(found["p_holm"], auc.holm(found["p"]))
-    np.testing.assert_allclose(found["detectable"], 2.801585 * found["se"], rtol=1e-6)
-    np.testing.assert_allclose(found["detectable_holm"], (2.241403 + 0.841621) * found["se"], rtol=1e-6)
+    np.testing.assert_allclose(found["p_holm"], paired.holm(found["p"]))
+    for column, alpha in (("detectable", 0.05), ("detectable_holm", 0.025)):
+        power = [sm_power(row.se, row.freedom, getattr(row, column), alpha) for row in found.itertuples()]
+        assert power == pytest.approx([0.8, 0.8], abs=1e-6)
     assert (found["alpha_holm"] == 0.025).all()
 
 
@@ -108,7 +122,7 @@ def test_the_columns_of_a_comparison_are_those_of_its_parts(rng):
     row = evaluate.comparisons(table, "b-w-raw", CONFIG).iloc[0]
     labels, first = evaluate.matrix(table[table["run"] == "a-w-raw"])
     second = evaluate.matrix(table[table["run"] == "b-w-raw"])[1]
-    found = auc.bootstrap_difference(labels, first, second, CONFIG)
+    found = paired.bootstrap_difference(labels, first, second, CONFIG)
     assert tuple(row[["difference", "low", "high", "se", "p"]]) == (
         found.value,
         found.low,
@@ -116,7 +130,7 @@ def test_the_columns_of_a_comparison_are_those_of_its_parts(rng):
         found.se,
         found.p,
     )
-    assert row["p_delong"] == auc.delong_test(labels, first, second)[1]
+    assert row["p_delong"] == paired.delong_test(labels, first, second)[1]
 
 
 @pytest.mark.parametrize("column", ["patient", "seed", "label"])
@@ -288,7 +302,7 @@ def test_under_folds_summary_and_comparisons_compare_within_them(rng):
     assert roc_auc_score(labels, probabilities[0]) < np.mean(within) - 0.1
     row = evaluate.comparisons(test, "b-w-raw", CONFIG).iloc[0]
     second = evaluate.matrix(test[test["run"] == "b-w-raw"])[1]
-    expected = auc.bootstrap_difference(labels, probabilities, second, CONFIG, folds)
+    expected = paired.bootstrap_difference(labels, probabilities, second, CONFIG, folds)
     assert (row["difference"], row["se"], row["p"]) == (expected.value, expected.se, expected.p)
     test.loc[test["patient"].eq("p03") & test["model"].eq("a"), "fold"] = 2
     with pytest.raises(ValueError, match="a-w-raw and b-w-raw differ in 4 rows"):
@@ -337,7 +351,18 @@ def test_without_folds_what_is_fitted_is_for_all_and_to_the_bit(rng):
     labels, margin = evaluate.applied(youden_threshold, np.subtract, validation, test)
     threshold, mean = youden_threshold(*evaluate.seed_mean(validation)), evaluate.seed_mean(test)[1]
     assert np.array_equal(margin, mean - threshold) and evaluate.folds_of(test) is None
-    assert at_thresholds(labels, margin, {"t": 0}) == at_thresholds(labels, mean, {"t": threshold})
+
+
+def test_each_seed_calls_at_the_threshold_of_its_own_validation_patients(rng):
+    validation, test = predictions(rng, ("a-w-raw",)), predictions(rng, ("a-w-raw",))
+    test.loc[test["seed"] == 1, "probability"] /= 4
+    validation.loc[validation["seed"] == 1, "probability"] /= 4  # a scale of its own
+    labels, called = evaluate.calls(validation, test)
+    for seed, row in enumerate(called):
+        cut = youden_threshold(*evaluate.seed_mean(validation[validation["seed"] == seed]))
+        probabilities = evaluate.matrix(test[test["seed"] == seed])[1][0]
+        assert row.tolist() == (probabilities >= cut).tolist()
+    assert called.shape == (2, 40) and labels.shape == (40,)
 
 
 MISSING = {

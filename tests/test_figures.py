@@ -35,8 +35,8 @@ def summary(count):
 
 def comparisons(count):
     row = {"difference": -0.05, "low": -0.09, "high": -0.01, "p_holm": 0.0004, "detectable": 0.08, "patients": 90}
-    words = ["lower than the reference", "no difference detected"] * 10
-    rows = [{"run": r, "reference": "a", "verdict": w} | row for r, w in zip(RUNS, words, strict=True)]
+    words = ["lower than the reference", "no difference detected", "not after correction"] * 7
+    rows = [{"run": r, "reference": "a", "verdict": w} | row for r, w in zip(RUNS, words, strict=False)]
     return pd.DataFrame(rows[:count])
 
 
@@ -97,6 +97,10 @@ BOTH = pd.concat({"internal": summary(20), "external": summary(20).assign(auc=0.
     "test"
 )
 SHARES = {"trained": 0.312, "randomised": 0.121, "chance": 0.118}
+GROUPS = summary(1).drop(columns="run").assign(note="", by="HR status", group="HR+", test="external")
+GROUPS = pd.concat([GROUPS.assign(by="all", group="all"), GROUPS] * 6, ignore_index=True)
+FEW = {"auc": np.nan, "low": np.nan, "high": np.nan, "note": "fewer than 5 HER2+", "group": "unknown"}
+GROUPS = pd.concat([GROUPS, GROUPS[:1].assign(**FEW)], ignore_index=True)
 DRAW = {  # all but the cohort; several cases for those that grow
     "phases": partial(figures.phases, IMAGES[:2], NAMES, [2.0, 1.4]),
     "windows": partial(figures.windows, IMAGES.ravel(), LIMITS),
@@ -139,6 +143,7 @@ DRAW = {  # all but the cohort; several cases for those that grow
     "decision_curve": partial(
         figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
     ),
+    "by_subgroup": partial(figures.by_subgroup, GROUPS, 0.95),
     "readers": partial(figures.readers, VOLUMES),
     "age_by_status": partial(figures.age_by_status, AGES),
     "expected_widths": partial(figures.expected_widths, WIDTHS, 0.74),
@@ -286,6 +291,7 @@ def test_a_figure_that_fails_half_way_leaves_the_one_before(tmp_path):
         (0.1, -0.2, 0.4, "", "0.10 (−0.20 to 0.40)"),
         (-0.05, -0.09, -0.014, "+", "−0.05 (−0.09 to −0.01)"),
         (-0.001, -0.2, 0.2, "+", "+0.00 (−0.20 to +0.20)"),
+        (0.5, 0.5, 0.5, "", "0.50, all scores tied"),
     ],
 )
 def test_an_interval_never_sets_a_dash_before_a_minus_or_a_minus_before_zero(value, low, high, sign, expected):
@@ -349,11 +355,17 @@ def test_attention_without_a_mask_has_no_outline_and_one_with_says_what_the_line
 
 
 def test_a_dot_is_filled_only_where_the_verdict_is_a_difference_and_grey_spans_what_is_detectable():
-    axes = figures.differences(comparisons(2), 0.95, "embedded", "Windows").axes[0]
+    axes = figures.differences(comparisons(3), 0.95, "embedded", "Windows").axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [d.get_markerfacecolor() for d in dots] == [style.COLOURS[0], "white"]
+    assert [d.get_markerfacecolor() for d in dots] == [style.COLOURS[0], "white", "white"]
     bars = [p for p in axes.patches if p.get_height() == pytest.approx(0.7)]
-    assert [(b.get_x(), b.get_width()) for b in bars] == [(-0.08, 0.16)] * 2
+    assert [(b.get_x(), b.get_width()) for b in bars] == [(-0.08, 0.16)] * 3
+
+
+def test_a_group_of_too_few_patients_is_named_with_its_number_and_the_reason_instead_of_an_interval():
+    figure = DRAW["by_subgroup"](cohort=COHORT)
+    assert "external, all: unknown, n = 90, 30 HER2+" in all_text(figure)
+    assert "fewer than 5 HER2+" in all_text(figure) and "nan" not in all_text(figure)
 
 
 def test_single_seeds_are_drawn_while_the_runs_are_few_and_only_the_runs_given_are_drawn():

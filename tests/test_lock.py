@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 
+import pandas as pd
 from house import PARAMS, STAGES, TOP
 from ruamel.yaml import YAML
 
@@ -43,3 +44,16 @@ def test_the_numbers_of_the_readme_are_those_of_the_metrics():
         auc = f"{m['auc']:.2f} ({m['low']:.2f}–{m['high']:.2f})"
         cells = [title, m["patients"], m["positives"], auc, *(f"{m[rate]:.2f}" for rate in rates)]
         assert f"| {' | '.join(map(str, cells))} |" in readme
+
+
+def test_the_ladder_of_the_readme_is_that_of_the_results():
+    table = pd.read_csv(TOP / "results/embedded/external_validation.csv")
+    cells = table["run"].map(lambda run: f"`{run}`"), table[["auc", "low", "high"]].to_numpy()
+    rows = {}
+    for name, (auc, low, high) in zip(*cells, strict=True):
+        rows.setdefault(name, []).append(f"{auc:.2f} ({low:.2f}–{high:.2f})")
+    readme = (TOP / "README.md").read_text().partition("| AUC on the phantom |")[2].partition("\n\n")[0]
+    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.splitlines()[2:]]
+    assert len(told) >= 8 and {name: values for name, _, *values in told} == {name: rows[name] for name, *_ in told}
+    areas = [float(values[0][:4]) for _, _, *values in told]
+    assert areas == sorted(areas, reverse=True)  # what beats the reference stands above it

@@ -4,8 +4,11 @@ import dataclasses
 import hashlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
+from scipy.special import logit
+from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
@@ -15,7 +18,7 @@ from her2core.phantom import patient
 from her2core.phantom.anatomy import smooth_field
 from her2core.phantom.patient import make_patient
 from her2core.phantom.sites import SITES, draw_protocol
-from her2core.phantom.truth import draw_clinical, draw_truth, expected_signal
+from her2core.phantom.truth import draw_clinical, draw_truth, expected_signal, posterior
 
 SMALL = {
     name: dataclasses.replace(site, shape=(12, 64, 64), spacing_mm=(5.0, 2.8, 2.8)) for name, site in SITES.items()
@@ -76,6 +79,33 @@ def test_latent_reaches_the_bayes_auc_and_no_more(bayes_auc):
     drawn = cohort_of_truths(bayes_auc=bayes_auc)
     half = N_TRUTHS // 2
     assert abs(roc_auc_score(drawn["her2"], drawn["u"]) - bayes_auc) < 2 * standard_error(bayes_auc, half, half)
+
+
+@pytest.mark.parametrize(("bayes_auc", "best"), [(0.95, 0.917), (0.80, 0.761)])
+def test_the_posterior_is_calibrated_and_above_every_parameter_and_below_the_latent(bayes_auc, best):
+    drawn = pd.DataFrame(cohort_of_truths(6000, bayes_auc=bayes_auc))
+    found, half = posterior(drawn, 0.5), 3000
+    areas = {name: roc_auc_score(drawn["her2"], values) for name, values in found.items()}
+    assert abs(areas["p_parameters"] - best) < 2 * standard_error(best, half, half)
+    assert areas["p_latent"] > areas["p_parameters"]
+    assert areas["p_parameters"] > max(
+        roc_auc_score(drawn["her2"], drawn[c]) for c in ("ktrans_per_min", "n_satellites")
+    )
+    for values in found.to_numpy().T:
+        bins = pd.qcut(values, 6)
+        off = (
+            drawn["her2"].groupby(bins, observed=True).mean()
+            - pd.Series(values).groupby(bins, observed=True).mean()
+        )
+        assert off.abs().max() < 4 * 0.5 / np.sqrt(1000)
+
+
+def test_a_posterior_knows_the_prevalence_and_how_strong_the_signal_is():
+    drawn = pd.DataFrame(cohort_of_truths(50))
+    rare, even = posterior(drawn, 0.1), posterior(drawn, 0.5)
+    np.testing.assert_allclose(logit(even) - logit(rare), np.log(9), rtol=1e-9)
+    shift = np.sqrt(2) * norm.ppf(0.8)
+    np.testing.assert_allclose(logit(even["p_latent"]), shift * drawn["u"])
 
 
 @pytest.mark.parametrize("name", ["radius_mm", "density", "side", "background", "lobulation", "spiculations", "vp"])

@@ -79,7 +79,12 @@ def test_test_patients_are_predicted_by_every_run_and_external_ones_only_in_the_
     results = study / "results/tiny"
     for run in RUNS:
         assert set(pd.read_csv(results / f"predictions/{run}.csv")["split"]) == {"validation", "test"}
-    assert {p.stem for p in (results / "external").iterdir()} == {r for r in RUNS if r.startswith("thda-")}
+    simple = {"majority", "lesion_first_order", "crop_first_order", "kinetics", "clinical", "clinical_kinetics"}
+    expected = {*RUNS, *(f"{name}-none-raw" for name in simple)}
+    assert {p.stem for p in (results / "external").iterdir()} == expected
+    ladder = pd.read_csv(results / "external_validation.csv")
+    assert set(ladder["run"]) == {*expected, "truth_latent-none-raw", "truth_parameters-none-raw"}
+    assert (ladder.loc[ladder["model"] == "truth_parameters", "share_of_best"] == 1).all()
 
 
 def test_a_leak_free_cohort_and_its_documents_are_written(study):

@@ -14,6 +14,7 @@ from her2core.baselines import ModelConfig
 from her2core.dataset import AugmentConfig, Slices
 from her2core.evaluate import summary
 from her2core.model import ThdaConfig
+from her2core.simple import CROP
 from her2core.train import TrainConfig
 
 CONFIG = TrainConfig(
@@ -45,6 +46,20 @@ def test_a_site_that_shows_in_the_image_is_told_apart(cohort):
     assert told.groupby("seed").size().tolist() == [12, 12] and set(told["run"]) == {"site from image"}
     assert [site[p] == "two" for p in told["patient"]] == (told["label"] == 1).tolist()
     assert all(auc(part["label"], part["probability"]) > 0.9 for _, part in told.groupby("seed"))
+
+
+def test_grey_levels_alone_may_tell_a_site(cohort, rng):
+    slices, site = cohort
+    run = make_run(None, None, models=MODELS, training=CONFIG)
+    patients, first = np.unique(slices.patient, return_index=True)
+    at_two = np.array([site[p] == "two" for p in patients])
+    sheet = pd.DataFrame(rng.standard_normal((len(patients), len(CROP))), columns=CROP)
+    sheet["crop_late_mean"] += 20 * at_two
+    sheet = sheet.assign(patient=patients, split=slices.split[first], label=slices.label[first])
+    told = probe.sites_from_pixels(run, sheet, slices, site)
+    assert told.groupby("seed").size().tolist() == [12, 12] and auc(told["label"], told["probability"]) > 0.95
+    assert [site[p] == "two" for p in told["patient"]] == (told["label"] == 1).tolist()
+    assert probe.sites_from_pixels(run, sheet, slices, dict.fromkeys(site, "one")) is None
 
 
 def test_a_probe_trains_where_the_run_does_wherever_its_slices_lie(cohort, monkeypatch):

@@ -247,5 +247,6 @@ def check_table(config: FolderConfig) -> tuple[list[str], bool]:
         lines.append(f"{place}: {'' if good else 'OUT: '}{words}")
     usable = table[np.array([good for _, good in found]) & table["label"].notna()]
     for (site, split), part in usable.groupby(["site", "split"]):
-        lines.append(f"{site}, {split}: {len(part)} patients, {int(part['label'].eq('1').sum())} positive")
+        patients = f"{len(part)} patient{'s' * (len(part) > 1)}"
+        lines.append(f"{site}, {split}: {patients}, {int(part['label'].eq('1').sum())} positive")
     return lines, all(good for _, good in found)

@@ -28,7 +28,7 @@ from her2core.formats.volume import PHASE_COLUMNS
 from her2core.parallel import each
 from her2core.phantom.patient import Patient, make_patient
 from her2core.phantom.sites import Site, draw_protocol
-from her2core.phantom.truth import draw_clinical
+from her2core.phantom.truth import draw_clinical, posterior
 from her2core.records import read_record, whole, write_record
 
 _LAYOUTS = {"spy2": "dicom_analysis_mask", "spy1": "breastdcedl", "ambl": "dicom_roi"}
@@ -193,13 +193,14 @@ def _make_one(row, config, folder):
     paths = write_patient(row, patient, site, folder)
     dicoms = [path for path in paths if path.parent.name == "dce" and path.suffix == ".dcm"][:1]
     truth = {k: getattr(site, k) for k in ("manufacturer", "field_T", "bits", "gain")} | asdict(patient.truth)
+    (right,) = posterior(pd.DataFrame([truth]), config.prevalence).round(6).to_dict("records")
     return write_record(
         folder,
         row["patient"],
         paths,
         series_uid=" ".join(dcmread(path, stop_before_pixels=True).SeriesInstanceUID for path in dicoms),
         metadata=_metadata_row(row, site),
-        truth={"patient": row["patient"], "seed": row["seed"]} | truth,
+        truth={"patient": row["patient"], "seed": row["seed"]} | truth | right,
     )
 
 

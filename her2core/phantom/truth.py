@@ -9,7 +9,8 @@ and smaller studies; they make a test bed, not evidence about patients.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+import pandas as pd
+from scipy.special import expit, logit, logsumexp
 from scipy.stats import norm
 
 from her2core.phantom import physics
@@ -17,6 +18,13 @@ from her2core.phantom.sites import Site
 
 _DENSITY_SHARES = {0.10: 0.10, 0.22: 0.40, 0.38: 0.40, 0.55: 0.10}  # gland share of the breast: BI-RADS a to d
 _BACKGROUND_SHARES = {"minimal": 0.18, "mild": 0.46, "moderate": 0.26, "marked": 0.10}  # IMAGINE, BCR 2020
+_LOADINGS = {"ktrans": 0.75, "kep": 0.35, "het": 0.60, "rim": 0.25}  # of each drawn number on the latent
+# what the drawn numbers mean: median and spread of the log, or mean and spread; then the limits
+_KTRANS, _KTRANS_LIMITS = (0.145, 0.42), (0.04, 0.9)
+_KEP, _VE_LIMITS = (0.29, 0.30), (0.08, 0.80)
+_SPREAD, _SPREAD_LIMITS = (0.36, 0.15), (0.06, 0.85)
+_RIM = 0.9, 2.2, 0.7  # highest, slope, centre
+_MULTIFOCAL, _NON_MASS = (-0.42, 1.45), (-1.75, 0.45)  # logit: intercept, slope on the latent
 _HR_SHARES = {None: 536 / 982, 0: 381 / 740, 1: 155 / 242}  # I-SPY2: hormone receptor positive by HER2
 
 
@@ -69,13 +77,13 @@ def draw_truth(her2: int, rng: np.random.Generator, *, bayes_auc: float = 0.80, 
     noise = dict(zip(("ktrans", "kep", "vp", "het", "rim", "size"), rng.standard_normal(6), strict=True))
     chance = dict(zip(("multi", "count", "nme", "spic", "lob"), rng.random(5), strict=True))
 
-    def loaded(name, weight):  # unit variance within a class
-        weight *= loading
+    def loaded(name):  # unit variance within a class
+        weight = _LOADINGS[name] * loading
         return weight * u + np.sqrt(1 - weight**2) * noise[name]
 
-    ktrans = float(np.clip(0.145 * np.exp(0.42 * loaded("ktrans", 0.75)), 0.04, 0.9))
-    ve = float(np.clip(ktrans / (0.29 * np.exp(0.30 * loaded("kep", 0.35))), 0.08, 0.80))
-    multifocal = chance["multi"] < expit(-0.42 + 1.45 * loading * u)
+    ktrans = float(np.clip(_KTRANS[0] * np.exp(_KTRANS[1] * loaded("ktrans")), *_KTRANS_LIMITS))
+    ve = float(np.clip(ktrans / (_KEP[0] * np.exp(_KEP[1] * loaded("kep"))), *_VE_LIMITS))
+    multifocal = chance["multi"] < expit(_MULTIFOCAL[0] + _MULTIFOCAL[1] * loading * u)
     drawn = dict(
         her2=int(her2),
         u=u,
@@ -86,18 +94,56 @@ def draw_truth(her2: int, rng: np.random.Generator, *, bayes_auc: float = 0.80, 
         ve=ve,
         vp=float(np.clip(0.030 + 0.012 * noise["vp"], 0.005, 0.08)),
         n_satellites=int(1 + 4 * chance["count"]) if multifocal else 0,
-        heterogeneity=float(np.clip(0.36 + 0.15 * loaded("het", 0.60), 0.06, 0.85)),
-        rim=float(0.9 * expit(2.2 * (loaded("rim", 0.25) - 0.7))),
+        heterogeneity=float(np.clip(_SPREAD[0] + _SPREAD[1] * loaded("het"), *_SPREAD_LIMITS)),
+        rim=float(_RIM[0] * expit(_RIM[1] * (loaded("rim") - _RIM[2]))),
         radius_mm=float(np.clip(14.5 * np.exp(0.36 * noise["size"]), 5.5, 24)),
         spiculations=int(8 + 20 * chance["spic"]) if chance["spic"] < 0.40 else 0,
         lobulation=float(0.10 + 0.18 * chance["lob"]),
-        non_mass=bool(chance["nme"] < expit(-1.75 + 0.45 * loading * u)),
+        non_mass=bool(chance["nme"] < expit(_NON_MASS[0] + _NON_MASS[1] * loading * u)),
         density=float(rng.choice(list(_DENSITY_SHARES), p=list(_DENSITY_SHARES.values()))),
         background=str(rng.choice(list(_BACKGROUND_SHARES), p=list(_BACKGROUND_SHARES.values()))),
         side=str(rng.choice(["left", "right"])),
     )
     # 12 decimals: the last bits of exp and log are not the same on every processor
     return Truth(**{name: round(v, 12) if isinstance(v, float) else v for name, v in drawn.items()})
+
+
+def _seen_through(truth):
+    """What each label-carrying number says of the latent: its name, the value it was drawn as, and its limits."""
+    kep = truth["ktrans_per_min"] / truth["ve"]
+    below_ve, above_ve = (truth["ktrans_per_min"] / limit for limit in _VE_LIMITS)
+    log, (centre, spread) = np.log, _SPREAD
+    ktrans_limits = [log(limit / _KTRANS[0]) / _KTRANS[1] for limit in _KTRANS_LIMITS]
+    yield "ktrans", log(truth["ktrans_per_min"] / _KTRANS[0]) / _KTRANS[1], *ktrans_limits
+    kep_limits = [log(limit / _KEP[0]) / _KEP[1] for limit in (above_ve, below_ve)]
+    yield "kep", log(kep / _KEP[0]) / _KEP[1], *kep_limits
+    limits = [(limit - centre) / spread for limit in _SPREAD_LIMITS]
+    yield "het", (truth["heterogeneity"] - centre) / spread, *limits
+    yield "rim", logit(truth["rim"] / _RIM[0]) / _RIM[1] + _RIM[2], -np.inf, np.inf
+
+
+def posterior(truth: pd.DataFrame, prevalence: float) -> pd.DataFrame:
+    """The probability of HER2+ that is right, from the latent and from all that carries it into the picture.
+
+    truth: one row per patient, columns of `Truth`, drawn with full loading.  A classifier that reads every
+    label-carrying parameter without error has the column `p_parameters`; `p_latent` knows the latent itself.  The
+    latent is integrated out on a grid; a parameter at its limit says only that it lies beyond."""
+    d = np.sqrt(2) * norm.ppf(truth["bayes_auc"].to_numpy(float))
+    grid = np.linspace(-8, 8, 801)
+    of_latent = np.zeros((len(truth), grid.size))
+    for name, drawn, low, high in _seen_through(truth):
+        weight = _LOADINGS[name]
+        spread = np.sqrt(1 - weight**2)
+        z, low, high = (np.broadcast_to(v, len(truth))[:, None] for v in (drawn, low, high))
+        inside = norm.logpdf(z, weight * grid, spread)
+        beyond = norm.logcdf(low, weight * grid, spread), norm.logsf(high, weight * grid, spread)
+        of_latent += np.select([z <= low + 1e-9, z >= high - 1e-9], beyond, inside)
+    for seen, (intercept, slope) in ((truth["n_satellites"] > 0, _MULTIFOCAL), (truth["non_mass"], _NON_MASS)):
+        sign = np.where(seen.astype(bool), 1, -1)[:, None]
+        of_latent -= np.logaddexp(0, -sign * (intercept + slope * grid))
+    negative, positive = (logsumexp(of_latent + norm.logpdf(grid, s * d[:, None] / 2), axis=1) for s in (-1, 1))
+    odds = {"p_latent": d * truth["u"].to_numpy(float), "p_parameters": positive - negative}
+    return pd.DataFrame({k: expit(v + logit(prevalence)) for k, v in odds.items()}, index=truth.index)
 
 
 def draw_clinical(rng: np.random.Generator, *, her2: int | None = None) -> dict[str, int | str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
-from scipy.stats import binomtest
 
 from her2core.config import BANNER, Study
 from her2core.formats.boundary import reading
@@ -103,6 +102,8 @@ def _place(reported, low, high, ours="our interval"):
 
 
 def _with_interval(value, low, high):
+    if low == value == high:
+        return f"{value:.3f}, all scores tied"
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
@@ -136,11 +137,8 @@ def _judge_count(path, number, sections):
 
 
 def _judge_accuracy(path, number, sections):
-    """metrics.json has accuracies without interval; Wilson's is added."""
     internal = json.loads(path.read_text())["internal"]
-    accuracy, patients = internal[number.key], internal["patients"]
-    share = binomtest(round(accuracy * patients), patients)
-    interval = share.proportion_ci(sections["evaluate"]["confidence"], "wilson")
+    accuracy, *interval = (internal[number.key + end] for end in ("", "_low", "_high"))
     return _with_interval(accuracy, *interval), _place(number.reported, *interval)
 
 
@@ -197,18 +195,26 @@ def _number(value):
     return f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, int) else "–"
 
 
+def _cells(name, tests):
+    """One measure of every population, with its interval where it has one."""
+    low, high = ("low", "high") if name == "auc" else (f"{name}_low", f"{name}_high")
+    for test in tests:
+        has_interval = isinstance(test.get(low), float)
+        yield _with_interval(test[name], test[low], test[high]) if has_interval else _number(test.get(name))
+
+
 def metric_rows(metrics: dict) -> Iterator[tuple]:
-    """metrics.json → a heading, and rows of name, internal and every external site; `auc` takes its interval along,
-    a rate its threshold."""
-    chosen = f" at {metrics['threshold']:.3f}, chosen on validation"
+    """metrics.json → a heading, and rows of name, internal and every external site; a measure takes its interval
+    along, a rate its threshold.  Last what the averaged probabilities give, the ensemble's."""
+    chosen = f" at the seeds' thresholds, chosen on validation (mean {metrics['threshold']:.3f})"
     tests = metrics["internal"], *metrics["external"].values()
     yield "", "internal test", *metrics["external"]
-    for name, value in metrics["internal"].items():
-        if name == "auc":
-            yield "AUC", *(_with_interval(test["auc"], test["low"], test["high"]) for test in tests)
-        elif isinstance(value, int | float) and name not in ("low", "high"):
-            title = name.replace("_at_threshold", chosen).replace("_", " ")
-            yield title, *(_number(test.get(name)) for test in tests)
+    for start, of in (("", tests), ("ensemble: ", [test["ensemble"] for test in tests])):
+        cut = chosen if not start else chosen.replace("the seeds' thresholds", "its threshold").partition(" (")[0]
+        for name, value in of[0].items():
+            if isinstance(value, int | float) and not re.fullmatch("(.*_)?(low|high)", name):
+                title = "AUC" if name == "auc" else name.replace("_at_threshold", cut).replace("_", " ")
+                yield start + title, *_cells(name, of)
 
 
 def _cite(citation):

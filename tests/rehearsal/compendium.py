@@ -25,7 +25,7 @@ SMALL = {
     "name": NAME,
     "runs": ["thda-channel_q98-raw", "thda-n4", "resnet34_rgb", "vit", "cvt", "thda_plain"],
     "acquire.manifests": f"studies/{NAME}/manifests",
-    "acquire.collections": {"spy2": "idc", "spy1": "zenodo", "ambl": "idc", "duke": "idc"},
+    "acquire.collections.duke": "idc",
     "acquire.duke_clinical": "labels/duke_breast_cancer_mri_clinical.csv",
     "acquire.ambl_her2": {"0": 0, "1": 1},  # how the stand-in's sheet writes it
     "acquire.allow_missing": True,  # some patients cannot be used, on purpose

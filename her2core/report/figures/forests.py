@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from her2core.auc import POWER
+from her2core.paired import POWER
 from her2core.report.figures import require
 from her2core.report.figures.style import COLOURS, GUIDE, TWO_COLUMNS, beside, titled
 from her2core.report.figures.words import interval, patients_of
@@ -85,6 +85,24 @@ def populations(table: pd.DataFrame, confidence: float, cohort: str) -> Figure:
     return titled(figure, cohort, "The same weights, one population after another")
 
 
+def by_subgroup(table: pd.DataFrame, confidence: float, cohort: str) -> Figure:
+    """AUC of one run in groups of patients.
+
+    table: `evaluate.subgroups` rows with `test`, the population, and `by`, what made the groups; top to bottom."""
+    columns = ("test", "by", "group", "patients", "positives", "auc", "low", "high", "note")
+    require.table("by_subgroup", table, columns)
+    rows = list(table.itertuples())
+    names = [f"{r.test}, {r.by}: {r.group}, {patients_of('by_subgroup', [r], cohort)}" for r in rows]
+    figure, axes = _rows(names, 0.5, f"AUC, mean of seeds; line: {confidence:.0%} interval over patients")
+    for y, row in enumerate(rows):
+        if pd.isna(row.auc):
+            beside(axes, y, row.note)
+        else:
+            _draw(axes, y, row, row.auc, COLOURS[1] if row.by == "all" else COLOURS[0])
+    axes.set_xlim(0, 1)
+    return titled(figure, cohort, "Groups of patients; exploratory: no test between them")
+
+
 def differences(table: pd.DataFrame, confidence: float, cohort: str, title: str) -> Figure:
     """Paired differences from the reference, each beside what could have been detected.
 
@@ -105,7 +123,7 @@ def differences(table: pd.DataFrame, confidence: float, cohort: str, title: str)
     figure, axes = _rows(table["run"], 0, explained)
     for y, row in enumerate(table.itertuples()):
         axes.barh(y, 2 * row.detectable, left=-row.detectable, height=0.7, color="0.85", zorder=-0.5)
-        fill = "white" if row.verdict == "no difference detected" else COLOURS[0]
+        fill = COLOURS[0] if row.verdict.endswith("than the reference") else "white"
         p = "   p < 0.001" if row.p_holm < 0.001 else f"   p = {row.p_holm:.3f}"
         _draw(axes, y, row, row.difference, COLOURS[0], sign="+", note=p, markerfacecolor=fill)
     return titled(figure, cohort, f"{title}; n = {patients}")

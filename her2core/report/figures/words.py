@@ -23,6 +23,8 @@ def _number(value, sign=""):
 
 
 def interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """0.72 (0.65–0.79); where a dash could be a minus, −0.05 (−0.09 to −0.01)."""
+    """0.72 (0.65–0.79); where a dash could be a minus, −0.05 (−0.09 to −0.01); or that all scores are tied."""
+    if low == value == high:
+        return f"{_number(value, sign)}, all scores tied"
     dash = " to " if sign or low < 0 else "–"
     return f"{_number(value, sign)} ({_number(low, sign)}{dash}{_number(high, sign)})"
