@@ -211,6 +211,11 @@ def test_the_report_knows_its_sites_and_hides_nothing(own):
         assert not [o for c in code for o in c.outputs if o.output_type == "error"], path.name
 
 
+def test_nothing_that_is_shown_has_a_path_of_the_table(own):
+    shown = [*(own / "results/breast/executed").glob("*.ipynb"), own / "results/breast/report.html"]
+    assert len(shown) > 10 and [path.name for path in shown if "-own-mask" in path.read_text()] == []
+
+
 def test_no_document_says_her2_of_another_endpoint(own):
     results = own / "results/breast"
     card, _, titles = (results / "MODEL_CARD.md").read_text().partition("\n## Licence and citation\n")
