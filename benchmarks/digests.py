@@ -163,11 +163,11 @@ def network_pieces():
     from her2core.baselines import CvtConfig, ModelConfig, VitConfig, build_model
     from her2core.model import ThdaConfig
 
-    tiny_vit = VitConfig(patch_px=4, dim=64, depth=2, heads=4, mlp_dim=128)
-    tiny_cvt = CvtConfig((3, 3, 3), (2, 2, 2), (16, 48, 96), (1, 3, 6), (1, 2, 3), 0.0)
+    tiny_vit = VitConfig(patch_px=6, dim=64, depth=2, heads=4, mlp_dim=128)
+    tiny_cvt = CvtConfig((5, 3, 3), (3, 2, 2), (16, 48, 96), (1, 3, 6), (1, 2, 3), 0.0)
     config = ModelConfig(ThdaConfig(width=16, dropout=0.1), tiny_vit, tiny_cvt)
     for name in ("thda", "resnet34_rgb", "vit", "cvt"):
-        for piece, value in step_digests(partial(build_model, name, config, 32)).items():
+        for piece, value in step_digests(partial(build_model, name, config, 48)).items():
             yield f"{name} {piece}", value
 
 

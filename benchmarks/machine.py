@@ -27,13 +27,13 @@ PYTHON = "3.11"  # of the committed results; requirements.txt has other packages
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "SimpleITK", "torch")
 EXPECTED: dict[str, str] = {  # made with pinned instructions and the packages of requirements.txt for PYTHON
     "drawn patients": "b9e5aadaf19637a782bed522b00079fdff9e5bb7d8b0ab78e13cbecdfcaa0f2b",
-    "phantom image": "09a402d75a825d659c27b239c3635ff14792849b6bacce81b530ef50610b6f1b",
-    "N4 field": "4b74a142f78321febc89794c68276c485c855cddee3289fd6a678fbbcf9ccf54",
+    "phantom image": "b1df2cbf3116aed0f60a22650562ff5265ba662b28612e872fa95a84f7c84c3c",
+    "N4 field": "052ed3c3befaeee10f99d2d51d0f9b78828492c62ebedc7d2376cf8ee79d363a",
     "logistic regression": "60ad4ff3e8fbbf8e4110f573bf672bdc9ae2310df2fbe40f02060551de1cd481",
-    "network: start": "22cab7f45a58842a35eb6082c40556071342c257c12131d0cabdcddb4bbf06d5",
-    "network: gradients": "0e4d253fc9abc76df732b19d1abae95deef5c9d98b0e9f44c45f1be5a843ff96",
-    "network: step": "032f01923d038c028bcd765fed8573a7fee85670c76e097489e3586a7602660e",
-    "network: prediction": "55bf91e2491513e2f165074aa8e1316ffa9b5dd6156051d7769203e47150f11e",
+    "network: start": "f24bbef32008d0199961840faddc4b4fc79a83b2187ac2e27e5ed422f981fca0",
+    "network: gradients": "7a625bcdd298ceb3d436b1cd3c2b91bd3e55947d0909e6acc9e6794d3eb1860d",
+    "network: step": "acd6e761e4049956e2f350943b1e3069cdc32e178ddf88068f9b5e532c153679",
+    "network: prediction": "6f7da35ad1ff7586c3c92e8ed5aa801006ba102358d7efb8b1b62c957a7775da",
 }
 
 
@@ -78,7 +78,7 @@ def _regression():
 def step_digests(build: Callable) -> dict[str, str]:
     """One epoch of one step as the study trains: augmentation, forward, backward, AdamW.
 
-    build: () → network for images of 32 × 32 pixels.
+    build: () → network for images of 48 × 48 pixels.
     """
     import torch
 
@@ -87,7 +87,7 @@ def step_digests(build: Callable) -> dict[str, str]:
 
     training = begin(build, torch.device("cpu"), TrainConfig(device="cpu"), seed=0)
     start = [p.detach().numpy().copy() for p in training.model.parameters()]
-    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=training.generator)
+    images = torch.randint(256, (8, 3, 48, 48), dtype=torch.uint8, generator=training.generator)
     names = np.array(list("abcdefgh"))
     train_one_epoch(training, Slices(images, names, names, np.arange(8) % 2), TrainConfig(device="cpu"))
     return {

@@ -1,78 +1,116 @@
-"""Where the time of a training step goes on the CPU: the embedded study's network, one thread, batches of 32.
+"""A training step of the embedded study's network on one core, beside plain PyTorch, and where its time goes.
 
     python benchmarks/training_step.py
 
-Times are those of the processor, so that other work on the machine counts little; medians over steps.  The window
-is applied once per run, not at each step; its row says what it would cost there.
+Plain: the same network, recipe and optimiser, written with torchvision's and PyTorch's own layers: each phase
+repeated to three channels, parallel attention kernels one by one.  It is tried channels last and first, and all
+at two batch sizes.  The rivals take turns, a few steps each; times are those of the processor, medians over the
+steps, and first of all the losses have to agree.
 """
 
 import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
+import json
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
-from her2core.dataset import augment, draw_augmentation
-from her2core.model import ThdaConfig, ThdaResNet
-from her2core.normalize import line, piecewise
+from her2core.config import Study
+from her2core.baselines import ModelConfig
+from her2core.convolution import Conv3x3
+from her2core.dataset import AugmentConfig, augment, draw_augmentation
+from her2core.model import AttentionResNet, MultiScaleSpatialAttention, ThdaResNet
+from her2core.preprocess import PrepareConfig
 from her2core.train import TrainConfig, begin
 
-STEPS, WARM_UP, BATCH, SLICES = 60, 5, 32, 5020
-CONFIG = TrainConfig(batch_size=BATCH, device="cpu", threads=1)
-PREPARATION = ("window", "draw", "augment")
+ROUNDS, STEPS, BATCHES = 12, 5, (32, 64)
+STUDY = Study.open("embedded")
+PX, CONFIG = STUDY.params("prepare", PrepareConfig).crop_px, STUDY.params("models", ModelConfig).thda
+AUGMENT = AugmentConfig()
+RESULT = Path(__file__).with_suffix(".json")
 
 
-def measure(step):
-    """Median seconds of each part of `step`, which calls `done(name)` at the end of a part."""
-    times, start = {}, 0.0
-
-    def done(name):
-        nonlocal start
-        times.setdefault(name, []).append(time.thread_time() - start)
-        start = time.thread_time()
-
-    for _ in range(WARM_UP + STEPS):
-        start = time.thread_time()
-        step(done)
-    return {name: float(np.median(values[WARM_UP:])) for name, values in times.items()}
+class PlainAttention(MultiScaleSpatialAttention):
+    def forward(self, x):
+        summary = torch.stack((x.mean(1), x.amax(1)), 1)
+        return (sum(scale(summary) for scale in self.scales) + self.bias).sigmoid()
 
 
-def training_step(training, images, labels, done):
-    rows = torch.randint(len(images), (BATCH,), generator=training.generator)
-    raw = images[rows].numpy()
-    done("rest")
-    shown = torch.from_numpy(
-        piecewise(raw, *line(np.zeros(raw.shape[:2], np.float32), np.full(raw.shape[:2], 1e3, np.float32)))
-    )
-    done("window")
-    maps = draw_augmentation(BATCH, CONFIG.augment, training.generator)
-    done("draw")
-    moved = augment(shown, maps)
-    done("augment")
-    loss = functional.binary_cross_entropy_with_logits(training.network(moved), labels[rows])
-    done("forward")
-    training.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    done("backward")
-    torch.nn.utils.clip_grad_norm_(training.model.parameters(), CONFIG.gradient_clip)
-    done("clip")
-    training.optimizer.step()
-    done("AdamW")
+class PlainThda(ThdaResNet):
+    """THDA with stock layers; the same parameters under the same names."""
+
+    def __init__(self):
+        super().__init__(CONFIG)
+        for module in self.modules():
+            if isinstance(module, MultiScaleSpatialAttention):
+                module.__class__ = PlainAttention
+            if isinstance(module, Conv3x3):
+                module.__class__ = nn.Conv2d
+            if isinstance(module, AttentionResNet):
+                module.relu, module.maxpool = nn.Identity(), nn.Sequential(nn.ReLU(inplace=True), module.maxpool)
+
+    def heads(self, x):
+        return super().heads(x).expand(-1, 3, -1, -1)
+
+
+def prepare(build, batch, memory_format):
+    """A training of this network: () → its next step, which returns the loss and the seconds of its parts."""
+    config = TrainConfig(batch_size=batch, device="cpu", threads=1)
+    training = begin(build, torch.device("cpu"), config, seed=0)
+    training.network.to(memory_format=memory_format).train()
+    draw = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (1000, 3, PX, PX), dtype=torch.uint8, generator=draw)
+    labels = (torch.rand(1000, generator=draw) < 0.4).float()
+
+    def step():
+        clock = [time.thread_time()]
+        rows = torch.randint(len(images), (batch,), generator=draw)
+        moved = augment(images[rows], draw_augmentation(batch, AUGMENT, draw))
+        clock.append(time.thread_time())
+        loss = functional.binary_cross_entropy_with_logits(training.network(moved), labels[rows])
+        clock.append(time.thread_time())
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clock.append(time.thread_time())
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.gradient_clip)
+        training.optimizer.step()
+        clock.append(time.thread_time())
+        return loss.item(), np.diff(clock)
+
+    return step
 
 
 def main():
-    training = begin(partial(ThdaResNet, ThdaConfig(width=16, dropout=0.1)), torch.device("cpu"), CONFIG, seed=0)
-    training.network.train()
-    images = torch.randint(0, 1200, (SLICES, 3, 32, 32), dtype=torch.uint16, generator=training.generator)
-    labels = (torch.rand(SLICES, generator=training.generator) < 0.4).float()
-    times = measure(partial(training_step, training, images, labels))
-    total = sum(times.values())
-    for name, seconds in times.items():
-        print(f"{name:10s} {1000 * seconds:7.2f} ms {100 * seconds / total:5.1f} %")
-    share = sum(times[name] for name in PREPARATION) / total
-    print(f"{'a step':10s} {1000 * total:7.2f} ms; window and augmentation {100 * share:.1f} %")
+    ours = partial(ThdaResNet, CONFIG)
+    forms = {"plain, channels last": (PlainThda, torch.channels_last)}
+    forms |= {"plain, channels first": (PlainThda, torch.contiguous_format)}
+    forms |= {"her2core": (ours, torch.channels_last)}
+    rivals = {f"{name}, batch {n}": (prepare(f[0], n, f[1]), n) for n in BATCHES for name, f in forms.items()}
+    times = {name: [] for name in rivals}
+    for number in range(ROUNDS):
+        losses = {}
+        for name, (step, batch) in rivals.items():
+            torch.manual_seed(number)  # the same dropout
+            each = [step() for _ in range(STEPS)]
+            losses.setdefault(batch, []).append(each[0][0])
+            times[name] += [parts for _, parts in each[1:]]  # after a step in which its data come into the cache
+        if number == 0:
+            assert all(np.allclose(of, of[0], rtol=1e-3) for of in losses.values()), losses
+    table = {}
+    for name, (_, batch) in rivals.items():
+        parts = np.array(times[name])
+        share = np.median(parts, 0) / np.median(parts, 0).sum()
+        said = dict(zip(("augment", "forward", "backward", "optimiser"), share.round(3).tolist(), strict=True))
+        table[name] = {"slices_per_s": round(batch / float(np.median(parts.sum(1))), 1), "share": said}
+        print(f"{name:32s} {table[name]['slices_per_s']:7.1f} slices/s ", said, flush=True)
+    plain, own = (max(v["slices_per_s"] for k, v in table.items() if k.startswith(s)) for s in ("plain", "her2"))
+    result = {"pixels": PX, "steps": ROUNDS * (STEPS - 1), "forms": table, "gain": round(own / plain, 2)}
+    print(f"{result['gain']} × the fastest plain form")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class N4Config:
     """
 
     grid_mm: float = 9.0
-    iterations: tuple[int, ...] = (100, 30, 10)
+    iterations: tuple[int, ...] = (50, 30, 10)
     field: str = "shared"
 
     def __post_init__(self):
@@ -84,10 +84,24 @@ def log_bias_field(phase: np.ndarray, geometry: Geometry, config: N4Config) -> n
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(list(config.iterations))
     n4.SetConvergenceThreshold(0)  # the field grows in small steps, and ITK's 0.001 stops it half-way
-    n4.Execute(*_pick_voxels(phase, mask, geometry, config.grid_mm))
-    full_grid = to_sitk(phase.astype(np.float32), geometry)
-    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(full_grid))
+    box, beyond = _body_box(mask)
+    n4.Execute(*_pick_voxels(phase[box], mask[box], geometry, config.grid_mm))
+    fitted = n4.GetLogBiasFieldAsImage(to_sitk(phase[box].astype(np.float32), geometry))
+    field = np.pad(sitk.GetArrayFromImage(fitted), beyond, mode="edge")
     return field - field[mask].mean()
+
+
+def _body_box(mask):
+    """The rows and columns that the body spans, in all slices, and how many lie beyond it on each side.
+
+    The spline's nodes spread over what is fitted: in the body alone they follow the field more closely.
+    """
+    box, beyond = [slice(None)], [(0, 0)]
+    for axis, size in ((1, mask.shape[1]), (2, mask.shape[2])):
+        found = np.flatnonzero(mask.any((0, 3 - axis)))
+        box.append(slice(found[0], found[-1] + 1))
+        beyond.append((found[0], size - 1 - found[-1]))
+    return tuple(box), beyond
 
 
 def correct(array: np.ndarray, log_field: np.ndarray) -> np.ndarray:

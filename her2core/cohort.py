@@ -153,6 +153,15 @@ def draw_folds(table: pd.DataFrame, config: CohortConfig) -> pd.DataFrame:
     return table.assign(split=split.reindex(table.index).fillna(table["split"]))
 
 
+def check_classes(table: pd.DataFrame) -> None:
+    """Raise ValueError where train, validation or test has fewer than two patients of either class."""
+    for split, part in included(table).groupby("split"):
+        positives, anew = int(part["label"].sum()), "add patients or draw anew (acquire.seed, acquire.shares)"
+        if split in ("train", "validation", "test") and min(positives, len(part) - positives) < 2:
+            found = f"{positives} of {len(part)} patients are positive"
+            raise ValueError(f"split {split}: {found}, expected two or more of either class; {anew}")
+
+
 def kind_of(split: Iterable[str]) -> np.ndarray:
     """Splits `(n,)` without the numbers of folds: train, validation, test, external or folds."""
     return np.array([text.partition(" ")[0] for text in split], object)

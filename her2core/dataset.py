@@ -47,6 +47,14 @@ class Slices:
         rows = np.flatnonzero(chosen)
         return Slices(self.images[torch.from_numpy(rows)], self.patient[rows], self.split[rows], self.label[rows])
 
+    def some_patients(self, count: int, seed: int | None = None) -> "Slices":
+        """The slices of `count` patients drawn with a seed, or of those that None stands for; in their order."""
+        names = self.patient[self.patients()[0]]
+        if count > len(names):
+            raise ValueError(f"{count} patients wanted, but there are {len(names)}")
+        draw = np.random.default_rng([count, 0 if seed is None else seed + 1])
+        return self.where(np.isin(self.patient, draw.choice(names, count, replace=False)))
+
     def patients(self) -> tuple[np.ndarray, np.ndarray]:
         """Row of each patient's first slice, and its number of slices."""
         first = np.flatnonzero(np.append(True, self.patient[1:] != self.patient[:-1]))

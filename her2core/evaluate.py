@@ -7,7 +7,8 @@ Under folds it has the column `fold`, whose network predicted, and each internal
 patient of one network and as a test patient of another.
 """
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -156,7 +157,10 @@ def _check_paired(part, anchor):
 
 
 def _compare(part, anchor, config, alpha):
-    """One row of `comparisons`, before the correction."""
+    """One row of `comparisons`, before the correction: on the seeds of the run that has fewer."""
+    first, second = set(part["seed"]), set(anchor["seed"])
+    if first < second or second < first:
+        part, anchor = (rows[rows["seed"].isin(first & second)] for rows in (part, anchor))
     _check_paired(part, anchor)
     (labels, second), folds = matrix(anchor), folds_of(anchor)
     first = matrix(part)[1]
@@ -166,7 +170,8 @@ def _compare(part, anchor, config, alpha):
         | {"low": found.low, "high": found.high, "se": found.se, "freedom": found.freedom}
         | {"detectable": paired.detectable(found.se, found.freedom, alpha)}
         | {"p_delong": paired.delong_test(labels, first, second, folds)[1], "p": found.p}
-        | {"patients": len(labels), "seeds": len(first)}
+        | {"of_patients": found.of_patients, "of_seeds": found.of_seeds}
+        | {"patients": len(labels), "positives": int(labels.sum()), "seeds": len(first)}
     )
 
 
@@ -174,8 +179,9 @@ def comparisons(table: pd.DataFrame, reference: str, config: EvaluateConfig, alp
     """Every run against `reference` on the same patients, Holm-corrected, with a verdict in words.
 
     difference, low, high, se, p: `bootstrap_difference`, over patients and seeds.  p_delong: over patients alone.
-    p_holm: `p` corrected for all rows.  detectable: smallest difference found with 80 % power at `alpha`, and
-    detectable_holm at `alpha_holm`, Holm's strictest level.  Raises ValueError where runs are not paired."""
+    of_patients, of_seeds: the two parts of se².  p_holm: `p` corrected for all rows.  detectable: the smallest
+    difference found with a power of 80 % at `alpha`, and detectable_holm at `alpha_holm`, Holm's strictest level.
+    Raises ValueError where runs are not paired."""
     if reference not in set(table["run"]):
         raise ValueError(f"reference {reference!r} is not among the runs {sorted(table['run'].unique())}")
     anchor, others = table[table["run"] == reference], table[table["run"] != reference]
@@ -188,6 +194,34 @@ def comparisons(table: pd.DataFrame, reference: str, config: EvaluateConfig, alp
         found = zip(out["difference"], out["p"], out["p_holm"], strict=True)
         out["verdict"] = [paired.verdict(*row, alpha) for row in found]
     return out
+
+
+def decidable(
+    pairs: pd.DataFrame, sets: Mapping[str, tuple[int, int]], seeds: Sequence[int], alpha: float = 0.05
+) -> pd.DataFrame:
+    """What comparisons like these could see elsewhere: a row per test set and number of seeds.
+
+    pairs: rows of `comparisons`, whose spread of seeds and correlation are taken over.  sets: name → (positives,
+    negatives).  detectable: of `paired.detectable_with` the median over the pairs; lowest, highest: over them."""
+    rows = []
+    for (name, (positives, negatives)), count in product(sets.items(), seeds):
+        found = [paired.detectable_with(pair, positives, negatives, count, alpha) for _, pair in pairs.iterrows()]
+        row = {"group": name, "patients": positives + negatives, "positives": positives, "seeds": count}
+        rows.append(row | {"detectable": np.median(found), "lowest": min(found), "highest": max(found)})
+    return pd.DataFrame(rows)
+
+
+def patients_needed(pairs: pd.DataFrame, difference: float, share: float, seeds: int) -> int | None:
+    """The fewest test patients, of whom this share is positive, with whom the median of `decidable` is at most
+    `difference`; to the next hundred, None where 100,000 would not do, as seeds differ too much."""
+
+    def enough(n):
+        positives = max(round(share * n), 1)
+        return decidable(pairs, {"": (positives, n - positives)}, [seeds])["detectable"].item() <= difference
+
+    sizes = range(100, 100_001, 100)
+    place = bisect_left(sizes, True, key=enough)
+    return sizes[place] if place < len(sizes) else None
 
 
 def subgroups(
@@ -210,4 +244,38 @@ def subgroups(
         found = nothing if few else areas.bootstrap_auc(labels, probabilities, config, folds)
         row |= {"auc": found.value, "low": found.low, "high": found.high}
         rows.append(row | {"note": f"fewer than {fewest} {' and '.join(few)}" if few else ""})
+    return pd.DataFrame(rows)
+
+
+def _rate_gap(labels, called, codes):
+    """(largest − smallest sensitivity) + (largest − smallest false-positive rate) over groups, mean over seeds."""
+    member = (codes == np.arange(codes.max() + 1)[:, None]).astype(float)  # (groups, n)
+    rates = [(called & of) @ member.T / (member @ of) for of in (labels, ~labels)]  # (seeds, groups) each
+    return sum(np.ptp(rate, axis=1) for rate in rates).mean()
+
+
+def rate_gaps(
+    labels: np.ndarray, called: np.ndarray, groups: Mapping[str, pd.Series], config: EvaluateConfig
+) -> pd.DataFrame:
+    """How far groups of patients lie apart in sensitivity and false-positive rate (equalised odds), by variable.
+
+    labels `(n,)` and called `(seeds, n)`: of `calls`.  groups: variable → group of each patient, in the same order;
+    patients without one and groups with fewer than five of either class are left out.  gap: 0 where all groups have
+    the same two rates, 2 at most, as the MAMA-MIA challenge defines it (arXiv 2603.01250; its score is 1 less the
+    mean over variables, in [0, 1]).  A gap is above 0 by chance alone: chance, its median with the groups dealt out
+    anew, chance_95 its 95 % quantile, p the share of dealings with a gap as large."""
+    rows, rng, labels = [], np.random.default_rng(config.seed), labels.astype(bool)
+    for variable, group in groups.items():
+        group = group.reset_index(drop=True)
+        counts = [group[labels == positive].value_counts() for positive in (True, False)]
+        large = [name for name in counts[0].index if min(c.get(name, 0) for c in counts) >= _FEWEST]
+        if len(large) < 2:
+            continue
+        inside = group.isin(large).to_numpy()
+        codes, parts = pd.factorize(group[inside], sort=True)[0], (labels[inside], called[:, inside])
+        gap = _rate_gap(*parts, codes)
+        chance = np.array([_rate_gap(*parts, rng.permutation(codes)) for _ in range(config.bootstrap // 2)])
+        row = {"variable": variable, "groups": len(large), "patients": int(inside.sum()), "gap": gap}
+        row |= {"chance": np.median(chance), "chance_95": np.quantile(chance, 0.95)}
+        rows.append(row | {"p": (1 + (chance >= gap - 1e-12).sum()) / (1 + len(chance))})
     return pd.DataFrame(rows)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
+from her2core.convolution import Conv3x3, stem_of_grey
 from her2core.formats.weights import fill
 from her2core.normalize import PHASES
 
@@ -101,7 +103,14 @@ class MultiScaleSpatialAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x `(N, C, H, W)` → gate `(N, 1, H, W)` in [0, 1]."""
         summary = torch.stack((x.mean(1), x.amax(1)), 1)  # (N, 2, H, W)
-        return (sum(scale(summary) for scale in self.scales) + self.bias).sigmoid()
+        return (functional.conv2d(summary, *self.kernel()) + self.bias).sigmoid()
+
+    def kernel(self) -> tuple[torch.Tensor, None, int, int]:
+        """The parallel kernels as one, which has the same result: weight, no bias, stride and padding of conv2d."""
+        reach = max(scale.padding[0] for scale in self.scales)
+        rim = [(reach - scale.padding[0],) * 4 for scale in self.scales]
+        padded = [functional.pad(scale.weight, by) for scale, by in zip(self.scales, rim, strict=True)]
+        return sum(padded), None, 1, reach
 
 
 class DualAttention(nn.Module):
@@ -160,13 +169,12 @@ class AttentionResNet(nn.Module):
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """x `(N, 3, H, W)`, or `(N, 1, H, W)`: a grey image, which stands for three equal channels."""
         if x.shape[1] == 1:  # the kernels summed over their channels give the same result at a third of the cost
-            grey = nn.functional.conv2d(x, self.conv1.weight.sum(1, keepdim=True), stride=2, padding=3)
-            return grey.contiguous(memory_format=torch.channels_last)  # one channel does not tell the layout wanted
+            return stem_of_grey(x, self.conv1.weight.sum(1, keepdim=True))
         return self.conv1(x)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
         """x `(N, 1 or 3, H, W)` → features `(N, C)` and the gates of each stage."""
-        x = self.maxpool(self.relu(self.bn1(self.stem(x))))  # (N, width, H/4, W/4)
+        x = self.relu(self.maxpool(self.bn1(self.stem(x))))  # (N, width, H/4, W/4); less work in this order
         gates = {}
         for stage in (1, 2, 3, 4):
             x = getattr(self, f"layer{stage}")(x)
@@ -180,8 +188,16 @@ def _make_stage(inputs, outputs, blocks, stage):
     stride, shortcut = (1, None) if stage == 1 else (2, None)
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
-    first = BasicBlock(inputs, outputs, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)))
+    first = _Block(inputs, outputs, stride, shortcut)
+    return nn.Sequential(first, *(_Block(outputs, outputs) for _ in range(blocks - 1)))
+
+
+class _Block(BasicBlock):
+    """torchvision's basic block with our convolutions."""
+
+    def __init__(self, inputs, outputs, stride=1, shortcut=None):
+        super().__init__(inputs, outputs, stride, shortcut)
+        self.conv1, self.conv2 = Conv3x3(inputs, outputs, stride), Conv3x3(outputs, outputs)
 
 
 class ThdaResNet(nn.Module):
@@ -195,7 +211,7 @@ class ThdaResNet(nn.Module):
         )
         channels = self.backbones[0].channels
         concat = config.fusion == "concat"
-        self.phase_score = None if concat else nn.Linear(channels, 1)
+        self.phase_score = None if concat else nn.Linear(channels, 1, bias=False)  # it would cancel in the softmax
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(channels * len(PHASES) if concat else channels, 1)
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)

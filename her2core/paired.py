@@ -8,7 +8,7 @@ Comput 1995;24:285 and Hillis, Stat Med 2007;26:596 (several readers, here seeds
 Scand J Stat 1979;6:65.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ POWER = 0.8  # of the smallest detectable difference
 @dataclass(frozen=True)
 class Difference:
     """AUC of a first run − AUC of a second: standard error with its degrees of freedom, interval and p-value, over
-    patients and seeds."""
+    patients and seeds.  of_patients, of_seeds: the two parts of se²."""
 
     value: float
     low: float
@@ -39,6 +39,8 @@ class Difference:
     se: float
     p: float
     freedom: float
+    of_patients: float
+    of_seeds: float
 
 
 def delong_test(
@@ -84,11 +86,16 @@ def bootstrap_difference(
     value, se = float(compared.mean()), float(np.sqrt(patients + seeds))
     if se == 0:
         p_value = 1.0 if value == 0 else 1 / (config.bootstrap + 1)
-        return Difference(value, value, value, 0.0, p_value, len(labels) - 2)
-    freedom = (patients + seeds) ** 2 / (patients**2 / (len(labels) - 2) + seeds**2 / max(len(first) - 1, 1))
+        return Difference(value, value, value, 0.0, p_value, len(labels) - 2, 0.0, 0.0)
+    freedom = _satterthwaite(patients, seeds, len(labels), len(first))
     half = float(t.ppf(0.5 + config.confidence / 2, freedom)) * se
     p_value = max(2 * float(t.sf(abs(value) / se, freedom)), 1 / (config.bootstrap + 1))
-    return Difference(value, value - half, value + half, se, p_value, freedom)
+    return Difference(value, value - half, value + half, se, p_value, freedom, float(patients), float(seeds))
+
+
+def _satterthwaite(of_patients, of_seeds, patients, seeds):
+    """Degrees of freedom of the sum of two variances, of so many patients (two classes) and seeds."""
+    return (of_patients + of_seeds) ** 2 / (of_patients**2 / (patients - 2) + of_seeds**2 / max(seeds - 1, 1))
 
 
 def detectable(se: float, freedom: float, alpha: float = 0.05) -> float:
@@ -97,6 +104,20 @@ def detectable(se: float, freedom: float, alpha: float = 0.05) -> float:
 
     # that the other sign is found instead has no chance worth counting at such a power
     return se * float(brentq(lambda shift: nct.sf(limit, freedom, shift) - POWER, limit / 2, 2 * limit + 2))
+
+
+def detectable_with(
+    measured: Mapping[str, float], positives: int, negatives: int, seeds: int, alpha: float = 0.05
+) -> float:
+    """What such a comparison would find with other numbers of patients and seeds.
+
+    measured: of_patients, of_seeds, patients, positives and seeds of a row of `evaluate.comparisons`.  The
+    patients' part of the variance falls with the harmonic mean of the two classes, the seeds' with their number."""
+    before = 1 / measured["positives"] + 1 / (measured["patients"] - measured["positives"])
+    of_patients = measured["of_patients"] * (1 / positives + 1 / negatives) / before
+    of_seeds = measured["of_seeds"] * measured["seeds"] / seeds
+    freedom = _satterthwaite(of_patients, of_seeds, positives + negatives, seeds)
+    return detectable(float(np.sqrt(of_patients + of_seeds)), freedom, alpha)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -56,6 +56,33 @@ def probe_sites(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame 
     return pd.concat(run.each_of(run.training.seeds, train, "sites"), ignore_index=True)
 
 
+def unequal_prevalence(slices: Slices, site: dict[str, str]) -> Slices | None:
+    """The internal slices without every second negative patient of one site and every second positive one of the
+    others: there the site predicts the label.  The site is that of `label_by_site`; None as there."""
+    if (labelled := label_by_site(slices, site)) is None:
+        return None
+    inside = slices.where(slices.split != "external")
+    columns = {"patient": inside.patient, "label": inside.label, "at": labelled.label, "split": inside.split}
+    one = pd.DataFrame(columns).iloc[inside.patients()[0]]
+    too_many = one["label"] != one["at"]  # negatives at the site, positives elsewhere
+    place = one.groupby(["split", "label", "at"]).cumcount()
+    return inside.where(~np.isin(inside.patient, one.loc[too_many & (place % 2 == 1), "patient"]))
+
+
+def probe_prevalence(run: Run, slices: Slices, site: dict[str, str]) -> pd.DataFrame | None:
+    """Predictions of the label by networks trained where prevalence differs between sites, and by the run's own
+    networks: the test patients of `unequal_prevalence`, with run, seed, patient, label, probability and site.
+
+    A network that uses the shortcut gains in the pooled AUC, and nothing within the sites."""
+    if (chosen := unequal_prevalence(slices, site)) is None:
+        return None
+    train = partial(_probe_seed, run=run, slices=run.placed(chosen))
+    told = pd.concat(run.each_of(run.training.seeds, train, "unequal prevalence"), ignore_index=True)
+    frozen = run.predict("test", slices=chosen)[["run", "seed", "patient", "label", "probability"]]
+    both = pd.concat([told.assign(run="trained there"), frozen], ignore_index=True)
+    return both.assign(site=both["patient"].map(site))
+
+
 def sites_from_pixels(run: Run, sheet: pd.DataFrame, slices: Slices, site: dict[str, str]) -> pd.DataFrame | None:
     """The same from grey levels of the crop alone, by a logistic regression: what a network need not learn.
 

@@ -32,10 +32,11 @@ from her2core.train import TrainConfig, choose_device, fit, predict, seed_everyt
 class Run:
     """What is trained, how, on what, and where its weights lie.
 
-    name: model[-window][-bias_field], as it stands in `params.yaml`.  models, training: the study's, as is cohort,
-    its name.  prepared: the folder of the stage `prepare`.  folder: that of the run's weights, one file a seed.
-    frozen: the table of their digests, which git keeps.  stage: what `dvc repro` calls the stage that trains it.
-    folds, repeats: those of the cohort's split; under folds a seed has a network for each fold of its partition."""
+    name: model[-window][-bias_field], as it stands in `params.yaml`.  models: the study's, as is cohort, its name.
+    training: the study's, with what its model has for itself.  prepared: the folder of the stage `prepare`.
+    folder: that of the run's weights, one file a seed.  frozen: the table of their digests, which git keeps.
+    stage: what `dvc repro` calls the stage that trains it.  folds, repeats: those of the cohort's split; under
+    folds a seed has a network for each fold of its partition."""
 
     name: str
     model: str
@@ -56,9 +57,10 @@ class Run:
         """A run of a study by its name; without one the reference, with which all others are compared."""
         training, models = study.params("train", TrainConfig), study.params("models", ModelConfig)
         name, split = name or training.reference, study.params("cohort", CohortConfig)
+        parts = parse_run(name, training.window)
+        training = training.of_model(parts[0])
         if split.repeats > len(training.seeds):
             raise ValueError(f"cohort.repeats: {split.repeats}, expected a seed for each in {training.seeds}")
-        parts = parse_run(name, training.window)
         places = study.data("prepare"), study.models / name, study.results / "weights" / f"{name}.csv"
         stage = study.target(f"train@{name}")
         return cls(name, *parts, models, training, study.name, *places, stage, split.folds, split.repeats)
@@ -202,12 +204,14 @@ def _train_member(member, run, slices, checkpoints):
     """One training, start to end → its weights (on the CPU) and history."""
     (seed, fold), file = member, _file_name(*member)
     slices = run.slices(fold=fold) if run.folds else slices
-    config = replace(run.training, lr=run.training.lr_of.get(run.model, run.training.lr))
+    config = run.training
     build = partial(build_model, run.model, run.models, slices.images.shape[-1])
     bar = partial(tqdm, desc=f"{run.name} {file.split('.')[0]}", unit="epoch", position=run.members.index(member))
     checkpoint = checkpoints / run.name / file if checkpoints else None
-    parts = slices.of_split("train"), slices.of_split("validation")
-    model, history = fit(build, *parts, config, seed, bar, checkpoint, CODE_DIGEST)
+    train, validation = slices.of_split("train"), slices.of_split("validation")
+    if config.patients:
+        train = train.some_patients(config.patients, seed if config.redraw else None)
+    model, history = fit(build, train, validation, config, seed, bar, checkpoint, CODE_DIGEST)
     history = [{"seed": seed, "fold": fold} | row for row in history] if run.folds else history
     return {k: v.cpu().contiguous() for k, v in model.state_dict().items()}, history
 

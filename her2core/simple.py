@@ -52,6 +52,23 @@ def first_order_of_slice(image: np.ndarray, mask: np.ndarray) -> dict[str, float
     return {name: found[name] for name in (*LESION, *CROP)}
 
 
+def clipped(prepared: Prepared, windows: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
+    """How much of the lesion each window turns white before anything is learnt: a row per window.
+
+    white: share of the lesion's pixels at 255 in the early phase, mean over these patients; q1, q3: its quartiles;
+    patients: how many."""
+    rows = np.flatnonzero(np.isin(prepared.patient, patients))
+    masks, found = prepared.masks[rows], []
+    for window in windows:
+        early = prepared.under(window, rows=rows).images[:, _PHASES.index("early")].numpy()
+        inside = {"white": (masks & (early == 255)).sum((1, 2)), "lesion": masks.sum((1, 2))}
+        pixels = pd.DataFrame(inside).groupby(prepared.patient[rows]).sum()
+        share = pixels["white"] / pixels["lesion"]
+        low, high = share.quantile([0.25, 0.75])
+        found.append({"window": window, "patients": len(share), "white": share.mean(), "q1": low, "q3": high})
+    return pd.DataFrame(found)
+
+
 def first_order(prepared: Prepared, window: str) -> pd.DataFrame:
     """The features of every patient under a window, indexed by patient: the mean of its slices."""
     images = prepared.under(window).images.numpy()

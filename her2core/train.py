@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from her2core.formats.boundary import reading
 from her2core.records import whole
 
 AGGREGATE = {"median": np.median, "mean": np.mean, "max": np.max}
+_OF_A_MODEL = ("seeds", "lr", "class_weight", "patients", "redraw")
 _CHECKPOINT_S = 30.0  # least time between two checkpoints
 _CHECKPOINT_SHARE = 0.1  # most of the training's time that they may take: one may be a gigabyte
 
@@ -34,9 +35,12 @@ _CHECKPOINT_SHARE = 0.1  # most of the training's time that they may take: one m
 class TrainConfig:
     """window: of every run whose name has none; THDA under it is the reference, with which all others are compared.
     seeds: one training each.  epochs: passes over the training patients, one slice per patient and pass.
-    lr: peak of AdamW's learning rate after `warmup` (fraction of all steps), then cosine to zero; lr_of: the
-        peak for models that need another.
+    lr: peak of AdamW's learning rate after `warmup` (fraction of all steps), then cosine to zero.
     class_weight: "balanced" weighs HER2+ by negatives / positives in the loss, "none" leaves it.
+    patients: how many of the training patients are drawn to train on; None: all.  redraw: each seed draws its own,
+        otherwise all have the same.
+    of: {model: {seeds, lr, class_weight, patients or redraw: its own value}}, where a model needs another or asks
+        what another would do.
     validate_every: epochs between looks at the validation patients; the best look is kept.
     patience: looks without a better AUC after which a training ends; None: it never ends early.
     aggregate: slice probabilities → patient: median, mean or max.
@@ -53,11 +57,13 @@ class TrainConfig:
     epochs: int = 40
     batch_size: int = 32
     lr: float = 2e-3
-    lr_of: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.05
     warmup: float = 0.1
     gradient_clip: float = 1.0
     class_weight: str = "balanced"
+    patients: int | None = None
+    redraw: bool = False
+    of: dict[str, dict] = field(default_factory=dict)
     validate_every: int = 4
     patience: int | None = None
     aggregate: str = "median"
@@ -81,12 +87,21 @@ class TrainConfig:
             raise ValueError(f"training needs a seed, an epoch, a batch, a validation and a thread, found {self}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: expected each once")
-        if min(self.lr, self.gradient_clip, *self.lr_of.values()) <= 0 or not 0 <= self.warmup <= 1:
-            raise ValueError(f"expected lr, lr_of, gradient_clip > 0 and 0 <= warmup <= 1, found {self}")
+        if min(self.lr, self.gradient_clip) <= 0 or not 0 <= self.warmup <= 1:
+            raise ValueError(f"expected lr, gradient_clip > 0 and 0 <= warmup <= 1, found {self}")
+        if self.patients is not None and self.patients < 2:
+            raise ValueError(f"patients={self.patients}: expected two or more, or null")
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise ValueError(f"device={self.device!r}: expected auto, cpu, cuda or mps")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience}: expected one validation or more, or null")
+
+    def of_model(self, model: str) -> "TrainConfig":
+        """The same with what `of` has for a model; ValueError for a field that all models share."""
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in self.of.get(model, {}).items()}
+        if strangers := sorted(changes.keys() - _OF_A_MODEL):
+            raise ValueError(f"train.of.{model}: {', '.join(strangers)} unknown, expected {', '.join(_OF_A_MODEL)}")
+        return replace(self, **changes)
 
     @property
     def reference(self) -> str:

@@ -565,7 +565,7 @@ def params_samples():
     text = re.sub(r"(?m)\s*#.*$", "", (TOP / "params.yaml").read_text())
     acquire = text[text.index("acquire:") : text.index("prepare:")]
     own = f"name: P1\nruns:\n  - thda-n4\n  - vit\n{acquire}prepare:\n  slices: 3\nmodels: {{}}\n"
-    own += "train:\n  lr: 0.002\n  lr_of: { vit: 0.003 }\nevaluate: {}\n"
+    own += "train:\n  lr: 0.002\n  of: { vit: { lr: 0.003 } }\nevaluate: {}\n"
     return {"study": {"params.yaml": text.encode(), "studies/P1/params.yaml": own.encode()}}
 
 

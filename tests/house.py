@@ -18,7 +18,7 @@ formats.boundary config records parallel
 formats.volume formats.dicom_file formats.consistency formats.dicom formats.seg
 formats.dicom_write formats.nifti formats.examination formats.weights
 cohort kinetics bias_field normalize audit preprocess
-dataset model baselines train runs simple probe case
+dataset convolution model baselines train runs tuning simple probe case
 auc paired calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
 cohorts.tables cohorts.collections cohorts.manifest cohorts.labels cohorts.ambl cohorts.duke cohorts.transfer
@@ -39,7 +39,7 @@ BARE = (
     "name: {}\nruns: []\nacquire: {{source: phantom}}\ncohort: {{endpoint: her2}}\nprepare: {{}}\nmodels: {{}}\n"
     "train: {{}}\nevaluate: {{}}\n"
 )
-PUBLISHED_STUDIES = {"ispy", "templates"}  # the folders of studies/ that are in git
+PUBLISHED_STUDIES = {"instrument", "ispy", "templates"}  # the folders of studies/ that are in git
 _OF_A_COMPENDIUM = (".dvcignore", ".gitignore", "CITATION.cff", "dvc.yaml", "params.yaml")
 _OF_A_COMPENDIUM += ("her2core", "notebooks", "manifests", *(f"studies/{study}" for study in PUBLISHED_STUDIES))
 

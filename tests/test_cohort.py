@@ -384,3 +384,14 @@ def test_one_person_has_one_text_however_a_collection_spells_the_identifier(name
 
 def test_two_people_of_ones_own_stay_two():
     assert len({c.person(name) for name in ("A-1", "A_1", "ISPY2X_1", "duke1", "ISPY1_1001", "ISPY1_1002")}) == 6
+
+
+@pytest.mark.parametrize(("split", "positives"), [("train", 1), ("validation", 0), ("test", 5)])
+def test_a_split_with_fewer_than_two_of_a_class_is_refused_before_anything_is_trained(split, positives):
+    """A lone external positive is the affair of the external site."""
+    rows = [(s, n, label) for s in ("train", "validation", "test") for label in (0, 1) for n in range(3)]
+    table = pd.DataFrame(rows + [("external", 0, 1)], columns=["split", "number", "label"])
+    c.check_classes(table)
+    table.loc[table["split"] == split, "label"] = [1] * positives + [0] * (6 - positives)
+    with pytest.raises(ValueError, match=f"split {split}: {positives} of 6 patients are positive, expected two"):
+        c.check_classes(table)

@@ -352,3 +352,20 @@ def test_neighbours_stand_beside_their_slice_phase_by_phase_under_its_window(tmp
     np.testing.assert_array_equal(found[:, 1::3], plain)
     np.testing.assert_array_equal(found[:, ::3], np.rint(beside[:, 0] / np.float32(1000) * 255).astype(np.uint8))
     np.testing.assert_array_equal(found[:, 2::3], np.rint(beside[:, 1] / np.float32(1000) * 255).astype(np.uint8))
+
+
+def test_some_patients_are_drawn_whole_and_a_seed_draws_its_own():
+    patient = np.repeat([f"p{k}" for k in range(20)], 3)
+    slices = Slices(torch.arange(60)[:, None, None, None], patient, np.full(60, "train"), np.zeros(60, int))
+    same, again = slices.some_patients(8), slices.some_patients(8)
+    assert np.array_equal(same.patient, again.patient)
+    assert len(same.patients()[0]) == 8 and set(same.patients()[1]) == {3}
+    assert torch.equal(same.images.flatten(), torch.from_numpy(np.flatnonzero(np.isin(patient, same.patient))))
+    draws = {tuple(slices.some_patients(8, seed).patient) for seed in range(5)} | {tuple(same.patient)}
+    assert len(draws) == 6
+
+
+def test_more_patients_than_there_are_are_refused():
+    slices = Slices(torch.zeros(2, 1, 1, 1), np.array(["a", "b"]), np.full(2, "train"), np.zeros(2, int))
+    with pytest.raises(ValueError, match="3 patients wanted, but there are 2"):
+        slices.some_patients(3)

@@ -154,3 +154,16 @@ def test_other_parameters_leave_nothing_of_the_old_cohort(tmp_path):
 def test_a_cohort_that_cannot_be_made_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
+
+
+def test_shading_is_a_multiple_of_the_sites():
+    row = e.draw_cohort(CONFIG)[0]
+    plain = e.site_of(row, CONFIG.coarse)
+    assert e.site_of(row, CONFIG.coarse, 1.5) == replace(plain, bias=1.5 * plain.bias)
+    assert make_patient(1, 1, replace(plain, bias=0.0)).bias_field.std() == 0
+
+
+@pytest.mark.parametrize("shading", [-0.1, 3.1])
+def test_shading_that_no_coil_has_is_refused(shading):
+    with pytest.raises(ValueError, match=f"shading must lie between 0 and 3, found {shading}"):
+        replace(CONFIG, shading=shading)

@@ -393,3 +393,62 @@ def test_a_row_without_its_fold_is_refused(tmp_path, rng):
 def test_no_prediction_table_is_an_error_that_says_what_to_run():
     with pytest.raises(ValueError, match="run the training stage"):
         evaluate.read_predictions([])
+
+
+def test_a_run_with_fewer_seeds_is_compared_on_those(rng):
+    table = predictions(rng, ["a-w-raw", "b-w-raw"], seeds=4)
+    few = table[(table["run"] == "b-w-raw") | (table["seed"] < 2)]
+    found, expected = (evaluate.comparisons(t, "b-w-raw", CONFIG) for t in (few, table[table["seed"] < 2]))
+    pd.testing.assert_frame_equal(found, expected)
+    assert found.loc[0, "seeds"] == 2
+
+
+def test_what_another_test_set_could_see_follows_from_the_parts_of_the_variance(rng):
+    pair = evaluate.comparisons(predictions(rng, seeds=3), "b-w-raw", CONFIG)
+    row = pair.iloc[0]
+    assert row["se"] ** 2 == pytest.approx(row["of_patients"] + row["of_seeds"])
+    found = evaluate.decidable(pair, {"same": (20, 20), "ten times": (200, 200)}, [3, 300])
+    assert found.loc[0, "detectable"] == pytest.approx(row["detectable"])
+    se = np.sqrt(row["of_patients"] / 10 + row["of_seeds"] / 100)
+    assert found.loc[3, "detectable"] == pytest.approx((1.96 + 0.8416) * se, rel=0.02)
+    assert list(found["seeds"]) == [3, 300, 3, 300] and list(found["patients"]) == [40, 40, 400, 400]
+
+
+def test_the_patients_that_it_takes_are_enough_and_a_hundred_fewer_are_not(rng):
+    pair = evaluate.comparisons(predictions(rng, seeds=3), "b-w-raw", CONFIG).assign(of_seeds=0.0)
+    n = evaluate.patients_needed(pair, 0.05, 0.25, 3)
+    for count, enough in ((n, True), (n - 100, False)):
+        sets = {"": (round(count / 4), count - round(count / 4))}
+        assert (evaluate.decidable(pair, sets, [3])["detectable"].item() <= 0.05) == enough
+
+
+def test_no_number_of_patients_makes_up_for_seeds_that_differ(rng):
+    pair = evaluate.comparisons(predictions(rng, seeds=3), "b-w-raw", CONFIG).assign(of_seeds=0.01)
+    assert evaluate.patients_needed(pair, 0.05, 0.25, 3) is None
+
+
+def test_the_gap_between_groups_is_that_of_both_their_rates(rng):
+    """Group a: 8 of 10 positives and 1 of 10 negatives are called; group b: 5 and 4."""
+    labels = np.tile(np.repeat([1, 0], 10), 2)
+    called = np.concatenate([np.arange(10) < n for n in (8, 1, 5, 4)])[None]
+    group = pd.Series(["a"] * 20 + ["b"] * 20)
+    found = evaluate.rate_gaps(labels, called, {"by": group, "one": pd.Series("all", range(40))}, CONFIG)
+    assert len(found) == 1 and found.loc[0, "gap"] == pytest.approx(0.3 + 0.3)
+    assert 0.05 < found.loc[0, "chance"] < 0.4 < found.loc[0, "chance_95"] and found.loc[0, "p"] < 0.2
+
+
+def test_small_groups_and_patients_without_one_are_left_out(rng):
+    labels = np.tile([1, 0], 30)
+    called = rng.random((2, 60)) < 0.5
+    group = pd.Series(["a"] * 20 + ["b"] * 20 + ["small"] * 8 + [None] * 12)
+    found, without = (evaluate.rate_gaps(labels[:n], called[:, :n], {"by": group[:n]}, CONFIG) for n in (60, 40))
+    assert found.loc[0, "patients"] == 40 and found.loc[0, "gap"] == without.loc[0, "gap"]
+
+
+def test_without_a_difference_the_p_value_of_a_gap_is_small_as_often_as_it_says(rng):
+    config, small = EvaluateConfig(bootstrap=200), 0
+    for _ in range(200):
+        labels, called = np.tile([1, 0], 40), rng.random((1, 80)) < 0.5
+        group = pd.Series(rng.permutation(np.arange(80) % 3))
+        small += evaluate.rate_gaps(labels, called, {"by": group}, config).loc[0, "p"] < 0.1
+    assert 8 <= small <= 34

@@ -348,7 +348,7 @@ def test_lesions_enhance_more_than_gland_and_gland_more_than_fat(patients, site)
     gland, fat = away & (p.fibroglandular > 0.7), away & (p.fibroglandular < 0.01)
     gain = [early[m].mean() / pre[m].mean() - 1 for m in (p.lesion_mask, gland)]
     assert gain[0] > 0.7 > gain[1] > 0.05
-    assert np.median(pre[fat]) < 0.6 * np.median(pre[gland])  # fat suppression
+    assert np.quantile(pre[fat], 0.25) < 0.6 * np.median(pre[gland])  # fat suppression, which fails in places
     assert np.quantile(pre[fat], 0.995) > np.quantile(pre[gland], 0.9)  # where it fails
 
 

@@ -139,3 +139,29 @@ def test_the_site_alone_predicts_its_training_prevalence(table):
 def test_a_site_without_training_patients_has_the_prevalence_of_all(table):
     table.loc[4, "dataset"] = "three"
     assert probe.prevalence_of_site(table)["probability"].tolist() == [0.5, 1 / 3]
+
+
+def test_where_prevalence_is_made_unequal_the_site_predicts_the_label_in_every_split(cohort):
+    slices, site = cohort
+    chosen = probe.unequal_prevalence(slices, site)
+    at_two = np.array([site[p] == "two" for p in chosen.patient])
+    for split in ("train", "validation", "test"):
+        here = chosen.split == split
+        shares = [chosen.label[here & at].mean() for at in (at_two, ~at_two)]
+        assert shares[0] >= 0.6 and shares[1] <= 0.4
+    assert "external" not in chosen.split and set(chosen.patient) < set(slices.patient)
+
+
+def test_a_network_takes_the_shortcut_where_it_pays(cohort):
+    """Nothing but the site shows in these images."""
+    slices, site = cohort
+    run = make_run(None, None, models=MODELS, training=CONFIG)
+    found = probe._probe_seed(0, run, probe.unequal_prevalence(slices, site))
+    at_two = np.array([site[p] == "two" for p in found["patient"]])
+    assert found["probability"][at_two].mean() > found["probability"][~at_two].mean() + 0.1
+
+
+def test_one_site_alone_has_no_shortcut(cohort):
+    slices, site = cohort
+    assert probe.unequal_prevalence(slices, dict.fromkeys(site, "one")) is None
+    assert probe.probe_prevalence(None, slices, dict.fromkeys(site, "one")) is None

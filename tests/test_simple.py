@@ -8,6 +8,7 @@ import pytest
 from prepared_samples import make_run, write_prepared
 
 from her2core import simple
+from her2core.dataset import Prepared
 
 LESION = np.zeros((40, 40), bool)
 LESION[10:20, 5:25] = True  # 10 × 20 pixels
@@ -97,3 +98,17 @@ def test_under_folds_an_external_patient_has_the_mean_of_all_folds(run, rng):
     assert len(external) == 6 * 2 * len(run.training.seeds) and external["fold"].isna().all()
     inside = table[table["split"] == "test"]
     assert len(inside) == 22 * 2 * len(run.training.seeds) and set(inside["fold"]) == {0, 1, 2, 3}
+
+
+def test_what_a_window_clips_is_the_share_of_the_lesions_pixels_that_are_white(tmp_path, rng):
+    prepared = write_prepared(tmp_path, rng, px=16)
+    opened = Prepared.open(prepared)
+    found = simple.clipped(opened, ["channel_q95", "global_minmax"], ["a", "c"]).set_index("window")
+    early, lesion = opened.images[:, 1].astype(float), opened.masks
+    for window, level, scope in (("channel_q95", 0.95, "channel"), ("global_minmax", 1.0, "global")):
+        above = early >= opened.quantile(scope, "early", level)[:, None, None]
+        of = [opened.patient == name for name in "ac"]
+        inside = [(above & lesion)[its].sum() / lesion[its].sum() for its in of]
+        assert found.loc[window, "white"] == pytest.approx(np.mean(inside), abs=0.02)
+        assert found.loc[window, "patients"] == 2
+    assert found.loc["channel_q95", "white"] > found.loc["global_minmax", "white"]

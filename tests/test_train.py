@@ -413,3 +413,17 @@ def test_a_training_that_cannot_be_is_refused(changes, message):
 def test_auto_finds_a_device_and_a_name_is_taken_as_given():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_a_model_has_its_own_rate_weight_and_patients_and_shares_the_rest():
+    config = TrainConfig(lr=0.004, of={"vit": {"lr": 0.001}, "thda_half": {"patients": 300, "redraw": True}})
+    assert config.of_model("vit") == replace(config, lr=0.001)
+    assert config.of_model("thda_half") == replace(config, patients=300, redraw=True)
+    assert config.of_model("thda") == config
+    assert TrainConfig(of={"vit": {"seeds": [3, 4]}}).of_model("vit").seeds == (3, 4)
+
+
+def test_what_all_models_share_no_model_has_for_itself():
+    config = TrainConfig(of={"vit": {"epochs": 3}})
+    with pytest.raises(ValueError, match="train.of.vit: epochs unknown, expected seeds, lr, class_weight"):
+        config.of_model("vit")

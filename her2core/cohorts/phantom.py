@@ -50,10 +50,13 @@ class EmbeddedConfig:
     unknown_her2: int  # further patients of spy1 without a HER2 result, as in the real table
     coarse: int  # voxels this much larger in all directions (1: 24 × 128 × 128)
     jobs: int  # processes, -1 for one per core
+    shading: float = 1.0  # strength of the coils' shading; 0 for none, 2 for twice that of the sites
 
     def __post_init__(self):
         if not 0 < self.prevalence < 1:
             raise ValueError(f"prevalence must lie between 0 and 1, found {self.prevalence}")
+        if not 0 <= self.shading <= 3:  # beyond, the far wall is darker than the noise
+            raise ValueError(f"shading must lie between 0 and 3, found {self.shading}")
 
     def get(self, folder: Path) -> tuple[list[dict], list[dict]]:
         """Make all patients that are not there yet; returns their records, in the order of the cohort, and nobody
@@ -68,7 +71,7 @@ class EmbeddedConfig:
     def describe(self) -> pd.DataFrame:
         """A row per collection: patients, GB to be kept."""
         table = pd.DataFrame(draw_cohort(self)).assign(patients=1)
-        sites = [site_of(row, self.coarse) for row in table.to_dict("records")]
+        sites = [site_of(row, self.coarse, self.shading) for row in table.to_dict("records")]
         table["kept_GB"] = [2e-9 * math.prod(s.shape) * len(s.phase_times_s) for s in sites]  # 16 bits per voxel
         table = table.groupby("dataset", sort=False)[["patients", "kept_GB"]].sum().reset_index(names="collection")
         return table.assign(**{"from": "phantom", "under_way_GB": 0.0})
@@ -107,11 +110,13 @@ def draw_cohort(config: EmbeddedConfig) -> list[dict]:
     return rows
 
 
-def site_of(row: dict, coarse: int) -> Site:
-    """The patient's scanner and protocol, with voxels `coarse` times larger over the same field of view."""
+def site_of(row: dict, coarse: int, shading: float = 1.0) -> Site:
+    """The patient's scanner and protocol, with voxels `coarse` times larger over the same field of view, and the
+    shading of the coil `shading` times as strong."""
     site = draw_protocol(row["dataset"], row["seed"])
     shape = tuple(n // coarse for n in site.shape)
-    return replace(site, shape=shape, spacing_mm=tuple(s * coarse for s in site.spacing_mm))
+    spacing_mm = tuple(s * coarse for s in site.spacing_mm)
+    return replace(site, shape=shape, spacing_mm=spacing_mm, bias=site.bias * shading)
 
 
 def _acquisition_of(site):
@@ -188,7 +193,7 @@ def _make_one(row, config, folder):
     """Make and write one patient unless its record says that it is complete; returns the record."""
     if record := read_record(folder, row["patient"]):
         return record
-    site = site_of(row, config.coarse)
+    site = site_of(row, config.coarse, config.shading)
     patient = make_patient(row["seed"], row["her2"], site, bayes_auc=config.bayes_auc)
     paths = write_patient(row, patient, site, folder)
     dicoms = [path for path in paths if path.parent.name == "dce" and path.suffix == ".dcm"][:1]

@@ -117,8 +117,10 @@ def _runs(study):
     config, training, models = (study.params(name, _CLASSES[name]) for name in ("prepare", "train", "models"))
     if twice := {name for name in study.runs if study.runs.count(name) > 1}:
         raise ValueError(f"runs has {', '.join(sorted(twice))} twice")
-    if strangers := [name for name in training.lr_of if not is_model(name)]:
-        raise ValueError(f"train.lr_of: no model is called {', '.join(strangers)}")
+    if strangers := [name for name in training.of if not is_model(name)]:
+        raise ValueError(f"train.of: no model is called {', '.join(strangers)}")
+    for name in training.of:
+        training.of_model(name)
     for name, changes in models.variants.items():
         build(ThdaConfig, study.section("models")["thda"] | changes, f"{study.name}: models.variants.{name}")
     for run in (Run.of(study, name) for name in study.runs):

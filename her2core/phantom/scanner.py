@@ -40,7 +40,7 @@ def _fat_residue(grid, site, fat, fields: Fields, rng):
     """
     residue = site.fat_suppression * np.exp(0.22 * fields.coarse + 0.14 * fields.medium + 0.12 * fields.fine)
     fold, axilla = rng.uniform(0.3, 1.7, 2)
-    share = float(np.clip(0.15 * np.exp(0.5 * rng.standard_normal()), 0.03, 0.35))
+    share = float(np.clip(site.fat_unsuppressed * np.exp(0.5 * rng.standard_normal()), 0.03, 0.5))
     off_resonance = (
         -fold * grid.z / np.abs(grid.z).max()
         + axilla * grid.lateral / np.abs(grid.lateral).max()
@@ -66,7 +66,7 @@ def _tissue_table(grid, site, truth, anatomy, lesions, rng):
         (a.gland * free * (1 + 0.04 * fields.medium), "gland", 0.82, gland_rate, 0.30, 0.006),
         (a.ligament * free, "gland", 0.60, 0.006, 0.20, 0.003),
         (a.muscle * free * (1 + 0.07 * fields.fine), "muscle", 0.64, 0.035, 0.15, 0.015),
-        (a.skin * free, "skin", 0.48, 0.030, 0.35, 0.010),
+        (a.skin * free, "skin", 0.65, 0.060, 0.35, 0.010),
         (a.node * free, "gland", 0.80, 0.20, 0.35, 0.030),
         (a.vessel * free, "blood", 0.85, 0.0, 1.0, 1 - physics.HAEMATOCRIT),
         (solid * lesions.water, "tumour", 0.88, lesions.ktrans_per_min, truth.ve, truth.vp),

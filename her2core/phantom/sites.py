@@ -28,7 +28,8 @@ class Site:
 
     gain: mean grey level of fibroglandular tissue before contrast.  noise: sigma per channel relative to it.
     bias: strength of the receive field (about 3 × its coefficient of variation).  fat_suppression: share of the fat
-    signal that is left.  phase_times_s: seconds after injection; the first, 0, is the pre-contrast phase.
+    signal that is left.  fat_unsuppressed: share of the fat, in the median over patients, where suppression fails.
+    phase_times_s: seconds after injection; the first, 0, is the pre-contrast phase.
     spacing_mm, shape: (z, y, x).  ValueError for values that cannot be scanned.
     """
 
@@ -39,6 +40,7 @@ class Site:
     flip_deg: float
     relaxivity_per_s_mM: float
     fat_suppression: float
+    fat_unsuppressed: float
     gain: float
     noise: float
     bias: float

@@ -3,7 +3,8 @@
 The paper's full text and code were not available; what is known comes from its abstract ("abstract"), from a
 summary made from the PDF ("summary"), or from a third party that audited the authors' repository ("third
 party").  "not known" means that nobody says.  assumptions.csv has a row per alternative: the parameter's place in
-params.yaml, what is known, the alternative in words, and the run's model that takes it where it is measured.
+params.yaml, what is known, the alternative in words, and the run's model that takes it where it is measured.  A
+choice that the code makes and no parameter holds has a name, and what is taken in words.
 """
 
 import csv
@@ -16,7 +17,7 @@ from her2core.config import lookup
 
 
 def assumptions() -> list[dict[str, str]]:
-    """The open choices: rows of parameter, known, alternative, model."""
+    """The open choices: rows of parameter, known, alternative, model, taken."""
     return list(csv.DictReader(Path(__file__).with_name("assumptions.csv").read_text("utf-8").splitlines()))
 
 
@@ -48,9 +49,10 @@ def markdown(sections: dict[str, Any], pairs: pd.DataFrame, cohort: str, note: s
     before = None
     for row in assumptions():
         parameter, name = row["parameter"], row["alternative"]
-        if (value := lookup(sections, parameter)) is None:
+        if (value := row["taken"] or lookup(sections, parameter)) is None:
             raise ValueError(f"params.yaml: {cohort} has no {parameter}")
-        first = "| | | |" if parameter == before else f"| `{parameter}` | {row['known']} | {_shown(value)} |"
+        named = parameter if row["taken"] else f"`{parameter}`"
+        first = "| | | |" if parameter == before else f"| {named} | {row['known']} | {_shown(value)} |"
         lines.append(f"{first} {name} | {_effect(row['model'], pairs) if name else ''} |")
         before = parameter
     return "\n".join(lines) + "\n"

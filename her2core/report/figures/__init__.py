@@ -5,7 +5,15 @@ synthetic); one that shows a statistic also carries its n and interval.  Input o
 lacks a column or a value, raises ValueError.
 """
 
-from her2core.report.figures.curves import age_by_status, calibration_curve, decision_curve, learning_curves, roc
+from her2core.report.figures.curves import (
+    age_by_status,
+    calibration_curve,
+    clipping,
+    decision_curve,
+    learning_curves,
+    real_lesions,
+    roc,
+)
 from her2core.report.figures.forests import by_subgroup, differences, expected_widths, forest, populations
 from her2core.report.figures.images import bias_correction, failures, phases, readers, windowed, windows
 from her2core.report.figures.network import attention, attention_check, channel_gates, through_the_network

@@ -1,7 +1,8 @@
 """Figures with curves: learning, ROC, calibration and net benefit; and who the patients are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -149,3 +150,34 @@ def decision_curve(panels: Mapping[str, tuple], confidence: float, cohort: str) 
     axes[0, 0].set_ylabel("Net benefit (true positives per patient)")
     axes[-1, 0].legend(loc="upper right")
     return titled(figure, cohort, f"Band: {confidence:.0%} interval over patients")
+
+
+def real_lesions() -> pd.DataFrame:
+    """Share of the lesion above quantiles of its own slice in four real slices of I-SPY1, one phase each.
+
+    Measured on 8-bit images and masks of S. T. Arai's set (CC BY-NC 4.0, from BreastDCEDL), which this project does
+    not contain: slice, lesion_px, above_q95, above_q98, above_q99."""
+    return pd.read_csv(Path(__file__).with_name("real_lesions.csv"), dtype={"slice": str})
+
+
+def clipping(table: pd.DataFrame, real: Mapping[str, Sequence[float]], confidence: float, cohort: str) -> Figure:
+    """AUC against the share of the lesion that a window turns white.
+
+    table: a row per window with window, white (a share), auc, low, high, patients, positives.  real: what to mark
+    below, name → shares of single real lesions.
+    """
+    require.full_table("clipping", table, ("window", "white", "auc", "low", "high", "patients", "positives"))
+    figure, axes = plt.subplots(figsize=(ONE_COLUMN * 1.6, 3.4))
+    errors, look = np.abs(table[["low", "high"]].to_numpy().T - table["auc"].to_numpy()), {"linewidth": 0.8}
+    axes.errorbar(100 * table["white"], table["auc"], errors, fmt="o", markersize=4, color=COLOURS[0], **look)
+    for _, row in table.iterrows():
+        place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": "x-small"}
+        axes.annotate(row["window"], (100 * row["white"], row["auc"]), **place)
+    floor = float(table["low"].min()) - 0.03
+    for k, (name, shares) in enumerate(real.items(), start=1):
+        height = np.full(len(shares), floor - 0.02 * k)
+        axes.plot(100 * np.asarray(shares), height, "|", markersize=9, color=COLOURS[k], label=name)
+    axes.set(xlabel="Lesion that the window turns white, early phase (% of its pixels)", ylabel="AUC")
+    figure.legend(loc="outside lower center")
+    n = patients_of("clipping", table.itertuples(), cohort)
+    return titled(figure, cohort, f"{n}; mean of seeds, {confidence:.0%} over patients")
