@@ -518,3 +518,16 @@ def test_input_of_another_shape_is_refused_and_named(name):
     draw, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         draw(cohort=COHORT)
+
+
+def test_clipping_has_a_point_for_each_window_and_a_mark_for_each_real_lesion_below_them():
+    table = pd.DataFrame({"window": ["channel_q98", "global_minmax"], "white": [0.18, 0.0], "auc": [0.7, 0.8]})
+    table = table.assign(low=table["auc"] - 0.1, high=table["auc"] + 0.1, patients=180, positives=72)
+    real = figures.real_lesions()
+    axes = figures.clipping(table, {"real": real["above_q98"]}, 0.95, "a cohort").axes[0]
+    marks = next(line for line in axes.lines if line.get_label() == "real")
+    assert list(marks.get_xdata()) == pytest.approx([1.9, 25.9, 4.2, 4.7])
+    assert max(marks.get_ydata()) < table["low"].min()
+    assert [text.get_text() for text in axes.texts] == list(table["window"])
+    with pytest.raises(ValueError, match="clipping: lacks white"):
+        figures.clipping(table.drop(columns="white"), {}, 0.95, "a cohort")
