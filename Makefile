@@ -6,6 +6,10 @@ repro: .venv/ok ## run the embedded study; stages that are up to date are skippe
 	python benchmarks/machine.py
 	nbstripout --keep-id --extra-keys metadata.language_info notebooks/*.ipynb
 	dvc repro
+	python -m her2core.report.machine_readable
+
+try: .venv/ok ## a tiny study from phantom to page, in minutes, in a copy under .try: no other file changes
+	PYTHONPATH=tests python -m first_try
 
 check: .venv/ok ## style, structure, behaviour on small inputs: minutes, whatever the results in git are
 	ruff check
@@ -17,9 +21,16 @@ test: .venv/ok ## check, and the slow tests, the whole pipeline on a tiny study,
 	ruff format --check
 	pytest -n 2 --dist loadfile
 
+verify: .venv/ok ## rebuild the committed results in clones under .verify and compare; STUDY=instrument: the other, hours
+	PYTHONPATH=tests python -m verification $(STUDY)
+
 rehearse: .venv/ok ## the real study from end to end, on stand-in archives: minutes; KILL=1: again, killed and cut off
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -e .[rehearse]
 	PYTHONPATH=tests:manifests python -m rehearsal $(if $(KILL),--kill)
+
+validate: .venv/ok ## hold the RO-Crate against its validator, which is not in the lock: .venv has an older rich afterwards
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -e .[validate]
+	HER2_VALIDATE=1 pytest tests/test_machine_readable.py
 
 fuzz: .venv/ok ## mutated inputs against every reader, half an hour on two cores: COUNT=20000 tries fewer; Linux
 	python tests/fuzz.py $(if $(COUNT),--count $(COUNT))
@@ -31,6 +42,9 @@ figures: .venv/ok ## redraw the figures, from the tables in git; those of images
 	if [ -d models/embedded ]; then dvc repro --single-item --force cohort phantom preparation network external; fi
 	dvc repro --single-item --force report
 
+sample: .venv/ok ## renew the sample in git from the embedded study, after `make repro` has computed it
+	python -m her2core.cohorts.sample
+
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --no-header
 HASHED = $(LOCK) --no-annotate --no-emit-index-url --no-emit-find-links --generate-hashes
 lock: .venv/ok ## renew requirements.txt (for conda, no hashes) and requirements*.lock from pyproject.toml, for all platforms
@@ -39,14 +53,15 @@ lock: .venv/ok ## renew requirements.txt (for conda, no hashes) and requirements
 	echo uv | $(HASHED) --upgrade - -o requirements.uv.lock
 
 clean: ## remove the environment, caches, and what the embedded study can make again; data of other studies stay
-	rm -rf .venv .rehearsal .dvc/tmp data/embedded models/embedded .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .rehearsal .try .verify .dvc/tmp data/embedded models/embedded .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: ## remove all data and weights too, downloaded ones included; asks twice
 	@read -p "Delete data/, models/ and DVC's cache of every study? Real data have to be downloaded again. [yes/no] " a; [ "$$a" = yes ]
 	@read -p "Really, all of them? Type delete: " a; [ "$$a" = delete ]
 	$(MAKE) clean
-	rm -rf .dvc/cache data models
+	rm -rf .dvc/cache
+	find data models -mindepth 1 -maxdepth 1 ! -name sample -exec rm -rf {} +
 
 .venv/ok: requirements.lock requirements.uv.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -56,4 +71,4 @@ clean-all: ## remove all data and weights too, downloaded ones included; asks tw
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --build-constraint requirements.lock --no-deps -e .
 	touch $@
 
-.PHONY: repro check test rehearse fuzz lab figures lock clean clean-all
+.PHONY: repro try check test verify rehearse validate fuzz lab figures sample lock clean clean-all

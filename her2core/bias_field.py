@@ -1,9 +1,8 @@
 """N4 bias-field correction: one field per patient, from the pre-contrast phase, for all phases.
 
 A shared field leaves the ratios between phases alone.  A field per phase does not: contrast agent brightens some
-tissues more than others, and N4 takes part of that for coil shading.  On 24 phantom patients such fields change the
-enhancement of the lesion by 8 % in the median and by up to 35 %, a shared one by less than 0.3 %
-(benchmarks/n4.py).  Tustison et al., IEEE Trans Med Imaging 2010;29:1310.
+tissues more than others, and N4 takes part of that for coil shading: such fields change the enhancement of the
+lesion, a shared one does not (benchmarks/n4.py).  Tustison et al., IEEE Trans Med Imaging 2010;29:1310.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import SimpleITK as sitk
 from her2core.formats.volume import Geometry, to_sitk
 
 _FIELDS = ("shared", "per_phase")
-# grid voxels across a thin slab; with four, the lower quartile of r over 109 phantom slabs is 0.64 instead of 0.73
+# grid voxels across a thin slab; with four, single fields are further from the true one
 _FEWEST = 5
 
 
@@ -24,12 +23,12 @@ class N4Config:
     `grid_factors`); picked, not averaged, which would mix tissues.
 
     iterations: of each fitting level; all of them run.  Most belong to the first and smoothest level, since fat
-    whose suppression failed enters the field at the finer ones.
+    whose suppression failed enters the field at the finer one.
     field: "shared" fits the pre phase and corrects all by it; "per_phase" fits and corrects each on its own.
     """
 
-    grid_mm: float = 9.0
-    iterations: tuple[int, ...] = (50, 30, 10)
+    grid_mm: float = 10.0
+    iterations: tuple[int, ...] = (100, 20)
     field: str = "shared"
 
     def __post_init__(self):
@@ -51,8 +50,8 @@ def grid_factors(
     shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], grid_mm: float
 ) -> tuple[int, int, int]:
     """Every how many voxels (z, y, x) N4's grid takes one: about `grid_mm` apart, or closer, so that a thin slab
-    keeps five across it, or all of its slices.  MinCrop leaves two slices on either side of the lesion: 9 mm apart,
-    53 of I-SPY2's 982 patients would have fewer than four."""
+    keeps five across it, or all of its slices.  MinCrop leaves two slices on either side of the lesion: 10 mm
+    apart, 104 of I-SPY2's 982 patients would have fewer than four."""
     return tuple(max(1, min(round(grid_mm / s), n // _FEWEST)) for n, s in zip(shape, spacing_mm, strict=True))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit, logit
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss
 
@@ -162,10 +162,10 @@ def reliability(
     rows = []
     for one in np.unique(number):
         inside = number == one
-        interval = binomtest(int(labels[inside].sum()), int(inside.sum())).proportion_ci(confidence, "wilson")
+        low, high = _wilson(labels[inside].mean(), inside.sum(), confidence)
         rows.append(
             {"predicted": probabilities[inside].mean(), "observed": labels[inside].mean()}
-            | {"low": interval.low, "high": interval.high, "patients": int(inside.sum())}
+            | {"low": low, "high": high, "patients": int(inside.sum())}
         )
     return pd.DataFrame(rows)
 

@@ -30,6 +30,7 @@ from her2core.preprocess import PrepareConfig, pack
 from her2core.runs import Run
 
 _TAILS = (0.01, 0.99)  # quantiles of the training patients that bound their range
+_FEW = 50  # training patients, of whom these quantiles are as good as the ends
 # Of the range's width, granted beyond it: of normal values 1 in 200 lies outside instead of 1 in 50, so that ten
 # measures warn of 1 in 20 patients like the training ones.  The tails' own error among 100 patients is as large.
 _MARGIN = 0.1
@@ -151,7 +152,7 @@ class Range:
 
     low: float
     high: float
-    of: str = "98 % of the training patients"
+    of: str = "98 % of the training patients"  # with few, all of them
 
     def holds(self, value: float, measure: Measure) -> bool:
         """Whether a value lies inside, the margin granted."""
@@ -200,11 +201,12 @@ def training_ranges(run: Run, config: PrepareConfig) -> dict[str, Range]:
     table = table[seen_by(table["split"]) == "train"]
     if table.empty:
         raise ValueError("kinetics.csv: no training patient, whose range a case could lie in")
+    few = {"of": f"all {len(table)} training patients here"} if len(table) < _FEW else {}
     middle = prepared.middle()
     images = prepared.under(run.window, rows=middle[seen_by(prepared.split[middle]) == "train"]).images.numpy()
     for name, values in _in_units(table, images).items():
         low, high = pd.Series(values).quantile(_TAILS)  # of those that are known
-        ranges[name] = Range(low, high)
+        ranges[name] = Range(low, high, **few)
         if np.isnan(low):
             ranges[name] = Range(wanted_s[name] - _TIME_TOLERANCE_S, wanted_s[name] + _TIME_TOLERANCE_S, "wanted")
     return ranges

@@ -24,6 +24,8 @@ from her2core.formats.boundary import reading
 
 COLUMNS = ("cohort", "patient", "split", "label", "run", "model", "window", "bias_field", "seed", "probability")
 _AGAIN = "run the stage that wrote it again (dvc repro)"
+# (positives, negatives) of the test sets that a study on I-SPY, AMBL and Duke can have
+TEST_SETS = {"I-SPY test": (34, 98), "AMBL": (11, 32), "Duke": (161, 753), "I-SPY, out of fold": (296, 853)}
 _FEWEST = 5  # patients of either class, below which a subgroup gets no AUC
 
 
@@ -38,10 +40,15 @@ def _read_table(path):
     return table
 
 
-def read_predictions(paths: Iterable[Path], cohort: Iterable[tuple] | None = None) -> pd.DataFrame:
+def read_predictions(
+    paths: Iterable[Path],
+    cohort: Iterable[tuple] | None = None,
+    seeds: Mapping[str, Sequence[int]] | None = None,
+) -> pd.DataFrame:
     """Prediction tables joined and checked; ValueError unless every run and seed has the same patients, each once.
 
-    cohort: (patient, split, label) of all patients, where it is at hand: then those of the splits predicted."""
+    cohort: (patient, split, label) of all patients, where it is at hand: then those of the splits predicted.
+    seeds: of each run; without, every run has all."""
     if not (paths := sorted(paths)):
         raise ValueError("no prediction table: run the training stage first")
     table = pd.concat([_read_table(p) for p in paths], ignore_index=True)
@@ -49,7 +56,8 @@ def read_predictions(paths: Iterable[Path], cohort: Iterable[tuple] | None = Non
     splits, known = set(table["split"]), set(table["key"]) if cohort is None else cohort
     twice = splits - {"external"} if "fold" in table else set()  # where every internal patient has a row
     expected = {(p, s, y) for p, of, y in known for s in splits if s == of or (s in twice and of != "external")}
-    for run, seed in product(table["run"].unique(), table["seed"].unique()):
+    of = dict.fromkeys(table["run"], table["seed"].unique()) | dict(seeds or {})
+    for run, seed in [(name, seed) for name in table["run"].unique() for seed in of[name]]:
         found = table.loc[(table["run"] == run) & (table["seed"] == seed), "key"]
         if (odd := expected ^ set(found)) or len(found) > len(expected):
             such = f"expected each patient once with its split and label, not so: {min(odd, default='doubles')}"

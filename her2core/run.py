@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from her2core.config import Study, root, steady_dependencies
+from her2core.progress import progress
 
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's optional checker: a second of import, unused here
 
@@ -53,7 +54,9 @@ def _execute(source, part, parameters):
     part.parent.mkdir(parents=True, exist_ok=True)
     for name in ("papermill", "asyncio", "tornado"):  # they warn of what a stop leaves undone
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0")
+    os.environ.update(PYTHONPATH=str(root()), PYTHONHASHSEED="0", PYTHONUTF8="1", SOURCE_DATE_EPOCH="0")
+    if not sys.stderr.isatty():  # each update of a bar is a line of a log; tqdm reads this
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     return papermill.execute_notebook(
         str(source),
         str(part),
@@ -87,7 +90,7 @@ def run(name: str, parameters: dict[str, str]) -> Path:
     out = study.results / "executed" / ("-".join([name, *values]) + ".ipynb")
     part = out.with_suffix(".part.ipynb")
     try:
-        with steady_dependencies(f"notebooks/{name}.ipynb", study, **item):
+        with progress(study), steady_dependencies(f"notebooks/{name}.ipynb", study, **item):
             notebook = _execute(source, part, parameters)
     except PapermillExecutionError as error:
         raise ValueError(

@@ -15,13 +15,13 @@ import pandas as pd
 
 from her2core.dataset import Prepared, read_prepared
 from her2core.kinetics import FEATURES, clinical, simple_predictions
+from her2core.normalize import PHASES
 from her2core.runs import Run
 
-_PHASES = ("pre", "early", "late")
 _LEVELS = {"p10": 0.1, "median": 0.5, "p90": 0.9}
 _SHAPE = ("log_area", "compactness", "elongation")
-LESION = tuple(f"lesion_{phase}_{n}" for phase in _PHASES for n in ("mean", "sd", "p10", "p90")) + _SHAPE
-CROP = tuple(f"crop_{phase}_{n}" for phase in _PHASES for n in ("mean", "sd", *_LEVELS))
+LESION = tuple(f"lesion_{phase}_{n}" for phase in PHASES for n in ("mean", "sd", "p10", "p90")) + _SHAPE
+CROP = tuple(f"crop_{phase}_{n}" for phase in PHASES for n in ("mean", "sd", *_LEVELS))
 
 
 def _greys(values):
@@ -46,7 +46,7 @@ def first_order_of_slice(image: np.ndarray, mask: np.ndarray) -> dict[str, float
     if not mask.any():
         raise ValueError("empty mask, expected at least one pixel of the lesion")
     found = dict(zip(_SHAPE, map(float, _outline(mask)), strict=True))
-    for phase, grey in zip(_PHASES, image.astype(float), strict=True):
+    for phase, grey in zip(PHASES, image.astype(float), strict=True):
         for where, values in (("lesion", grey[mask]), ("crop", grey.ravel())):
             found |= {f"{where}_{phase}_{name}": float(n) for name, n in _greys(values).items()}
     return {name: found[name] for name in (*LESION, *CROP)}
@@ -55,17 +55,17 @@ def first_order_of_slice(image: np.ndarray, mask: np.ndarray) -> dict[str, float
 def clipped(prepared: Prepared, windows: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
     """How much of the lesion each window turns white before anything is learnt: a row per window.
 
-    white: share of the lesion's pixels at 255 in the early phase, mean over these patients; q1, q3: its quartiles;
-    patients: how many."""
+    white: share of the lesion's pixels at 255 in the early phase, mean over these patients; q1, median, q3: its
+    quartiles; patients: how many."""
     rows = np.flatnonzero(np.isin(prepared.patient, patients))
     masks, found = prepared.masks[rows], []
     for window in windows:
-        early = prepared.under(window, rows=rows).images[:, _PHASES.index("early")].numpy()
+        early = prepared.under(window, rows=rows).images[:, PHASES.index("early")].numpy()
         inside = {"white": (masks & (early == 255)).sum((1, 2)), "lesion": masks.sum((1, 2))}
         pixels = pd.DataFrame(inside).groupby(prepared.patient[rows]).sum()
         share = pixels["white"] / pixels["lesion"]
-        low, high = share.quantile([0.25, 0.75])
-        found.append({"window": window, "patients": len(share), "white": share.mean(), "q1": low, "q3": high})
+        quartiles = dict(zip(("q1", "median", "q3"), share.quantile([0.25, 0.5, 0.75]), strict=True))
+        found.append({"window": window, "patients": len(share), "white": share.mean()} | quartiles)
     return pd.DataFrame(found)
 
 

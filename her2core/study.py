@@ -1,5 +1,7 @@
-"""The command `her2`:  her2 study NAME   makes the folder of a study, or renews its pipeline.
-                     her2 check TABLE  says what each patient of a table of one's own would become, and why not.
+"""The command `her2`:  her2 study NAME    makes the folder of a study, or renews its pipeline.
+                     her2 check TABLE   says what each patient of a table of one's own would become, and why not.
+                     her2 predict CASE  says what a study's networks answer of one examination; research only.
+                     her2 verify TABLE  puts somebody else's predictions beside the study's and the paper's.
 
 studies/NAME/params.yaml holds what differs from the top level's; it is written once, from studies/templates/, and
 then belongs to the user.  studies/NAME/dvc.yaml is the top level's pipeline with that study's parameters; it is
@@ -26,15 +28,19 @@ def pipeline(name: str, top: Path) -> str:
     Each tracks the study's own parameters and those of the top level that they are merged with.
     """
     stages = stages_of(top / "dvc.yaml")
-    stages.pop("phantom", None)  # its tour is the same in every study
+    tour = stages.pop("phantom", {})  # the same in every study
+    made = {path for out in tour.get("outs", ()) for path in out}
     for stage, definition in stages.items():
+        definition["deps"] = [path for path in definition["deps"] if path not in made]
         keys = tracked(definition)
         common = [key for key in MERGED if key in keys]
         own = {f"studies/{name}/params.yaml": [key for key in (*OWN, *MERGED) if key in keys]}
         stages[stage] = {"wdir": "../.."} | definition | {"params": [*common, own]}
     yaml, text = YAML(), io.StringIO()
     yaml.width = 200
-    yaml.dump({"stages": stages}, text)
+    plots = [{path: {}} if isinstance(path, str) else path for path in read_yaml(top / "dvc.yaml").get("plots", [])]
+    shown = {f"../../{path}": how for plot in plots for path, how in plot.items()}  # plots have no wdir
+    yaml.dump({"stages": stages, "plots": [shown]}, text)
     return _HEADER.format(name=name) + text.getvalue()
 
 
@@ -72,9 +78,21 @@ def main(arguments: list[str] | None = None) -> None:
         "check", help="say what each patient of a table of one's own would become, and why not"
     )
     own.add_argument("table", metavar="TABLE", help="the CSV, or the name of a study that has one")
+    case = commands.add_parser("predict", help="a page and a picture of one examination; research only")
+    case.add_argument("case", metavar="CASE", help="folder with dce/ and seg.dcm, mask/ or a box in case.json")
+    case.add_argument("--cohort", metavar="STUDY", help="whose networks answer; the top-level study's without it")
+    other = commands.add_parser("verify", help="somebody else's predictions beside the study's and the paper's")
+    other.add_argument("table", metavar="PREDICTIONS", help="a CSV with columns patient and probability")
+    other.add_argument(
+        "--cohort", metavar="STUDY", help="whose patients they are; the top-level study's without it"
+    )
+    study.set_defaults(run=_make)
+    own.set_defaults(run=_check)
+    case.set_defaults(run=_predict)
+    other.set_defaults(run=_verify)
     chosen = vars(parser.parse_args(arguments))
     try:
-        if status := _make(**chosen) if "name" in chosen else _check(chosen["table"]):
+        if status := chosen.pop("run")(**chosen):
             sys.exit(status)
     except (ValueError, OSError) as error:
         sys.exit(f"her2: {error}")
@@ -101,6 +119,25 @@ def _check(table):
     lines, good = own.check_table(config)
     print(*lines, sep="\n")
     return int(not good)
+
+
+def _predict(case, cohort):
+    study = Study.open(cohort)
+    from her2core.report import one_case  # slow to load
+
+    found = one_case.examine(study, case)
+    print(*one_case.sentences(found), "Research only, not for clinical use.", sep="\n")
+    for doubt in found.doubts:
+        print(f"- {doubt}")
+    for path in one_case.write_case(found, study.results / "cases"):
+        print(f"written: {path.relative_to(study.top)}")
+
+
+def _verify(table, cohort):
+    study = Study.open(cohort)
+    from her2core.report import verify  # slow to load
+
+    print(*verify.said(study, verify.verified(study, Path(table))), sep="\n")
 
 
 if __name__ == "__main__":

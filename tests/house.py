@@ -18,16 +18,19 @@ formats.boundary config records parallel
 formats.volume formats.dicom_file formats.consistency formats.dicom formats.seg
 formats.dicom_write formats.nifti formats.examination formats.weights
 cohort kinetics bias_field normalize audit preprocess
-dataset convolution model baselines train runs tuning simple probe case
+dataset convolution model baselines train runs cam tuning simple probe case
 auc paired calibration evaluate
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
 cohorts.tables cohorts.collections cohorts.manifest cohorts.labels cohorts.ambl cohorts.duke cohorts.transfer
 cohorts.phantom cohorts.own cohorts.mamamia cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight
+cohorts.sample
 report.figures.style report.figures.require report.figures.words
 report.figures.images report.figures.network report.figures.phantom
-report.figures.curves report.figures.forests report.figures
-report.diagrams report.assumptions report.documents report.checklists report.sources report.page
-run study
+report.figures.curves report.figures.forests report.figures.sheet report.figures
+report.findings report.diagrams report.assumptions report.documents report.checklists report.machine_readable
+report.sources report.page
+report.one_case report.explore report.verify
+progress run study
 """.split()
 HEART = [module for module in ORDER if "." not in module]
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
@@ -39,9 +42,14 @@ BARE = (
     "name: {}\nruns: []\nacquire: {{source: phantom}}\ncohort: {{endpoint: her2}}\nprepare: {{}}\nmodels: {{}}\n"
     "train: {{}}\nevaluate: {{}}\n"
 )
-PUBLISHED_STUDIES = {"instrument", "ispy", "templates"}  # the folders of studies/ that are in git
+PUBLISHED_STUDIES = {"instrument", "ispy", "sample", "templates"}  # the folders of studies/ that are in git
 _OF_A_COMPENDIUM = (".dvcignore", ".gitignore", "CITATION.cff", "dvc.yaml", "params.yaml")
-_OF_A_COMPENDIUM += ("her2core", "notebooks", "manifests", *(f"studies/{study}" for study in PUBLISHED_STUDIES))
+_OF_A_COMPENDIUM += (
+    "her2core",
+    "notebooks",
+    "manifests",
+    *(f"studies/{study}" for study in PUBLISHED_STUDIES if study != "sample"),
+)
 
 
 def copy_compendium(folder):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from scipy.special import logit
@@ -275,6 +276,25 @@ def test_intervals_cover_what_they_promise_and_tests_err_as_seldom_as_they_say(r
     assert 0.93 <= row["auc"] <= 0.97
     assert 0.93 <= row["difference"] <= 0.97
     assert 0.03 <= row["false_positives"] <= 0.07
+
+
+OCCURRING = [row for row in COVERAGE["power"]["power"] if row["seed_sd"] == 0.025]
+
+
+@pytest.mark.parametrize(
+    "row", OCCURRING, ids=lambda row: f"{row['study']}, {row['seeds']} seeds, SD {row['seed_sd']}"
+)
+def test_what_is_called_detectable_is_found_in_four_of_five_studies(row):
+    assert 0.77 <= row["power"] <= 0.83
+    assert 0.93 <= row["difference"] <= 0.97
+    assert 0.93 <= row["auc"] <= 0.97
+
+
+def test_power_was_measured_at_a_spread_of_seeds_that_few_runs_exceed():
+    """Where seeds differ by 0.05 and more, less is found than is promised: the file has that, too."""
+    spread = pd.read_csv(Path(__file__).parents[1] / "results/embedded/external_validation.csv")["seed_sd"]
+    assert {row["seeds"] for row in OCCURRING} == {3, 10}
+    assert spread.quantile(0.85) <= 0.025 and spread.max() < 0.04
 
 
 # two networks, the second with scores ten times as high: pooled, every patient of the second fold is above

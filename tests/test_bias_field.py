@@ -94,7 +94,7 @@ def test_the_estimated_fields_follow_the_true_ones(patients, fields):
 
 @pytest.mark.slow
 def test_the_fields_of_thin_slabs_follow_the_true_ones_too(patients):
-    """The lesion with two slices on either side: in some too thin for four voxels 9 mm apart."""
+    """The lesion with two slices on either side: in some too thin for four voxels 10 mm apart."""
     found, slices = [], []
     for patient in patients:
         stack = np.stack([patient.series.array[0], patient.bias_field, patient.body_mask])
@@ -191,7 +191,7 @@ def test_an_image_without_a_body_is_refused():
 
 def test_a_body_of_a_single_grey_level_is_refused(rng):
     body = disc(rng)[1].astype(np.uint16) * 500
-    with pytest.raises(ValueError, match="N4 needs contrast: the body has 1 grey levels on the grid of 9.0 mm"):
+    with pytest.raises(ValueError, match="N4 needs contrast: the body has 1 grey levels on the grid of 10.0 mm"):
         log_bias_field(body, GEOMETRY, CONFIG)
 
 
@@ -219,7 +219,7 @@ def test_every_patient_of_i_spy2_keeps_five_voxels_per_axis_as_mincrop_leaves_it
         voxels.append(picked((n, m, m), (z_mm, mm, mm)))
         plain.append(n // max(1, round(CONFIG.grid_mm / z_mm)))
     assert len(voxels) == 982
-    assert sum(n < 4 for n in plain) == 53  # those whom a grid that does not adapt would lose
+    assert sum(n < 4 for n in plain) == 104  # those whom a grid that does not adapt would lose
     assert np.min(voxels) == 5
 
 
@@ -240,14 +240,12 @@ def test_the_grid_keeps_five_voxels_per_axis_or_every_slice_of_a_thin_slab(shape
     assert min(picked(shape, spacing_mm)) == fewest
 
 
-@pytest.mark.parametrize("coarse", [1, 2])
 @pytest.mark.parametrize("name", SITES)
-def test_whole_phantoms_are_thick_enough_for_the_plain_grid(name, coarse):
+def test_whole_phantoms_are_thick_enough_for_the_plain_grid(name):
     for seed in range(500):
         site = draw_protocol(name, seed)
-        spacing_mm = tuple(coarse * s for s in site.spacing_mm)
-        plain = tuple(round(CONFIG.grid_mm / s) for s in spacing_mm)
-        assert grid_factors(tuple(n // coarse for n in site.shape), spacing_mm, CONFIG.grid_mm) == plain
+        plain = tuple(round(CONFIG.grid_mm / s) for s in site.spacing_mm)
+        assert grid_factors(site.shape, site.spacing_mm, CONFIG.grid_mm) == plain
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 64), (1, 64, 64)])

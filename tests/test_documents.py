@@ -103,9 +103,14 @@ def study(top, sections=REAL, name="ispy"):
 
 
 def verdicts(text):
-    """item → (ours, verdict), of the table's rows."""
-    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    return {r[0]: (r[3], r[4]) for r in rows[2:]}
+    """item → (ours, verdict), of the rows of the first table."""
+    return {r[0]: (r[3], r[4]) for r in rows_of(text.partition("\n## ")[0])}
+
+
+def rows_of(text):
+    """The cells of a table's rows, without its header."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def test_every_reported_number_stands_beside_ours_with_a_verdict(results):
@@ -288,6 +293,38 @@ def test_every_run_beside_a_reported_number_is_one_of_the_study_and_the_papers_b
     assert parse_run("thda-n4", training.window) == ("thda", "channel_q98", "n4")
 
 
+def parts(text):
+    """part of the paper → (ours, made by, verdict)."""
+    return {r[0]: tuple(r[2:]) for r in rows_of(text.partition("\n## ")[2])}
+
+
+def test_every_part_of_the_paper_has_files_code_and_the_verdicts_of_its_numbers(results):
+    found = parts(documents.reported_vs_reproduced(study(results.parents[1])))
+    ours, code, verdict = found["with N4 and without"]
+    assert "[`normalization_pairs.csv`](../../results/ispy/normalization_pairs.csv)" in ours
+    assert code == "[`06_normalization_study`](../../notebooks/06_normalization_study.ipynb): figures.differences"
+    assert verdict == "the same direction (1 of 1)"
+    windows = found["one network under seven windows, of which five are named"][2]
+    assert windows == "inside our interval (1 of 5); not run (3 of 5); outside our interval: ours is lower (1 of 5)"
+    assert found["the patients, and how they are split"][2] == "the same (6 of 6)"
+
+
+def test_a_phantom_gives_no_part_of_the_paper_a_verdict(tmp_path):
+    found = parts(documents.reported_vs_reproduced(study(tmp_path, SYNTHETIC)))
+    judged = {part.shows for part in documents._rows("paper.csv") if not part.otherwise}
+    assert all(found[shows][2].startswith("not testable on this cohort (") for shows in judged)
+
+
+def test_every_part_of_the_paper_names_files_of_the_pipeline_and_functions_that_its_notebook_calls():
+    outs = {o for s in STAGES.values() for e in [*s["outs"], *s.get("metrics", [])] for o in e}
+    known = documents._rows("paper.csv")
+    assert {part.part for part in known if not part.otherwise} == {r.part for r in documents._reported()}
+    for part in known:
+        assert {path.replace("{cohort}", "${name}") for path in part.files.split()} <= outs
+        code = (TOP / f"notebooks/{part.notebook}.ipynb").read_text()
+        assert all(f"{function}(" in code for function in part.function.split(", "))
+
+
 def test_every_source_of_a_reported_number_is_marked():
     assert {r.source for r in documents._reported()} == {"abstract", "title", "summary", "third party"}
     assert {r.table for r in documents._reported()} == set(documents._JUDGES)
@@ -420,6 +457,12 @@ def test_every_item_of_a_standard_is_there_once_and_in_order(table, count, last)
     )
 
 
+def test_the_thirty_practices_of_future_ai_are_there_once_and_in_order():
+    numbers = [row[0] for row in checklists.checklist_items("future_ai.csv", "embedded")]
+    groups = {"F": 3, "U": 4, "T": 6, "Us": 5, "R": 3, "E": 2, "G": 7}
+    assert numbers == [f"{group}{k}" for group, n in groups.items() for k in range(1, n + 1)] and len(numbers) == 30
+
+
 def test_the_checklist_counts_what_is_not_satisfied_and_links_from_its_folder():
     text = checklists.checklist(EMBEDDED)
     assert text == checklists.checklist(EMBEDDED)
@@ -452,7 +495,7 @@ def test_a_bar_in_a_cell_does_not_break_the_table():
 def test_the_checklist_names_what_shows_performance_in_subgroups_calibration_leaks_and_failures():
     shown = {
         name: {row[0]: (row[2], row[3]) for row in checklists.checklist_items(table, "ispy")}
-        for name, table in zip("TCM", checklists._STANDARDS.values(), strict=True)
+        for name, table in zip("TCMF", checklists._STANDARDS.values(), strict=True)
     }
     for standard, items, file in (
         ("T", ("12d", "14", "23a", "23b"), "results/ispy/subgroups.csv"),
@@ -470,6 +513,8 @@ def test_the_checklist_names_what_shows_performance_in_subgroups_calibration_lea
         ("M", ("19",), "results/ispy/shortcut_probe.csv"),
         ("M", ("22",), "results/ispy/calibration.csv"),
         ("M", ("25",), "her2core/kinetics.py"),
+        ("F", ("F3",), "results/ispy/fairness.csv"),
+        ("F", ("U3", "R3"), "results/ispy/external_validation.csv"),
     ):
         assert [i for i in items if file not in shown[standard][i][1]] == [], file
     assert [shown["T"][i][0] for i in ("12d", "14", "23a", "23b")] == ["in part"] * 4

@@ -96,11 +96,22 @@ WIDTHS = expected_width({"test": (72, 108), "external": (0, 40)}, 0.74)
 BOTH = pd.concat({"internal": summary(20), "external": summary(20).assign(auc=0.65)}, names=["test"]).reset_index(
     "test"
 )
-SHARES = {"trained": 0.312, "randomised": 0.121, "chance": 0.118}
+MAPS = {"trained": GATES, "randomised": GATES / 2, "Grad-CAM": 3 * GATES}
+SHARES = pd.DataFrame(
+    {"inside_lesion": [0.312, 0.121, 0.2, 0.118], "low": [0.3, 0.1, 0.1, 0.11], "high": [0.33, 0.15, 0.3, 0.12]},
+    index=["trained", "randomised", "Grad-CAM", "chance"],
+)
+LABELS = np.array([1, 1, 1, 0, 0])
+SCORED = LABELS, np.array([0.9, 0.52, 0.3, 0.5, 0.1]), np.full(5, 0.5)
+KINETICS = pd.DataFrame(
+    {"site": "AMBL", "label": [1, 1, 1, 0], "early_s": [120, 150, 180, 150.0], "late_s": 420.0}
+    | {"pe_early": [1.0, 2.0, 4.0, 0.5], "pe_late": [0.5, 1.0, 2.0, 0.6]}
+)
+UNTIMED = pd.concat([KINETICS.assign(site="I-SPY1", early_s=np.nan), KINETICS])
 GROUPS = summary(1).drop(columns="run").assign(note="", by="HR status", group="HR+", test="external")
-GROUPS = pd.concat([GROUPS.assign(by="all", group="all"), GROUPS] * 6, ignore_index=True)
+GROUPS = pd.concat([GROUPS.assign(by="all", group="all", patients=180), *[GROUPS] * 11], ignore_index=True)
 FEW = {"auc": np.nan, "low": np.nan, "high": np.nan, "note": "fewer than 5 HER2+", "group": "unknown"}
-GROUPS = pd.concat([GROUPS, GROUPS[:1].assign(**FEW)], ignore_index=True)
+GROUPS = pd.concat([GROUPS, GROUPS[1:2].assign(**FEW)], ignore_index=True)
 DRAW = {  # all but the cohort; several cases for those that grow
     "phases": partial(figures.phases, IMAGES[:2], NAMES, [2.0, 1.4]),
     "windows": partial(figures.windows, IMAGES.ravel(), LIMITS),
@@ -112,14 +123,20 @@ DRAW = {  # all but the cohort; several cases for those that grow
         figures.attention, IMAGES[0], GATES, "long-" * 12, (0, 0, 0), 2.0, mask=MASK
     ),
     "attention_check": partial(
-        figures.attention_check, IMAGES[0], MASK, GATES, GATES / 2, SHARES, "PHANTOM-SPY2-0001", 2.0
+        figures.attention_check, IMAGES[0], MASK, MAPS, SHARES, 0.95, "PHANTOM-SPY2-0001", 2.0
     ),
     "failures": partial(figures.failures, IMAGES, wrong(6), (47, 180), 2.0),
     "one failure": partial(figures.failures, IMAGES[:1], wrong(1), (1, 180), 2.0),
-    "learning_curves": partial(figures.learning_curves, histories(20), (600, 140)),
-    "few learning_curves": partial(figures.learning_curves, histories(5), (600, 140)),
+    "learning_curves": partial(figures.learning_curves, histories(20), RUNS[0], 140),
+    "few learning_curves": partial(figures.learning_curves, histories(4), RUNS[0], 140),
+    "one learning_curve": partial(figures.learning_curves, histories(1), RUNS[0], 140),
+    "scores": partial(figures.scores, {"internal": SCORED, "AMBL": SCORED}),
+    "one population's scores": partial(figures.scores, {"internal": SCORED}),
+    "kinetics_by_class": partial(figures.kinetics_by_class, UNTIMED),
+    "kinetics of one site": partial(figures.kinetics_by_class, KINETICS),
     "roc": partial(figures.roc, CURVES, 0.95),
     "forest": partial(figures.forest, summary(20), RUNS[3], 0.95, title="THDA under each window"),
+    "forest with a ceiling": partial(figures.forest, summary(4), RUNS[3], 0.95, title="Models", best=0.92),
     "small forest": partial(figures.forest, summary(1), RUNS[0], 0.95, title="Models"),
     "differences": partial(figures.differences, comparisons(20), 0.95, title="THDA under each window"),
     "calibration": partial(
@@ -144,7 +161,7 @@ DRAW = {  # all but the cohort; several cases for those that grow
         figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
     ),
     "by_subgroup": partial(figures.by_subgroup, GROUPS, 0.95),
-    "readers": partial(figures.readers, VOLUMES),
+    "whole_breast": partial(figures.whole_breast, VOLUMES),
     "age_by_status": partial(figures.age_by_status, AGES),
     "expected_widths": partial(figures.expected_widths, WIDTHS, 0.74),
     "populations": partial(figures.populations, BOTH, 0.95),
@@ -159,19 +176,33 @@ DRAW = {  # all but the cohort; several cases for those that grow
 OF_NO_COHORT = ("phantom_gallery", "twins", "kinetic_curves")
 SAYS = {
     "phases": ("early post-contrast", "RGB fusion", "mm", "AMBL-001"),
-    "windows": ("Voxels (n = 4608)", "channel_zscore", "(scanner units)", "white from 250: 2."),
-    "windowed": ("channel_q98", "Grey level", "Pixels (%)", "32 mm", "one slice of 256 pixels"),
+    "windows": ("Voxels (n = 4608)", "z-score per phase", "(scanner units)", "white from 250: 2."),
+    "windowed": ("98 % per phase", "Grey level", "Pixels (%)", "32 mm", "one slice of 256 pixels"),
     "bias_field": ("Estimated field", "True field", "Field − 1 (%)", "mm"),
     "attention": ("0.20 (seeds 0.10–0.30)", "PHANTOM-SPY2-0001", "mm"),
-    "attention_check": ("trained: 31.2%", "randomised: 12.1%", "by chance 11.8%"),
+    "attention_check": ("trained\n31.2% (30.0%–33.0%)", "Grad-CAM\n20.0%", "95% interval", "by chance 11.8%"),
     "failures": ("6 most confident of 47 wrong among n = 180", "HER2−, predicted\n0.90 (0.80–1.00)"),
-    "learning_curves": ("training (n = 600)", "AUC, validation (n = 140)", RUNS[19]),
+    "learning_curves": ("each of 2 networks", "AUC, validation (n = 140)", "THDA,\nseparate19, 98 %"),
+    "scores": ("HER2+, n = 3", "2 (67%)", "1 (50%)", "called HER2−", "threshold chosen on validation"),
+    "kinetics_by_class": ("AMBL", "Phase, at unknown times", "after the first phase (min)", "HER2+, n = 3", "(%)"),
     "roc": ("0.70 (0.60–0.80)\nn = 90, 30 HER2+", "95% over patients", "1 − specificity"),
-    "forest": ("0.70 (0.60–0.80)", "n = 90, 30 HER2+", "95% interval", f"{RUNS[3]}  (reference)"),
+    "forest": (
+        "0.70 (0.60–0.80)",
+        "n = 90, 30 HER2+",
+        "95% interval",
+        "THDA, separate03, 98 % per phase  (reference)",
+    ),
+    "forest with a ceiling": ("dashed: the most that can be expected on these patients, 0.92",),
     "differences": ("−0.05 (−0.09 to −0.01)   p < 0.001", "n = 90", "power of 80%", "95% interval"),
     "calibration": ("raw\nintercept −0.20 (−0.40 to 0.10)\nslope 0.80 (0.50–1.10)", "Internal test, n = 89", "95%"),
     "one calibration": ("recalibrated\nslope cannot be fitted",),
-    "readers": ("HER2−, slice 0\n(mm)", "99.8 % quantile of the early phase", "late post-contrast", "line: mask"),
+    "whole_breast": (
+        "HER2−\nslice 0",
+        "99.8 % quantile of the early phase",
+        "early − pre, MIP",
+        "line: mask",
+        "10 mm",
+    ),
     "age_by_status": ("Age (years)", "HER2+, n = 1", "HER2−, n = 2", "n = 3, 1 without an age"),
     "expected_widths": (
         "test, n = 180, 72 HER2+",
@@ -179,11 +210,11 @@ SAYS = {
         "patients of one class only",
         "95% interval",
     ),
-    "populations": ("internal, n = 90, 30 HER2+", "0.65 (0.60–0.80)", "95% interval over patients", RUNS[19]),
+    "populations": ("internal, n = 90, 30 HER2+", "0.65 (0.60–0.80)", "95% interval over patients", "separate19"),
     "through_the_network": ("stage 1, 12 × 12\n(mm)", "stage 4, 1 × 1", "line: lesion", "HER2+: spatial gates"),
     "channel_gates": ("stage 4, 128 channels", "Channel gate (0 closed, 1 open)", "mean of the phases"),
     "phantom_gallery": ("1.5 T, HER2+, 3 ml", "spy1", "184 mm"),
-    "twins": ("HER2−, slice 0\n(mm)", "early − pre, projected", "120 % of the lesion's 98 % quantile"),
+    "twins": ("HER2−\nslice 0", "early − pre, MIP", "120 % of the brightest lesion's 98 % quantile"),
     "kinetic_curves": ("Time after injection (min)", "Signal of the lesion / pre-contrast", "lines: its kinetics"),
     "decision_curve": ("Threshold probability", "External, n = 90, 30 HER2+", "treat none", "95% interval"),
 }
@@ -340,7 +371,7 @@ def test_the_field_is_centred_on_no_change_and_air_has_none():
 
 def test_the_lesion_is_outlined_along_the_edges_of_its_pixels():
     figure = DRAW["attention_check"](cohort=COHORT)
-    for axes in figure.axes[:9]:
+    for axes in figure.axes[:12]:
         lines = [c for c in axes.collections if isinstance(c, matplotlib.contour.ContourSet)]
         assert len(lines) == 2
         box = lines[1].get_paths()[0].get_extents()
@@ -356,6 +387,9 @@ def test_attention_without_a_mask_has_no_outline_and_one_with_says_what_the_line
 
 def test_a_dot_is_filled_only_where_the_verdict_is_a_difference_and_grey_spans_what_is_detectable():
     axes = figures.differences(comparisons(3), 0.95, "embedded", "Windows").axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        f"THDA, separate0{k}, 98 % per phase" for k in range(3)
+    ]
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert [d.get_markerfacecolor() for d in dots] == [style.COLOURS[0], "white", "white"]
     bars = [p for p in axes.patches if p.get_height() == pytest.approx(0.7)]
@@ -364,38 +398,137 @@ def test_a_dot_is_filled_only_where_the_verdict_is_a_difference_and_grey_spans_w
 
 def test_a_group_of_too_few_patients_is_named_with_its_number_and_the_reason_instead_of_an_interval():
     figure = DRAW["by_subgroup"](cohort=COHORT)
-    assert "external, all: unknown, n = 90, 30 HER2+" in all_text(figure)
+    assert "HR status: unknown, n = 90, 30 HER2+" in all_text(figure)
     assert "fewer than 5 HER2+" in all_text(figure) and "nan" not in all_text(figure)
 
 
-def test_single_seeds_are_drawn_while_the_runs_are_few_and_only_the_runs_given_are_drawn():
-    few, many = (figures.learning_curves(histories(n), (6, 4), "tiny") for n in (7, 8))
-    assert len(few.axes[0].lines) == 7 * (1 + 2) and len(many.axes[0].lines) == 8
-    assert "thin: each seed" in all_text(few) and "each seed" not in all_text(many)
-    assert [t.get_text() for t in few.legends[0].texts] == RUNS[:7]
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("thda-channel_q98-n4", "THDA, 98 % per phase, N4"),
+        ("thda-global_q02_q995-raw", "THDA, 2 to 99.5 % over phases"),
+        ("thda-slice_minmax-raw", "THDA, min–max per slice"),
+        ("thda-global_nyul-raw", "THDA, Nyúl over phases"),
+        ("vit-n4", "ViT, N4"),
+        ("clinical_kinetics+thda-none-raw", "THDA with size, kinetics and clinical data"),
+        ("thda_of_my_own-channel_zscore-raw", "THDA, of my own, z-score per phase"),
+    ],
+)
+def test_a_run_has_a_name_that_a_reader_understands(run, name):
+    assert figures.run_name(run) == name
+
+
+def test_a_group_of_all_patients_is_left_out_and_populations_head_their_groups():
+    same = GROUPS[1:2].assign(patients=180, group="only")
+    axes = figures.by_subgroup(pd.concat([GROUPS[:3], same]), 0.95, "x").axes[0]
+    assert [t.get_text().split(",")[0] for t in axes.get_yticklabels()] == ["external", "all patients"] + 2 * [
+        "HR status: HR+"
+    ]
+
+
+def test_rows_stand_by_question_and_in_each_by_value_the_highest_on_top():
+    table = summary(4).assign(auc=[0.61, 0.7, 0.62, 0.8], question=["b", "a", "b", "a"])
+    axes = figures.forest(table, RUNS[2], 0.95, "x", "Models", best=0.9).axes[0]
+    labels = [t.get_text().removeprefix("THDA, separate")[:2] for t in axes.get_yticklabels()]
+    assert labels == ["b", "02", "00", "a", "03", "01"]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [float(d.get_xdata()[0]) for d in dots] == [0.62, 0.61, 0.8, 0.7]
+    assert [float(d.get_ydata()[0]) for d in dots] == [1, 2, 4, 5]
+    assert 0.9 in [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+
+
+def test_the_ceiling_of_each_population_is_a_line_in_its_colour():
+    best = [summary(1).assign(run="truth_parameters-none-raw", test=t, auc=a) for t, a in (("a", 0.7), ("b", 0.75))]
+    axes = figures.populations(pd.concat([summary(2).assign(test="a"), *best]), 0.95, "x").axes[0]
+    lines = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [(line.get_xdata()[0], line.get_color()) for line in lines] == list(
+        zip((0.7, 0.75), style.COLOURS[:2], strict=True)
+    )
+
+
+def test_every_run_has_a_panel_with_a_line_for_each_seed_the_best_first():
+    table = histories(26 // 2, range(10))
+    table = pd.concat([table, table.assign(run=table["run"].str.replace("separate", "mine"))], ignore_index=True)
+    table.loc[table["run"] == RUNS[7], "validation_auc"] += 0.1 * table["epoch"]
+    figure = figures.learning_curves(table, RUNS[7], 4, "tiny")
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert len(panels) == 26 and {len(axes.lines) for axes in panels} == {10 + 2}
+    assert panels[0].get_title().replace("\n", " ") == "THDA, separate07, 98 % per phase"
+    assert panels[0].lines[-1].get_ydata() == pytest.approx([0.6, 0.7])
+    assert {tuple(axes.lines[0].get_ydata()) for axes in panels} == {tuple(panels[0].lines[-1].get_ydata())}
+
+
+def test_a_mean_ends_with_the_first_seed_that_ends():
+    table = histories(1).drop(3)  # the second epoch of the second seed
+    lines = figures.learning_curves(table, RUNS[0], 4, "tiny").axes[0].lines
+    assert list(lines[-1].get_xdata()) == [1]
+
+
+def test_scores_are_counted_by_class_and_by_the_threshold_of_each_patient():
+    labels, probabilities, _ = SCORED
+    axes = figures.scores({"internal": (labels, probabilities, np.array([0.5, 0.6, 0.2, 0.6, 0.2]))}, "x").axes
+    assert [t.get_text() for t in axes[1].texts] == ["2 (67%)", "1 (33%)", "0 (0%)", "2 (100%)"]
+    assert axes[1].images[0].get_array().tolist() == [[2 / 3, 1 / 3], [0, 1]]
+    dashed = [line.get_xdata()[0] for line in axes[0].lines]
+    assert dashed == [0.2, 0.5, 0.6]
+
+
+def test_kinetics_are_medians_and_quartiles_of_each_class_at_the_median_times():
+    axes = figures.kinetics_by_class(KINETICS, "x").axes[0]
+    positive, negative = axes.lines
+    assert list(positive.get_xdata()) == [0, 2.5, 7] and list(positive.get_ydata()) == [0, 200, 100]
+    assert list(negative.get_ydata()) == pytest.approx([0, 50, 60])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(v) for v in band} >= {(2.5, 150), (2.5, 300), (7, 75), (7, 150)}
+    untimed = figures.kinetics_by_class(UNTIMED, "x").axes[0]
+    assert list(untimed.lines[0].get_xdata()) == [0, 1, 2]
 
 
 def test_a_slice_of_oblong_voxels_keeps_its_shape_in_mm_and_the_one_with_most_tumour_is_shown():
     phases, mask, _ = VOLUMES["HER2+"]
     mask = mask.copy()
     mask[3] = True
-    figure = figures.readers({"a": (phases, mask, Geometry((4.0, 3.0, 1.5)))}, "x")
-    assert figure.axes[1].images[0].get_extent() == [-12, 12, 12, -12]
-    assert (figure.axes[1].images[0].get_array() == phases[1, 3]).all() and "slice 3" in all_text(figure)
+    figure = figures.whole_breast({"a": (phases, mask, Geometry((4.0, 3.0, 1.5)))}, "x")
+    shown = [axes.images[0] for axes in figure.axes]
+    assert shown[1].get_extent() == [-12, 12, 12, -12]
+    assert (shown[1].get_array() == phases[1, 3]).all() and "slice 3" in all_text(figure)
+    uptake = phases[1].astype(float) - phases[0]
+    assert (shown[3].get_array() == uptake[3]).all() and (shown[4].get_array() == uptake.max(0)).all()
+    bar = figure.axes[0].lines[0].get_xdata()
+    assert bar[1] - bar[0] == 10 and "10 mm" in all_text(figure)
+    assert shown[3].get_clim() == shown[4].get_clim() == (0, pytest.approx(np.quantile(uptake[mask], 0.998)))
 
 
-def test_gates_are_drawn_at_their_own_resolution_with_a_scale_per_stage():
+def test_the_mask_is_outlined_on_the_phases_and_leaves_the_subtraction_to_be_seen():
+    axes = DRAW["whole_breast"](cohort=COHORT).axes
+    assert [len(panel.collections) for panel in axes[:5]] == [2, 2, 2, 0, 0]
+
+
+def test_twins_share_one_grey_scale():
+    phases, mask, geometry = VOLUMES["HER2+"]
+    figure = figures.twins({"a": (phases, mask, geometry), "b": (phases // 2, mask, geometry)})
+    assert {axes.images[0].get_clim() for axes in figure.axes} == {(0, 1.2 * np.quantile(phases[1][mask], 0.98))}
+
+
+def test_gates_are_drawn_at_their_own_resolution_in_one_scale_for_all_stages():
     stages = {
         "stage1": {"spatial": np.linspace(0.2, 0.8, 12).reshape(3, 2, 2)},
         "stage2": {"channel": np.ones((3, 8))},
+        "stage3": {"spatial": np.full((3, 1, 1), 0.9)},
     }
     figure = figures.through_the_network(IMAGES[0], stages, "p", 2.0, "x")
-    shown = [axes.images[1] for axes in figure.axes[3:6]]
-    assert [gate.get_array().shape for gate in shown] == [(2, 2)] * 3 and len(figure.axes) == 7
-    assert {gate.get_clim() for gate in shown} == {(0.2, 0.8)} and {gate.get_interpolation() for gate in shown} == {
+    shown = [axes.images[1] for axes in figure.axes[3:9]]
+    assert [gate.get_array().shape for gate in shown] == [(2, 2)] * 3 + [(1, 1)] * 3 and len(figure.axes) == 10
+    assert {gate.get_clim() for gate in shown} == {(0.2, 0.9)} and {gate.get_interpolation() for gate in shown} == {
         "nearest"
     }
     assert [axes.get_title() for axes in figures.channel_gates(stages, "p", "x").axes] == ["stage 2, 8 channels"]
+
+
+def test_gates_of_trained_and_random_weights_share_a_scale_and_the_activation_map_has_its_own():
+    axes = DRAW["attention_check"](cohort=COHORT).axes
+    limits = [panel.images[1].get_clim() for panel in axes[3:12]]
+    assert limits == [(GATES.min() / 2, GATES.max())] * 6 + [(3 * GATES.min(), 3 * GATES.max())] * 3
 
 
 def test_channels_are_sorted_by_the_mean_of_the_phases():
@@ -404,15 +537,13 @@ def test_channels_are_sorted_by_the_mean_of_the_phases():
     assert lines[0].get_ydata().tolist() == [0.1, 0.5, 0.9] and lines[1].get_ydata().tolist() == [0.3, 0.2, 0.9]
 
 
-def test_populations_stand_in_the_tables_order_from_top_to_bottom():
-    axes = figures.populations(BOTH.iloc[::-1], 0.95, "x").axes[0]
-    assert [t.get_text() for t in axes.get_yticklabels()] == RUNS[::-1] and axes.get_ylim()[0] > axes.get_ylim()[1]
+def test_populations_stand_by_their_value_on_the_first_from_top_to_bottom():
+    first = dict(zip(RUNS, np.linspace(0.6, 0.7, 20), strict=True))
+    table = BOTH.assign(auc=BOTH["run"].map(first).where(BOTH["test"] == "external", 0.9))
+    axes = figures.populations(table.iloc[::-1], 0.95, "x").axes[0]
+    names = [figures.run_name(run) for run in RUNS[::-1]]
+    assert [t.get_text() for t in axes.get_yticklabels()] == names and axes.get_ylim()[0] > axes.get_ylim()[1]
     assert [t.get_text().split(",")[0] for t in axes.figure.legends[0].texts] == ["external", "internal"]
-
-
-def test_twenty_runs_differ_in_colour_or_line():
-    lines = figures.learning_curves(histories(20), (6, 4), "tiny").axes[0].lines
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
 
 
 def without(table, column):
@@ -432,17 +563,20 @@ BAD = {
         partial(figures.bias_correction, IMAGES[0, 0], FIELD[:8], None, IMAGES[0, 1], 2.0),
         r"Estimated field: shape \(8, 16\), expected \(16, 16\)",
     ),
-    "attention: one map": (partial(figures.attention, IMAGES[0], GATES[0], "p", (0, 0, 0), 2.0), "gates: shape"),
+    "attention: one map": (
+        partial(figures.attention, IMAGES[0], GATES[0], "p", (0, 0, 0), 2.0),
+        "attention: shape",
+    ),
     "attention: other mask": (
         partial(figures.attention, IMAGES[0], GATES, "p", (0, 0, 0), 2.0, mask=MASK[:8]),
         r"mask: shape \(8, 16\)",
     ),
     "attention_check: no chance": (
-        partial(figures.attention_check, IMAGES[0], MASK, GATES, GATES, {"trained": 1, "randomised": 1}, "p", 2.0),
+        partial(figures.attention_check, IMAGES[0], MASK, MAPS, SHARES.drop("chance"), 0.95, "p", 2.0),
         "shares: lacks chance",
     ),
-    "readers: a flat mask": (
-        partial(figures.readers, {"a": (VOLUMES["HER2+"][0], MASK, Geometry((4.0, 2.0, 2.0)))}),
+    "whole_breast: a flat mask": (
+        partial(figures.whole_breast, {"a": (VOLUMES["HER2+"][0], MASK, Geometry((4.0, 2.0, 2.0)))}),
         r"a, mask: shape \(16, 16\), expected \(6, 8, 16\)",
     ),
     "age_by_status: no ages": (partial(figures.age_by_status, without(AGES, "age")), "age_by_status: lacks age"),
@@ -468,14 +602,29 @@ BAD = {
     ),
     "failures: an image short": (partial(figures.failures, IMAGES[:2], wrong(3), (7, 9), 2.0), "images: shape"),
     "learning_curves: no seed": (
-        partial(figures.learning_curves, without(histories(2), "seed"), (6, 4)),
+        partial(figures.learning_curves, without(histories(2), "seed"), RUNS[0], 4),
         "histories: lacks seed",
     ),
+    "learning_curves: no reference": (
+        partial(figures.learning_curves, histories(2), "vit", 4),
+        f"no run vit; there are {RUNS[0]}, {RUNS[1]}",
+    ),
     "learning_curves: too many": (
-        partial(
-            figures.learning_curves, pd.concat([histories(20), *(histories(1).assign(run=r) for r in "ab")]), (6, 4)
-        ),
-        "runs: found 22, expected 1 to 21",
+        partial(figures.learning_curves, pd.concat(histories(1).assign(run=f"{k}") for k in range(49)), "0", 4),
+        "runs: found 49, expected 1 to 48",
+    ),
+    "scores: a threshold short": (
+        partial(figures.scores, {"a": (*SCORED[:2], SCORED[2][1:])}),
+        r"a, thresholds: shape \(4,\), expected \(5\)",
+    ),
+    "scores: nobody": (partial(figures.scores, {}), "panels: found 0, expected 1 to 7"),
+    "kinetics_by_class: no times": (
+        partial(figures.kinetics_by_class, without(KINETICS, "late_s")),
+        "kinetics_by_class: lacks late_s",
+    ),
+    "kinetics_by_class: no site": (
+        partial(figures.kinetics_by_class, KINETICS.assign(site=None)),
+        "kinetics_by_class: 4 rows, expected at least one and no missing value",
     ),
     "roc: a point short": (
         partial(figures.roc, {"a": (GRID, GRID[1:], GRID, GRID, ESTIMATE)}, 0.95),
@@ -528,6 +677,8 @@ def test_clipping_has_a_point_for_each_window_and_a_mark_for_each_real_lesion_be
     marks = next(line for line in axes.lines if line.get_label() == "real")
     assert list(marks.get_xdata()) == pytest.approx([1.9, 25.9, 4.2, 4.7])
     assert max(marks.get_ydata()) < table["low"].min()
-    assert [text.get_text() for text in axes.texts] == list(table["window"])
+    said = [text.get_text() for text in axes.figure.legends[0].texts]
+    assert said == ["min–max over phases: 0.80 (0.70–0.90)", "98 % per phase: 0.70 (0.60–0.80)", "real"]
+    assert [line.get_xdata()[1] for line in axes.lines[:2]] == pytest.approx([0, 18])
     with pytest.raises(ValueError, match="clipping: lacks white"):
         figures.clipping(table.drop(columns="white"), {}, 0.95, "a cohort")

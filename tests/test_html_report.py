@@ -164,7 +164,21 @@ def test_tables_scroll_in_their_own_named_box_and_bring_neither_style_nor_empty_
 def test_a_column_has_a_human_heading(tmp_path):
     html = "<table border='1' class='x'><tr style='text-align: right;'><th></th><th>hr_missing</th></tr></table>"
     cleaned = html_report._Page(tmp_path / "00_x.ipynb").clean(html)
-    assert cleaned.endswith("<table><tbody><tr><td></td><th>hr missing</th></tr></tbody></table></div>")
+    assert cleaned.endswith("<table><tbody><tr><td></td><th>HR missing</th></tr></tbody></table></div>")
+
+
+@pytest.mark.parametrize(
+    ("index", "kept"),
+    [([0, 1], False), ([7, 3], False), (["vit", "7"], True), (pd.Index([0, 1], name="seed"), True)],
+)
+def test_row_numbers_are_left_out_and_every_other_index_stays(tmp_path, index, kept):
+    html = pd.DataFrame({"auc": [0.5, 0.75], "p_holm": [1, 1]}, index).to_html()
+    cleaned = html_report._Page(tmp_path / "00_x.ipynb").clean(html)
+    assert "<th>AUC</th>" in cleaned and "<th>p (Holm)</th>" in cleaned
+    assert (f"<th>{index[0]}</th>" in cleaned) == kept == ("<td></td>" in cleaned)
+    assert [len(re.findall("<t[hd]", row)) for row in cleaned.split("<tr>")[1:]] == [2 + kept] * (
+        4 if getattr(index, "name", "") else 3
+    )
 
 
 def test_a_picture_is_described_by_the_heading_and_the_paragraph_above_it(folder, tmp_path):
@@ -463,14 +477,27 @@ def test_a_transparent_picture_stands_on_white():
 def test_the_command_writes_the_report_of_the_study_it_is_given(folder, tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(BARE.format("tiny"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="report: .*no executed notebook; run the study first"):
+    with pytest.raises(SystemExit, match="report: .*summary.md is not there yet; run first: dvc repro report"):
         html_report.main(["tiny"])
     (tmp_path / "results/tiny").mkdir(parents=True)
+    (tmp_path / "results/tiny/summary.md").write_text("- **Above THDA?** ViT −0.10\n")
+    with pytest.raises(SystemExit, match="report: .*no executed notebook; run the study first"):
+        html_report.main(["tiny"])
     folder.rename(tmp_path / "results/tiny/executed")
     html_report.main(["tiny"])
     text = (tmp_path / "results/tiny/report.html").read_text()
     assert "the study on the tiny cohort</title>" in text and "embedded synthetic cohort" in text
     assert '<a href="../../README.md">Repository</a>' in text
+    first = text.partition("<header>")[2].partition("</header>")[0]
+    assert "<li><strong>Above THDA?</strong> ViT −0.10</li>" in first
+
+
+def test_the_summary_on_the_first_screen_brings_no_html_and_no_patient(folder, tmp_path):
+    summary = "**Found.** PHANTOM-SPY1-0781 <b>x</b>\n"
+    write_page(folder, "The study", tmp_path / "report.html", synthetic=False, summary=summary)
+    text = (tmp_path / "report.html").read_text()
+    assert_stands_alone(text)
+    assert "SPY1-0781" not in text and "<strong>Found.</strong>" in text and "&lt;b&gt;x&lt;/b&gt;" in text
 
 
 def test_the_first_screen_leads_to_the_repository_and_the_paper(tmp_path):
@@ -516,6 +543,8 @@ def browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.chrome.service.Service(shutil.which("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
+    driver.set_script_timeout(300)  # axe on a busy machine
+    driver.command_executor.client_config.timeout = 300
     yield driver
     driver.quit()
 

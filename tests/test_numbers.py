@@ -211,3 +211,18 @@ def test_what_a_window_clips_and_its_auc_are_told_once():
     for _, row in clipping.iterrows():
         assert row["auc"] == raw.loc[row["window"], "auc"] and 0 <= row["q1"] <= row["q3"] <= 1
     assert set(clipping["window"]) == set(raw.index)
+
+
+def test_the_readme_says_of_the_instrument_what_its_tables_say():
+    results = RESULTS.parent / "instrument"
+    names = ("model_pairs", "ablation", "normalization_pairs")
+    pairs = pd.concat([pd.read_csv(results / f"{name}.csv") for name in names]).set_index("run")
+    readme = (
+        (RESULTS.parents[1] / "README.md").read_text().partition("| on the instrument |")[2].partition("\n\n")[0]
+    )
+    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.splitlines()[2:]]
+    assert len(told) >= 15
+    for name, _, difference, verdict, detectable in told:
+        row = pairs.loc[name.strip("`")]
+        said = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**row).replace("-", "−")
+        assert (difference, verdict, detectable) == (said, row["verdict"], f"{row['detectable']:.3f}"), name

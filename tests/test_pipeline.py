@@ -69,7 +69,7 @@ def test_every_figure_of_the_pipeline_is_there_as_png_and_pdf(study):
 
 def test_every_executed_notebook_ran_to_its_end_without_an_error(study):
     executed = sorted((study / "results/tiny/executed").glob("*.ipynb"))
-    apart = ("02_training", "03_phantom", "10_predict_case", "11_tuning")
+    apart = ("02_training", "03_phantom", "10_predict_case", "11_tuning", "12_explore")
     once = [n.stem for n in NOTEBOOKS if n.stem not in apart]
     assert [p.stem for p in executed] == sorted([*once, *(f"02_training-{run}" for run in RUNS)])
     for path in executed:
@@ -93,7 +93,14 @@ def test_a_leak_free_cohort_and_its_documents_are_written(study):
     results = study / "results/tiny"
     leakage = json.loads((results / "leakage.json").read_text())
     assert all(check["leaks"] == [] for check in leakage["checks"].values())
-    for name in ("MODEL_CARD.md", "checklist.md", "reported_vs_reproduced.md", "assumptions.md", "report.html"):
+    for name in (
+        "MODEL_CARD.md",
+        "checklist.md",
+        "croissant.json",
+        "reported_vs_reproduced.md",
+        "assumptions.md",
+        "report.html",
+    ):
         assert (results / name).stat().st_size > 1000
     assert "synthetic cohort" in (results / "report.html").read_text()
 

@@ -65,7 +65,7 @@ def test_the_plan_of_the_real_study_says_nothing_of_later_stages(compendium):
         ("  bootstrap: 2000", "  bootstrap: 1", "bootstrap >= 2"),
         ("  lr: 0.004", "  lrr: 0.004", "lrr"),
         ("  lr: 0.004", "  lr: -0.004", "expected lr, gradient_clip > 0"),
-        ("    vit: { lr: 0.001 }", "    vitt: { lr: 0.001 }", "train.of: no model is called vitt"),
+        ("    vit: { lr: 0.002 }", "    vitt: { lr: 0.002 }", "train.of: no model is called vitt"),
         ("  seeds: [0, 1, 2]", "  seeds: [0, 1, 0]", r"seeds=.0, 1, 0.: expected each once"),
         ("  threads: 1", "  threads: 0", "training needs a seed, .* and a thread"),
         ("  device: cpu", "  device: gpu", "device='gpu': expected auto, cpu, cuda or mps"),

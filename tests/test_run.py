@@ -67,6 +67,7 @@ def compendium(tmp_path_factory):
     write_notebook(top, "sleeps", [STUDY, (None, sleeping)])
     for name, code in ENDS.items():
         write_notebook(top, name, [STUDY, (None, "x = 1"), (None, code)])
+    write_notebook(top, "updates", [STUDY, (None, "import tqdm\nprint(tqdm.tqdm([]).mininterval)")])
     write_notebook(top, "works", [STUDY, (None, WORKING)])
     return top
 
@@ -92,6 +93,12 @@ def test_output_and_progress_bars_reach_the_terminal_and_the_file_repeats_to_the
     run(compendium, "good", "speed=fast")
     assert out.read_bytes() == bytes_of_first
     assert b"0x0" in bytes_of_first and b"bar:" not in bytes_of_first
+
+
+def test_a_log_gets_few_updates_of_a_bar_unless_the_user_says_otherwise(compendium, monkeypatch):
+    assert run(compendium, "updates").stdout.split() == ["60.0"]
+    monkeypatch.setenv("TQDM_MININTERVAL", "5")
+    assert run(compendium, "updates").stdout.split() == ["5.0"]
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,9 @@ SECTIONS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
-COMMITTED = sorted(PUBLISHED_STUDIES - {"templates"})
+COMMITTED = sorted(PUBLISHED_STUDIES - {"sample", "templates"})
 STAGED = [n for n in NOTEBOOKS if stage_of(n)]
+COMPUTED = [n for n in STAGED if n.stem not in MAKERS]  # whose answers are sentences computed from tables
 SHOWING = [n for n in NOTEBOOKS if n.stem not in MAKERS]
 
 
@@ -81,8 +82,8 @@ def test_the_heart_of_the_package_needs_no_report_and_no_phantom(module):
 def test_the_package_stays_small():
     everything = [path.read_text() for path in PACKAGE.rglob("*.py")]
     lines = {m: len(file_of(m).read_text().splitlines()) for m in ORDER}
-    assert sum(len(text.splitlines()) for text in everything) <= 12400
-    assert sum(lines[m] for m in HEART) <= 5100
+    assert sum(len(text.splitlines()) for text in everything) <= 14300
+    assert sum(lines[m] for m in HEART) <= 5215
     assert {m: n for m, n in lines.items() if n > 390 and m != "formats.dicom"} == {}
 
 
@@ -161,6 +162,21 @@ import her2core.model, her2core.train, her2core.baselines, her2core.dataset, her
     assert found.returncode == 0, found.stderr
 
 
+def test_every_module_imports_without_what_only_posix_has():
+    code = f"""
+import importlib, os, signal, sys
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for module, names in ((os, ("fork", "getuid", "killpg", "sched_getaffinity")), (signal, ("SIGKILL", "SIGALRM"))):
+    for name in names:
+        delattr(module, name)
+for name in {ORDER!r}:
+    importlib.import_module("her2core." + name)
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 # --- notebooks ----------------------------------------------------------------------------------------------
 
 
@@ -209,7 +225,8 @@ def test_notebooks_open_with_the_question_and_close_with_the_answer(notebook):
     cells = cells_of(notebook)
     opening, closing = ("".join(c["source"]) for c in (cells[0], cells[-1]))
     assert all(word in opening for word in ("# ", "**Question.**", "**In:**", "**Out:**"))
-    assert closing.startswith("**Answer.**")
+    answered = re.fullmatch(r'Markdown\((findings\.of_\w+\(.+\)|texts\["summary.md"\])\)', closing)
+    assert answered if notebook in COMPUTED else "**Answer.**" in closing
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=by_stem)
@@ -269,6 +286,17 @@ def test_no_stage_deletes_what_it_wrote_before_it_has_written_anew():
         for path, flags in outs_of(stage).items():
             kept_in_git = path.startswith(("results/", "figures/"))
             assert flags == ({"cache": False} if kept_in_git else {}) | {"persist": True}, f"{name}: {path}"
+
+
+def test_what_dvc_plots_is_written_by_a_stage_and_a_curve_has_the_columns_that_its_plot_asks_for():
+    plots = YAML(typ="safe").load(TOP / "dvc.yaml")["plots"]
+    *figures, curves = [path if isinstance(path, str) else next(iter(path.items())) for path in plots]
+    outs = {out for stage in STAGES.values() for out in outs_of(stage)}
+    assert set(figures) <= outs and f"{curves[0]}/${{item.run}}.csv" in outs
+    template = (TOP / f".dvc/plots/{curves[1]['template']}.json").read_text()
+    columns = {curves[1]["x"], curves[1]["y"], json.loads(template)["encoding"]["color"]["field"]}
+    header = next((TOP / "results/embedded/curves").iterdir()).read_text().splitlines()[0]
+    assert columns == {"epoch", "validation_auc", "seed"} <= set(header.split(","))
 
 
 def test_no_path_leads_from_external_results_to_anything_fitted():
@@ -365,6 +393,12 @@ def test_the_parameters_of_a_stage_are_those_of_its_study_and_what_they_are_merg
         assert set(own["studies/ispy/params.yaml"]) == tracked(stage)
 
 
+def test_a_study_waits_for_nothing_that_only_the_phantoms_tour_makes():
+    stages, made = YAML(typ="safe").load(TOP / "studies/ispy/dvc.yaml")["stages"], outs_of(STAGES["phantom"])
+    assert any(d in made for d in STAGES["report"]["deps"])
+    assert [name for name, stage in stages.items() if made.keys() & {*stage["deps"]}] == []
+
+
 # --- documents ----------------------------------------------------------------------------------------------
 
 
@@ -382,7 +416,7 @@ def test_nothing_tracked_is_large():
         ["git", "ls-files", "-z"], cwd=TOP, capture_output=True, text=True, check=True
     ).stdout.split("\0")
     present = [name for name in tracked_files if name and (TOP / name).is_file()]
-    assert [name for name in present if (TOP / name).stat().st_size > 5e6] == []
+    assert [name for name in present if (TOP / name).stat().st_size > 8e6] == []
 
 
 def test_conda_users_get_the_same_pins_and_ci_runs_the_readmes_test_command():

@@ -13,8 +13,8 @@ LONG, SHORT = ({"epochs": n, "batch_size": 32, "lr": 0.004} for n in (14, 8))
 class FakeRun:
     """A run whose trainings are rows that count the calls."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, name="thda"):
+        self.name, self.calls = name, []
 
     def slices(self):
         return None
@@ -22,7 +22,9 @@ class FakeRun:
     def each_of(self, what, train, label):
         recipe = train.keywords["recipe"]
         self.calls.append(recipe)
-        return [recipe | {"seed": seed, "kept": 0.8, "last": 0.7, "cpu_s": 1.0} for seed in what]
+        return [
+            {"run": self.name} | recipe | {"seed": seed, "kept": 0.8, "last": 0.7, "cpu_s": 1.0} for seed in what
+        ]
 
 
 def test_a_recipe_in_the_table_is_not_trained_again(tmp_path):
@@ -31,6 +33,13 @@ def test_a_recipe_in_the_table_is_not_trained_again(tmp_path):
     table = tuning.try_recipes(run, [LONG, SHORT], [0, 1], path)
     assert run.calls == [LONG, SHORT]
     assert table.equals(pd.read_csv(path)) and list(table["epochs"]) == [14, 14, 8, 8]
+
+
+def test_another_network_tries_the_same_recipe_anew(tmp_path):
+    runs = FakeRun("vit"), FakeRun("cvt")
+    for run in runs:
+        table = tuning.try_recipes(run, [SHORT], [0, 1], tmp_path / "tuning.csv")
+    assert [run.calls for run in runs] == [[SHORT], [SHORT]] and list(table["run"]) == ["vit"] * 2 + ["cvt"] * 2
 
 
 def test_the_difference_is_paired_by_seed_and_has_students_interval():

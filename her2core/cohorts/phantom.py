@@ -213,7 +213,7 @@ def _recipe(config):
     """A digest of what the cohort is made from: parameters, phantom and writers."""
     package = Path(__file__).parents[1]
     writers = [package / f"formats/{name}.py" for name in ("volume", "dicom_write", "nifti")]
-    phantom = [*sorted((package / "phantom").glob("*.py")), package / "phantom/sites.yaml"]
+    phantom = sorted(p for p in (package / "phantom").iterdir() if p.suffix in (".py", ".yaml"))
     sources = [*phantom, *writers, Path(__file__)]
     settings = {k: v for k, v in asdict(config).items() if k != "jobs"}
     return hashlib.sha256(json.dumps(settings).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()

@@ -4,14 +4,13 @@ Two things go wrong.  TransportFault: the network or this machine is at fault, a
 archive says that it does not have it.  Proxies are those of HTTP_PROXY, HTTPS_PROXY and NO_PROXY, for all requests.
 """
 
-import fcntl
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,10 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from her2core.records import file_digest
+
+fcntl = None
+with suppress(ModuleNotFoundError):  # Windows has none: no lock there
+    import fcntl
 
 _NOT_THERE = (403, 404, 410)  # a definite no; any other error may pass
 _KEPT = "what is complete is kept, run again"
@@ -175,7 +178,8 @@ def fetch_series(series: Mapping, folder: Path, endpoint: str, connections: int)
     folder.mkdir(parents=True, exist_ok=True)
     url = f"{endpoint.rstrip('/')}/{series['bucket']}/{series['crdc_series_uuid']}"
     with open(folder / ".lock", "w") as lock, ThreadPoolExecutor(connections) as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker whose parent was killed may still be at it
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a worker whose parent was killed may still be at it
         for path in folder.glob("[!.]*"):
             if path.name not in listed:
                 path.unlink()

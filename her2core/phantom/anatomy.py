@@ -227,10 +227,9 @@ def _chest(grid, wall_depth, side, fine, rng):
     behind = smoothstep(wall_depth, thickness - 1, thickness + 1) * (1 - lung)
     beat = (grid.lateral * 0.5 + grid.z * 1.1) / 9 + rng.uniform(0, 6)
     ribs = behind * smoothstep(np.cos(beat + 0.15 * fine), -0.25, 0.35)
-    heart = np.zeros_like(lung)
-    if side == "left":
-        reach = np.sqrt(((grid.lateral + 62) / 46) ** 2 + ((grid.y - grid.depth_mm * 1.10) / 34) ** 2)
-        heart = lung * (1 - smoothstep(reach, 0.95, 1.05))
+    middle = -66 if side == "left" else -104  # its right edge lies in the right breast's volume, too
+    reach = np.sqrt(((grid.lateral - middle) / 68) ** 2 + ((grid.y - grid.depth_mm) / 52) ** 2)
+    heart = lung * (1 - smoothstep(reach, 0.95, 1.05))
     return pectoral + 0.55 * ribs, lung - heart, heart
 
 

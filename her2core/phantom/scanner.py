@@ -40,7 +40,7 @@ def _fat_residue(grid, site, fat, fields: Fields, rng):
     """
     residue = site.fat_suppression * np.exp(0.22 * fields.coarse + 0.14 * fields.medium + 0.12 * fields.fine)
     fold, axilla = rng.uniform(0.3, 1.7, 2)
-    share = float(np.clip(site.fat_unsuppressed * np.exp(0.5 * rng.standard_normal()), 0.03, 0.5))
+    share = float(np.clip(site.fat_unsuppressed * np.exp(0.7 * rng.standard_normal()), 0.02, 0.45))
     off_resonance = (
         -fold * grid.z / np.abs(grid.z).max()
         + axilla * grid.lateral / np.abs(grid.lateral).max()

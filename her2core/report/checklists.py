@@ -15,6 +15,7 @@ _STANDARDS = {
     "TRIPOD+AI (doi 10.1136/bmj-2023-078378)": "tripod_ai.csv",
     "CLAIM 2024 (doi 10.1148/ryai.240300)": "claim.csv",
     "METRICS (doi 10.1186/s13244-023-01572-w)": "metrics_standard.csv",
+    "FUTURE-AI (doi 10.1136/bmj-2024-081554)": "future_ai.csv",
 }
 _WITH_FILES = ("satisfied", "in part")
 _STATUS = (*_WITH_FILES, "author must write", "not satisfied", "does not apply")

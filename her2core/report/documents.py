@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,20 @@ def fill_in(template: str, **values: Any) -> str:
     return environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(values)
 
 
+def _rows(name):
+    """A table beside this module, as named tuples of text."""
+    rows = pd.read_csv(Path(__file__).with_name(name), dtype=str, keep_default_na=False)
+    return list(rows.itertuples(index=False))
+
+
 def _reported():
-    """The numbers of the paper: rows of item, reported, source, table, key.
+    """The numbers of the paper: rows of item, reported, source, table, key, part.
 
     reported: a number, a range or a direction, as it is given.  source: "abstract", "title", "summary" (one made
     from the PDF) or "third party" (who audited the authors' repository and quotes the paper).  table, key: where
-    ours stands, see _JUDGES.
+    ours stands, see _JUDGES.  part: of paper.csv.
     """
-    rows = pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
-    return list(rows.itertuples(index=False))
+    return _rows("reported.csv")
 
 
 def _ends(reported):
@@ -175,19 +181,32 @@ def _verdict(study, number, short):
     return found
 
 
+def _parts(study, verdicts):
+    """What the paper is known to show: ours, notebook and function that make it, and how often which verdict."""
+    for part in _rows("paper.csv"):
+        paths = part.files.replace("{cohort}", study.name).split()
+        ours = ", ".join(f"[`{Path(path).name}`](../../{path})" for path in paths)
+        code = f"[`{part.notebook}`](../../notebooks/{part.notebook}.ipynb): {part.function}"
+        counts = Counter(verdicts[part.part])
+        judged = "; ".join(f"{verdict} ({n} of {counts.total()})" for verdict, n in counts.items())
+        yield part.shows, part.source, ours, code, judged or part.otherwise
+
+
 def reported_vs_reproduced(study: Study) -> str:
-    """Every number of the paper beside ours and a verdict in words, as Markdown.
+    """Every number of the paper beside ours and a verdict in words, then the same by what it shows, as Markdown.
 
     A synthetic study has none of ours: a phantom cannot test a number of the paper.  Where patients of the paper
     are missing, a sentence says how many and why, and the verdict is "not comparable".
     """
     known = not study.is_synthetic and study.endpoint == "her2" and (study.results / "flow.json").is_file()
     short = _shortfalls(study.results) if known else {}
-    rows = []
+    rows, verdicts = [], defaultdict(list)
     for r in _reported():
         ours = ("–", "not testable on this cohort") if study.is_synthetic else _verdict(study, r, short)
         rows.append((r.item, r.reported, r.source, *ours))
-    return fill_in("reported.md.jinja", study=study, banner=BANNER, short=short.values(), rows=rows)
+        verdicts[r.part].append(ours[1])
+    parts = list(_parts(study, verdicts))
+    return fill_in("reported.md.jinja", study=study, banner=BANNER, short=short.values(), rows=rows, parts=parts)
 
 
 def _number(value):
@@ -230,7 +249,8 @@ def _cite(citation):
 
 
 def model_card(study: Study, citation: dict) -> str:
-    """The reference's model card as Markdown, from metrics.json, flow.json and the digests of the frozen weights.
+    """The reference's model card as Markdown, from metrics.json, flow.json and the digests of the frozen weights;
+    before it what the Hugging Face Hub reads of one.
 
     citation: CITATION.cff as a dictionary.  Raises `Unready` where no weights of the reference were recorded.
     """
@@ -254,6 +274,7 @@ def model_card(study: Study, citation: dict) -> str:
         weights=digests,
         splits=splits,
         excluded=flow["excluded"],
+        tests={"internal test": metrics["internal"]} | metrics["external"],
         header=header,
         metrics=numbers,
         settings=[(f"`{k}`", v if isinstance(v, str) else json.dumps(v)) for k, v in flat.items()],

@@ -49,6 +49,10 @@ _FOLDERS = re.compile(r"(?:file://|(?<![\w/\\.:<+=-]))(?:/|\\\\|[A-Za-z]:[/\\]+)
 _UID = re.compile(r"\b\d+(?:\.\d+){6,}\b")
 _PATIENT = re.compile(r"(?:ISPY[12]?|ACRIN-6698|AMBL|DUKE|Breast_MRI|PHANTOM-[A-Z0-9]+)[-_]\d{3,}")
 _NAMING = {"patient", "pid", "patient_id", "patientid", "mrn", "series_uid", "seriesinstanceuid"}
+_WORDS = {"auc": "AUC", "auprc": "AUPRC", "sd": "SD", "se": "standard error", "low": "from", "high": "to"}
+_WORDS |= {"holm": "(Holm)", "delong": "(DeLong)", "q1": "25 %", "q3": "75 %", "hr": "HR", "her2": "HER2"}
+_WORDS |= {"spy1": "I-SPY1", "spy2": "I-SPY2", "ambl": "AMBL", "pid": "patient", "sha256": "SHA-256"}
+_WORDS |= {"mflops": "MFLOPs"}
 _CELL = re.compile(r'(<t[hd](?: (?:colspan="(\d+)"|rowspan="[^"]*"))*>)(.*?)</t[hd]>', re.S)
 
 # How notebooks name a figure's files, after its variable or when they collect it, and the tables that it shows.
@@ -172,6 +176,8 @@ class _Page:
     def table(self, match):
         naming, label = set(), Markup.escape(f"Table: {self.above}")
         rows = re.sub(r"<tr>(.*?)</tr>", lambda row: self.row(row[1], naming), match[0], flags=re.S)
+        if re.search(r"<thead>\s*<tr><td></td>", rows) and not re.search(r"<tr><th>(?!\d+</th><td)", rows):
+            rows = re.sub(r"<tr><t[hd]>\d*</t[hd]>", "<tr>", rows)  # row numbers, which pandas adds
         return f'<div class="scroll" role="group" aria-label="{label}" tabindex="0">{rows}</div>'
 
     def row(self, row, naming):
@@ -180,7 +186,7 @@ class _Page:
         for start, span, text in _CELL.findall(row):
             if "<td" not in row:
                 naming |= {at} if text.lower() in _NAMING else set()
-                start, text = start if text else start.replace("<th", "<td"), text.replace("_", " ")
+                start, text = start if text else start.replace("<th", "<td"), _in_words(text)
             elif at in naming and text and not text.startswith("patient "):
                 text = alias(text)
             at -= int(span or 1)
@@ -190,6 +196,10 @@ class _Page:
     def anonymous(self, text):
         """Without folders, which lead to somebody's computer, and without identifiers."""
         return _unnamed(_UID.sub("(UID)", _FOLDERS.sub("…/", text)))
+
+
+def _in_words(heading):
+    return " ".join(_WORDS.get(word, word) for word in heading.replace("_", " ").split(" "))
 
 
 def _unnamed(text):
@@ -254,19 +264,29 @@ def _links(citation):
     return [("Repository", known.get("repository-code", "../../README.md")), *((url[8:], url) for url in papers)]
 
 
-def write_page(folder: Path, title: str, out: Path, synthetic: bool, links: Sequence[tuple[str, str]] = ()) -> int:
+def write_page(
+    folder: Path,
+    title: str,
+    out: Path,
+    synthetic: bool,
+    links: Sequence[tuple[str, str]] = (),
+    summary: str = "",
+) -> int:
     """Write the report of the executed notebooks in `folder` to `out`; returns its size in bytes.
 
-    links: (text, address) of what the first screen leads to.  Pictures get 256 colours.
+    summary, links: what the first screen says, as Markdown, and (text, address) of what it leads to.  Pictures get
+    256 colours.
     ValueError where a notebook failed or brings what would load or run something, or the page is too large.
     """
     paths = sorted(p for p in Path(folder).glob(_PATTERN) if not p.name.endswith(".part.ipynb"))
     if not paths:
         raise ValueError(f"{folder}: no executed notebook; run the study first")
+    first = _Page(Path("summary.md"))
     html = _ENVIRONMENT.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8")).render(
         title=title,
         banner=BANNER if synthetic else "",
         links=links,
+        summary=Markup(first.prose(first.anonymous(summary))),
         light=Markup(_LIGHT.get_style_defs(".highlight")),
         dark=Markup(_DARK.get_style_defs(".highlight")),
         groups=[list(runs) for _, runs in groupby((_Page(p).render() for p in paths), lambda page: page.notebook)],
@@ -287,8 +307,10 @@ def main(arguments: list[str]) -> None:
         study = Study.open(arguments[0])
         with steady_dependencies("her2core/report/page.py", study):
             out, links = study.results / "report.html", _links(study.top / "CITATION.cff")
+            study.need("report", study.results / "summary.md")
+            summary = (study.results / "summary.md").read_text("utf-8")
             title = f"{study.title.endpoint.words} on breast DCE-MRI: the study on the {study.name} cohort"
-            write_page(study.results / "executed", title, out, study.is_synthetic, links)
+            write_page(study.results / "executed", title, out, study.is_synthetic, links, summary)
     except (ValueError, OSError) as error:
         sys.exit(f"\nreport: {error}")
 

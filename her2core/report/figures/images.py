@@ -7,13 +7,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from her2core.records import alias
 from her2core.report.figures import require
 from her2core.report.figures.style import ONE_COLUMN, PHASE_NAMES, TWO_COLUMNS, beside, titled
-from her2core.report.figures.words import endpoint_of
+from her2core.report.figures.words import endpoint_of, window_name
 
 _MOST_FAILURES = 6
+_VIEWS = (*PHASE_NAMES, "early − pre", "early − pre, MIP")
 
 
 def _show_mm(panel, image, pixel_mm, **style):
@@ -61,37 +63,51 @@ def label_mm(axes: np.ndarray, titles: Iterable[str]) -> None:
     plt.setp(axes[-1], xlabel="mm")
 
 
-def most_tumour(mask: np.ndarray) -> int:
-    """Number of the slice with most tumour of a mask `(Z, Y, X)`."""
-    return int(mask.sum((1, 2)).argmax())
+def whole_breast(examples: dict[str, tuple], cohort: str) -> Figure:
+    """One patient of each site as read, in the views of `show_breasts`.
 
-
-def readers(examples: dict[str, tuple], cohort: str) -> Figure:
-    """What was read of one patient of each site: three phases at the slice with most tumour, and the mask's edge.
-
-    examples: site → (phases `(3, Z, Y, X)`, mask `(Z, Y, X)`, `Geometry`).  Grey runs from 0 to the 99.8 %
-    quantile of the early phase.
-    """
+    examples: site → (phases `(3, Z, Y, X)`, mask `(Z, Y, X)`, `Geometry`)."""
     require.some("examples", examples, 4)
-    figure, axes = rows_of_volumes(examples, PHASE_NAMES)
-    for row, (site, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
-        z, white = most_tumour(mask), np.quantile(volumes[1], 0.998)
-        show_row(row, volumes[:, z], geometry.spacing_mm[1:], white, mask[z])
-        row[0].set_ylabel(f"{site}, slice {z}\n(mm)")
-    grey = "slice with most tumour; black 0, white the 99.8 % quantile of the early phase"
-    return titled(figure, cohort, "A patient of each site; line: mask", grey)
+    grey = "white: the 99.8 % quantile of the early phase, of early − pre that of the lesion"
+    what = "A patient of each site, slice with most tumour; line: mask"
+    return titled(show_breasts(examples), cohort, what, grey)
 
 
-def rows_of_volumes(examples: dict[str, tuple], titles: Sequence[str]) -> tuple[Figure, np.ndarray]:
-    """A figure with a row per volume, as high as its slices are, and axes in mm; examples: as in `readers`."""
+def show_breasts(examples: dict[str, tuple], white: float | None = None) -> Figure:
+    """A row per volume, as high as its slices are: the slice with most tumour in three phases, early − pre, and its
+    maximum intensity projection (MIP); on the phases the mask's edge, on the first a scale bar.
+
+    examples: as in `whole_breast`.  white: that of all views; without it each row has its own, the 99.8 % quantile
+    of the early phase, and of early − pre in the lesion.  Black is 0."""
     for name, (volumes, mask, _) in examples.items():
         require.array(f"{name}, phases", volumes, 3, None, None, None)
         require.array(f"{name}, mask", mask, *volumes.shape[1:])
     ratios = [np.divide(*np.multiply(mask.shape[1:], at.spacing_mm[1:])) for _, mask, at in examples.values()]
-    size = (TWO_COLUMNS, 0.7 + (TWO_COLUMNS - 0.6) / len(titles) * sum(ratios))
-    figure, axes = plt.subplots(len(examples), len(titles), figsize=size, height_ratios=ratios, squeeze=False)
-    label_mm(axes, titles)
-    return figure, axes
+    size = (TWO_COLUMNS, 0.6 + (TWO_COLUMNS - 0.3) / len(_VIEWS) * sum(ratios))
+    figure, axes = plt.subplots(len(examples), len(_VIEWS), figsize=size, height_ratios=ratios, squeeze=False)
+    for row, (name, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
+        volumes, z = np.asarray(volumes, np.float32), int(mask.sum((1, 2)).argmax())
+        uptake = volumes[1] - volumes[0]
+        whites = [white or np.quantile(volumes[1], 0.998)] * 3 + [white or np.quantile(uptake[mask], 0.998)] * 2
+        views, edges = (*volumes[:, z], uptake[z], uptake.max(0)), [mask[z]] * 3 + [None] * 2
+        for panel, view, edge, most in zip(row, views, edges, whites, strict=True):
+            _outline(edge, _show_mm(panel, view, geometry.spacing_mm[1:], vmin=0, vmax=most))
+            panel.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"{name}\nslice {z}")
+        _scale_bar(row[0])
+    for panel, title in zip(axes[0], _VIEWS, strict=True):
+        panel.set_title(title)
+    return figure
+
+
+def _scale_bar(panel):
+    """A bar of a round length in the lower left corner of an image with axes in mm, and its length."""
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+    length = next((mm for mm in (50, 20, 10, 5, 2, 1) if mm < 0.5 * (right - left)), 0.5)
+    x, y = left + 0.06 * (right - left), bottom - 0.06 * (bottom - top)
+    style = {"color": "white", "path_effects": [withStroke(linewidth=2.4, foreground="black")]}
+    panel.plot([x, x + length], [y, y], linewidth=1.6, **style)
+    panel.text(x, y - 0.03 * (bottom - top), f"{length:g} mm", fontsize=6, va="bottom", **style)
 
 
 def phases(images: np.ndarray, names: list[str], pixel_mm: float | np.ndarray, cohort: str) -> Figure:
@@ -131,7 +147,7 @@ def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: 
         bottom.add_patch(plt.Rectangle((start, y - 0.36), end - start, 0.72, fill=False, edgecolor="0.5"))
         beside(bottom, y, f"white from {hi:.0f}: {100 * (values >= hi).mean():.1f} % of voxels")
     bottom.set(xlim=(start, end), ylim=(len(limits) - 0.5, -0.5))
-    bottom.set_yticks(range(len(limits)), limits)
+    bottom.set_yticks(range(len(limits)), map(window_name, limits))
     bottom.set_xlabel("Intensity, early post-contrast phase (scanner units)")
     top.set_ylabel(f"Voxels (n = {values.size})")
     return titled(figure, cohort, "Windows on one patient's crops")
@@ -153,7 +169,7 @@ def windowed(images: dict[str, np.ndarray], name: str, pixel_mm: float, cohort: 
         row, column = divmod(k, columns)
         picture, histogram = axes[2 * row : 2 * row + 2, column]
         show_small(picture, image.transpose(1, 2, 0), pixel_mm)  # phases as red, green and blue
-        picture.set_title(f"{window}\n{100 * (image[1] == 255).mean():.1f} % white")
+        picture.set_title(f"{window_name(window)}\n{100 * (image[1] == 255).mean():.1f} % white")
         share = np.full(image[1].size, 100 / image[1].size)
         histogram.hist(image[1].ravel(), bins=np.linspace(0, 256, 33), weights=share, color="0.5", log=True)
         histogram.set(xlim=(0, 256), ylim=(0.05, 100), xticks=[0, 128, 255], xlabel="Grey level")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -14,24 +15,31 @@ from her2core.report.figures.words import endpoint_of
 _Stages = Mapping[str, Mapping[str, np.ndarray]]  # as `runs.gates` gives them
 
 
-def _overlay(image, gates, mask, pixel_mm, height=1.75, alpha=0.55, interpolation="bilinear"):
-    """Three phases in the first row, below a row for each of `gates` in a scale of its own: name → `(3, h, w)`."""
+_GATE = "Spatial gate\n(0 closed, 1 open)"
+
+
+def _overlay(image, scales, mask, pixel_mm, height=1.75, alpha=0.55, interpolation="bilinear"):
+    """Three phases in the first row, below a row for each map, `(3, h, w)`: {what a scale shows: {name: map}}; maps
+    that are compared share a scale."""
     require.array_8bit("image", image, 3, None, None)
     if mask is not None:
         require.array("mask", mask, *image.shape[1:])
-    for gate in gates.values():
-        require.array("gates", gate, 3, None, None)
-    rows = 1 + len(gates)
+    for name, found in (item for maps in scales.values() for item in maps.items()):
+        require.array(name, found, 3, None, None)
+    rows = 1 + sum(map(len, scales.values()))
     figure, axes = plt.subplots(rows, 3, figsize=(TWO_COLUMNS * 0.8, 0.3 + height * rows))
     label_mm(axes, PHASE_NAMES)
     for row in axes:
         show_row(row, image, pixel_mm, mask=mask)
-    for row, (name, gate) in zip(axes[1:], gates.items(), strict=True):
-        style = {"cmap": "viridis", "vmin": gate.min(), "vmax": gate.max()}
-        style |= {"alpha": alpha, "interpolation": interpolation, "extent": row[0].images[0].get_extent()}
-        shown = [panel.imshow(values, **style) for panel, values in zip(row, gate, strict=True)]
-        figure.colorbar(shown[-1], ax=row, label="Spatial gate\n(0 closed, 1 open)", shrink=0.9)
-        row[0].set_ylabel(f"{name}\n(mm)")
+    below = iter(axes[1:])
+    for label, maps in scales.items():
+        style = {"vmin": min(m.min() for m in maps.values()), "vmax": max(m.max() for m in maps.values())}
+        style |= {"cmap": "viridis", "alpha": alpha, "interpolation": interpolation}
+        own = [next(below) for _ in maps]
+        for row, (name, found) in zip(own, maps.items(), strict=True):
+            shown = [p.imshow(m, extent=p.images[0].get_extent(), **style) for p, m in zip(row, found, strict=True)]
+            row[0].set_ylabel(f"{name}\n(mm)")
+        figure.colorbar(shown[-1], ax=np.array(own), label=label, shrink=0.9 if len(own) == 1 else 0.5)
     for panel in axes[:-1].flat:
         panel.tick_params(labelbottom=False)
     return figure
@@ -51,7 +59,7 @@ def attention(
     image: `(3, H, W)` uint8.  gates: `(3, h, w)` in [0, 1].  probability: (lowest, mean, highest) over seeds.
     mask: `(H, W)` bool, the lesion to be outlined, where known.
     """
-    figure = _overlay(image, {"attention": gates}, mask, pixel_mm)
+    figure = _overlay(image, {_GATE: {"attention": gates}}, mask, pixel_mm)
     low, mean, high = probability
     lesion = "" if mask is None else "; line: lesion"
     predicted = f"probability of {endpoint_of(cohort).positive} {mean:.2f} (seeds {low:.2f}–{high:.2f})"
@@ -61,24 +69,30 @@ def attention(
 def attention_check(
     image: np.ndarray,
     mask: np.ndarray,
-    trained: np.ndarray,
-    randomised: np.ndarray,
-    shares: Mapping[str, float],
+    maps: Mapping[str, np.ndarray],
+    shares: pd.DataFrame,
+    confidence: float,
     name: str,
     pixel_mm: float,
     cohort: str,
 ) -> Figure:
-    """Does attention depend on what was learnt?  The gates of the trained network above those of a random one.
+    """Does attention depend on what was learnt?  The gates of trained networks above those of random ones, in one
+    scale, and below them a class-activation map of the trained.
 
-    image: `(3, H, W)` uint8.  mask: `(H, W)` bool, the lesion.  trained, randomised: `(3, h, w)` in [0, 1].
-    shares: "trained" and "randomised", attention inside the lesion, and "chance", the lesion's part of the image.
+    image: `(3, H, W)` uint8.  mask: `(H, W)` bool, the lesion.  maps: "trained", "randomised" and "Grad-CAM", each
+    `(3, h, w)`.  shares: inside_lesion, low and high, the share inside the lesion with its interval, in rows named
+    as the maps, and "chance", the lesion's part of the image.
     """
-    if missing := {"trained", "randomised", "chance"} - set(shares):
+    if missing := {"trained", "randomised", "Grad-CAM", "chance"} - set(shares.index):
         raise ValueError(f"shares: lacks {', '.join(sorted(missing))}")
-    gates = {f"trained: {shares['trained']:.1%}": trained, f"randomised: {shares['randomised']:.1%}": randomised}
-    figure = _overlay(image, gates, mask, pixel_mm)
-    share = f"percentages: share of attention inside the lesion (line), by chance {shares['chance']:.1%}"
-    return titled(figure, cohort, name, share)
+    require.full_table("shares", shares, ("inside_lesion", "low", "high"))
+    percent = {row.Index: f"{row.inside_lesion:.1%} ({row.low:.1%}–{row.high:.1%})" for row in shares.itertuples()}
+    named = {which: {f"{which}\n{percent[which]}": found} for which, found in maps.items()}
+    speaks = f"Grad-CAM: speaks for\n{endpoint_of(cohort).positive} (any unit)"
+    scales = {_GATE: named["trained"] | named["randomised"], speaks: named["Grad-CAM"]}
+    chance = shares.loc["chance", "inside_lesion"]
+    share = f"percentages: share inside the lesion (line), {confidence:.0%} interval; by chance {chance:.1%}"
+    return titled(_overlay(image, scales, mask, pixel_mm), cohort, name, share)
 
 
 def _of_stages(stages, kind):
@@ -97,9 +111,9 @@ def through_the_network(
     "channel": …}, …}; a stage without spatial attention is left out.  mask: `(H, W)` bool, the lesion, where known.
     """
     gates = {f"{s}, {g.shape[-2]} × {g.shape[-1]}": g for s, g in _of_stages(stages, "spatial").items()}
-    figure = _overlay(image, gates, mask, pixel_mm, height=1.6, alpha=1, interpolation="nearest")
+    figure = _overlay(image, {_GATE: gates}, mask, pixel_mm, height=1.6, alpha=1, interpolation="nearest")
     lesion = "" if mask is None else "; line: lesion"
-    return titled(figure, cohort, f"{name}: spatial gates, a scale per stage{lesion}")
+    return titled(figure, cohort, f"{name}: spatial gates{lesion}")
 
 
 def channel_gates(stages: _Stages, name: str, cohort: str) -> Figure:

@@ -7,8 +7,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from her2core.report.figures import require
-from her2core.report.figures.images import most_tumour, rows_of_volumes, show_row, show_small
-from her2core.report.figures.style import COLOURS, ONE_COLUMN, PHASE_NAMES, TWO_COLUMNS, titled
+from her2core.report.figures.images import show_breasts, show_small
+from her2core.report.figures.style import COLOURS, ONE_COLUMN, TWO_COLUMNS, titled
 
 _PHANTOM = "phantom, no patients"
 
@@ -32,21 +32,15 @@ def phantom_gallery(patients: Mapping[str, Sequence[tuple[np.ndarray, float, flo
 
 
 def twins(examples: Mapping[str, tuple]) -> Figure:
-    """Phantoms that differ in their label alone: three phases, and the uptake projected along the slices.
+    """Phantoms that differ in their label alone, in the views of `images.show_breasts`.
 
-    examples: label → (phases `(3, Z, Y, X)`, mask `(Z, Y, X)`, `Geometry`).  White is 120 % of the lesion's 98 %
-    quantile in the early phase.
+    examples: label → (phases `(3, Z, Y, X)`, mask `(Z, Y, X)`, `Geometry`).  White, the same for all, is 120 % of
+    the 98 % quantile of the brightest lesion in the early phase.
     """
     require.some("examples", examples, 3)
-    figure, axes = rows_of_volumes(examples, (*PHASE_NAMES, "early − pre, projected"))
-    for row, (label, (volumes, mask, geometry)) in zip(axes, examples.items(), strict=True):
-        volumes, z = np.asarray(volumes, float), most_tumour(mask)
-        white = 1.2 * np.quantile(volumes[1][mask], 0.98)
-        projected = (volumes[1] - volumes[0]).max(0)
-        show_row(row, (*volumes[:, z], projected), geometry.spacing_mm[1:], white)
-        row[0].set_ylabel(f"{label}, slice {z}\n(mm)")
-    white = "white: 120 % of the lesion's 98 % quantile in the early phase"
-    return titled(figure, _PHANTOM, "Twins: one seed, either label", white)
+    white = max(1.2 * np.quantile(volumes[1][mask], 0.98) for volumes, mask, _ in examples.values())
+    grey = "white, the same in all: 120 % of the brightest lesion's 98 % quantile in the early phase; line: lesion"
+    return titled(show_breasts(examples, white), _PHANTOM, "Twins: one seed, either label", grey)
 
 
 def kinetic_curves(minutes: Sequence[float], curves: Mapping[str, tuple]) -> Figure:

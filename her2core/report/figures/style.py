@@ -16,6 +16,7 @@ COLOURS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
 PHASE_NAMES = ("pre-contrast", "early post-contrast", "late post-contrast")
 GUIDE = {"color": "0.6", "linewidth": 0.8, "zorder": 0}  # chance, no difference, perfect calibration
+BEST = {"color": "0.3", "linewidth": 0.8, "linestyle": "--", "zorder": 0}  # what no model can be expected to pass
 
 
 def settle(figure: Figure) -> None:
