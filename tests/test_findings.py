@@ -296,7 +296,7 @@ def test_a_window_has_a_name_in_words(name, said):
 
 
 def test_a_model_has_a_name_in_words_and_two_together_have_both():
-    assert model_name("thda-n4") == "THDA" and model_name("thda_half-n4") == "THDA, half"
+    assert model_name("thda-n4") == "THDA" and model_name("thda_third-n4") == "THDA, third"
     assert model_name("clinical_kinetics+thda-none-raw") == "THDA with size, kinetics and clinical data"
 
 

@@ -108,7 +108,9 @@ def _collapsed(rows, name):
 def _power(tables):
     """How large a difference between networks so many patients and seeds show."""
     rows = _table(tables, "detectable", ("group", "patients", "seeds", "detectable", "lowest", "highest"))
-    for row in rows[rows["group"] == "this test set"].head(1).itertuples():
+    own = _table(tables, "model_comparison", _RUN)["seeds"].max()  # the row of as many, or nearly
+    rows = rows[rows["group"] == "this test set"].sort_values("seeds", key=lambda seeds: abs(seeds - own))
+    for row in rows.head(1).itertuples():
         few = f"{counted(row.patients, 'patient')} and {counted(row.seeds, 'seed')}"
         most = f"{row.detectable:.2f} in the median ({row.lowest:.2f} to {row.highest:.2f})"
         return f"With {few}, a power of 80 % is reached for differences between networks of {most}."
@@ -313,8 +315,7 @@ def of_cohort(tables: Tables, counts: dict, title: Title, synthetic: bool) -> st
 def of_phantom(tables: Tables) -> str:
     """Notebook 3: what is in the phantom's images, and what N4 finds."""
     label = "By construction the label is in the lesion's kinetics and shape and nowhere else."
-    nobody = "How close it comes on patients, whose field nobody knows, this cannot say."
-    return _answer(label, _field(tables), nobody)
+    return _answer(label, _field(tables), "How close it comes on patients, this cannot say: nobody knows theirs.")
 
 
 def of_preparation(tables: Tables, synthetic: bool) -> str:
@@ -334,10 +335,9 @@ def of_network(answers: pd.DataFrame, shares: Mapping[str, float], synthetic: bo
     start += f"; mirroring it, which should change nothing, adds {signed(nothing)}, and {len(large)} of"
     told = "; ".join(f"{what} {signed(value)}" for what, value in large.items()) or "none"
     moved = _sentence(f"{start} {counted(len(change), 'other change')} more than that", told)
-    nobody = _of_phantoms(synthetic, "of patients they say nothing.")
-    inside = pd.Series(shares, name="inside_lesion").to_frame()
+    seen = _attention(pd.Series(shares, name="inside_lesion").to_frame(), "this slice")
     one = "One slice shows what happens, not whether it always does."
-    return _answer(moved, _attention(inside, "this slice"), one, nobody)
+    return _answer(moved, seen, one, _of_phantoms(synthetic, "of patients they say nothing."))
 
 
 def of_windows(tables: Tables, reference: str, title: Title, synthetic: bool) -> str:
