@@ -290,11 +290,13 @@ def test_what_is_called_detectable_is_found_in_four_of_five_studies(row):
     assert 0.93 <= row["auc"] <= 0.97
 
 
-def test_power_was_measured_at_a_spread_of_seeds_that_few_runs_exceed():
+@pytest.mark.parametrize("study", ["embedded", "instrument"])
+def test_power_was_measured_at_a_spread_of_seeds_that_one_network_in_four_exceeds_at_most(study):
     """Where seeds differ by 0.05 and more, less is found than is promised: the file has that, too."""
-    spread = pd.read_csv(Path(__file__).parents[1] / "results/embedded/external_validation.csv")["seed_sd"]
+    table = pd.read_csv(Path(__file__).parents[1] / f"results/{study}/external_validation.csv")
+    spread = table.loc[table["seed_sd"] > 0, "seed_sd"]  # regressions have none
     assert {row["seeds"] for row in OCCURRING} == {3, 10}
-    assert spread.quantile(0.85) <= 0.025 and spread.max() < 0.04
+    assert (spread <= 0.025).mean() >= 0.75 and spread.max() < 0.05
 
 
 # two networks, the second with scores ten times as high: pooled, every patient of the second fold is above

@@ -305,7 +305,7 @@ def test_the_stage_report_depends_on_every_table_that_the_summary_reads():
     assert read <= set(STAGES["report"]["deps"])
 
 
-def test_the_committed_summary_is_that_of_the_committed_tables_and_one_screen_long():
+def test_the_committed_summary_is_that_of_the_committed_tables_with_a_line_for_each_question():
     study, reference = Study.open("embedded"), json.loads((RESULTS / "metrics.json").read_text())["reference"]
     found, flow = findings.tables_of(RESULTS), flow_in_use(RESULTS)
     text = findings.one_screen(found, flow, reference, study.title, True, study.section("evaluate")["confidence"])

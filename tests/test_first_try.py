@@ -1,7 +1,6 @@
 """`make try` works in a copy, and leaves everything else as it was."""
 
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -35,14 +34,6 @@ def test_a_first_try_has_code_and_dvc_of_its_own_and_changes_nothing_else(tmp_pa
     assert len(stages) == 15 and len([s for s in stages if s.startswith("studies/tiny/dvc.yaml:train@")]) == 4
     code = asked(tmp_path, "python", "-c", "import her2core; print(her2core.__file__)")
     assert Path(code).is_relative_to(tmp_path)
-
-
-def test_its_folder_is_ignored_and_make_calls_it():
-    ignored = subprocess.run(["git", "check-ignore", "-q", ".try/x"], cwd=TOP)
-    assert ignored.returncode == 0 and first_try.FOLDER == TOP / ".try"
-    assert ".try" in (TOP / ".dvcignore").read_text().split()
-    recipe = re.search(r"^try: .venv/ok.*\n\t(.*)", (TOP / "Makefile").read_text(), flags=re.M)
-    assert recipe[1] == "PYTHONPATH=tests python -m first_try"
 
 
 def test_it_ends_with_numbers_and_the_page(tmp_path, monkeypatch, capsys):

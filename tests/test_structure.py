@@ -11,7 +11,9 @@ from collections import defaultdict
 from dataclasses import MISSING, fields, is_dataclass
 from typing import get_type_hints
 
+import first_try
 import pytest
+import verification
 from house import (
     HEART,
     MAKERS,
@@ -432,3 +434,15 @@ def test_the_readme_maps_every_module_notebook_and_stage():
     assert [m for m in ORDER if f"`{m.rpartition('.')[2]}`" not in readme] == []
     assert [n.stem for n in NOTEBOOKS if f"`{n.stem}`" not in readme] == []
     assert [s for s in STAGES if f"`{s}" not in readme] == []
+
+
+@pytest.mark.parametrize(
+    ("target", "folder", "module"),
+    [("try", first_try.FOLDER, "first_try"), ("verify", verification.FOLDER, "verification $(STUDY)")],
+)
+def test_what_make_runs_in_a_folder_of_its_own_is_ignored_by_git_and_dvc(target, folder, module):
+    ignored = subprocess.run(["git", "check-ignore", "-q", f"{folder.name}/x"], cwd=TOP)
+    assert ignored.returncode == 0 and folder == TOP / f".{target}"
+    assert folder.name in (TOP / ".dvcignore").read_text().split()
+    recipe = re.search(rf"^{target}: .venv/ok.*\n\t(.*)", (TOP / "Makefile").read_text(), flags=re.M)
+    assert recipe[1] == f"PYTHONPATH=tests python -m {module}"

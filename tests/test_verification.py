@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 import verification as v
@@ -249,11 +248,3 @@ def test_the_exit_status_is_the_verdict(clones, monkeypatch, capsys):
     assert f"differs: report: {AUC}: not rebuilt" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="nothing to verify: there is no dvc.lock of the study sample"):
         v.main("sample")
-
-
-def test_its_folder_is_ignored_and_make_calls_it():
-    ignored = subprocess.run(["git", "check-ignore", "-q", ".verify/x"], cwd=TOP)
-    assert ignored.returncode == 0 and v.FOLDER == TOP / ".verify"
-    assert ".verify" in (TOP / ".dvcignore").read_text().split()
-    recipe = re.search(r"^verify: .venv/ok.*\n\t(.*)", (TOP / "Makefile").read_text(), flags=re.M)
-    assert recipe[1] == "PYTHONPATH=tests python -m verification $(STUDY)"
