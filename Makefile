@@ -2,6 +2,10 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+ifeq ($(shell [ -t 2 ] && echo terminal),) # a log, where each update of a progress bar is a line
+repro try: export TQDM_MININTERVAL ?= 60
+endif
+
 repro: .venv/ok ## run the embedded study; stages that are up to date are skipped
 	python benchmarks/machine.py
 	nbstripout --keep-id --extra-keys metadata.language_info notebooks/*.ipynb

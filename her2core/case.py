@@ -25,7 +25,7 @@ from her2core.formats.examination import Examination, Told, read_examination
 from her2core.formats.nifti import min_crop
 from her2core.formats.volume import as_uint16
 from her2core.kinetics import lesion_features
-from her2core.normalize import maps, piecewise
+from her2core.normalize import Window, knots, learn_standard, piecewise
 from her2core.preprocess import PrepareConfig, pack
 from her2core.runs import Run
 
@@ -105,19 +105,44 @@ def read_case(folder: Path, config: PrepareConfig, cut: tuple[int, int] | None =
     return replace(found, phases=phases, mask=mask, remarks=said)
 
 
-def network_input(case: Examination, config: PrepareConfig, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the networks of a run see of a case, in a few slices through the lesion.
+@dataclass(frozen=True)
+class View:
+    """How images become what networks see.
+
+    window, bias_field: of a run; neighbours: whether its heads see adjacent slices.  standard: of Nyúl's method, a
+    row a phase, the landmarks' grey levels as learnt on training patients; None under other windows.
+    """
+
+    window: Window
+    standard: tuple[tuple[float, ...], ...] | None
+    bias_field: str
+    neighbours: bool
+
+    @classmethod
+    def of(cls, run: Run) -> "View":
+        """That of a run's networks."""
+        window, standard = Window.parse(run.window), None
+        if window.method == "nyul":
+            quantiles, names = run.opened.training
+            learnt = learn_standard(window, quantiles, run.opened.levels, names)
+            standard = tuple(map(tuple, learnt.tolist()))
+        return cls(window, standard, run.bias_field, run.sees_neighbours)
+
+
+def network_input(
+    case: Examination, config: PrepareConfig, view: View
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What networks see of a case, in a few slices through the lesion.
 
     Returns images `(n, 3, H, W)` uint8, the lesion in them, bool `(n, H, W)`, and what the networks are fed: the
     images or, where heads see adjacent slices, `(n, 9, H, W)` as `Prepared.under`.
     """
-    neighbours = run.sees_neighbours
-    config = replace(config, bias_fields=(run.bias_field,), neighbours=neighbours)
+    config = replace(config, bias_fields=(view.bias_field,), neighbours=view.neighbours)
     _, masks, packed = pack(case.phases, case.mask, case.geometry, config)
-    found = packed[run.bias_field]
-    x, y = maps(run.window, found["quantiles"], config.quantiles, found["moments"], run.opened.training)
+    found, standard = packed[view.bias_field], view.standard and np.array(view.standard)
+    x, y = knots(view.window, found["quantiles"], config.quantiles, found["moments"], standard)
     images = piecewise(found["images"], x, y)
-    if not neighbours:
+    if not view.neighbours:
         return images, masks, images
     fed = piecewise(with_neighbours(found["images"], found["neighbours"]), x, y)
     return images, masks, fed.reshape(len(images), -1, *images.shape[2:])

@@ -1,6 +1,7 @@
 """The command `her2`:  her2 study NAME    makes the folder of a study, or renews its pipeline.
                      her2 check TABLE   says what each patient of a table of one's own would become, and why not.
                      her2 predict CASE  says what a study's networks answer of one examination; research only.
+                     her2 export RUN    puts a run's frozen weights into a folder that loads without the study.
                      her2 verify TABLE  puts somebody else's predictions beside the study's and the paper's.
 
 studies/NAME/params.yaml holds what differs from the top level's; it is written once, from studies/templates/, and
@@ -81,6 +82,12 @@ def main(arguments: list[str] | None = None) -> None:
     case = commands.add_parser("predict", help="a page and a picture of one examination; research only")
     case.add_argument("case", metavar="CASE", help="folder with dce/ and seg.dcm, mask/ or a box in case.json")
     case.add_argument("--cohort", metavar="STUDY", help="whose networks answer; the top-level study's without it")
+    case.add_argument("--model", metavar="FOLDER", help="an exported folder answers instead; no study is needed")
+    out = commands.add_parser("export", help="a run's frozen weights as a folder that loads without the study")
+    out.add_argument("name", metavar="RUN", help="such as thda-channel_q98-raw or vit")
+    out.add_argument("--to", metavar="FOLDER", required=True, help="a new one")
+    out.add_argument("--cohort", metavar="STUDY", help="whose run it is; the top-level study's without it")
+    out.add_argument("--onnx", action="store_true", help="an ONNX file for each network, too")
     other = commands.add_parser("verify", help="somebody else's predictions beside the study's and the paper's")
     other.add_argument("table", metavar="PREDICTIONS", help="a CSV with columns patient and probability")
     other.add_argument(
@@ -89,6 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     study.set_defaults(run=_make)
     own.set_defaults(run=_check)
     case.set_defaults(run=_predict)
+    out.set_defaults(run=_export)
     other.set_defaults(run=_verify)
     chosen = vars(parser.parse_args(arguments))
     try:
@@ -121,16 +129,26 @@ def _check(table):
     return int(not good)
 
 
-def _predict(case, cohort):
-    study = Study.open(cohort)
-    from her2core.report import one_case  # slow to load
+def _predict(case, cohort, model):
+    if model and cohort:
+        raise ValueError("--cohort and --model: expected one of them")
+    study = None if model else Study.open(cohort)
+    from her2core.report import frozen, one_case  # slow to load
 
-    found = one_case.examine(study, case)
+    found = one_case.examine(study or frozen.read_model(Path(model)), case)
     print(*one_case.sentences(found), "Research only, not for clinical use.", sep="\n")
     for doubt in found.doubts:
         print(f"- {doubt}")
-    for path in one_case.write_case(found, study.results / "cases"):
-        print(f"written: {path.relative_to(study.top)}")
+    for path in one_case.write_case(found, study.results / "cases" if study else Path("cases")):
+        print(f"written: {path.relative_to(study.top) if study else path}")
+
+
+def _export(name, to, cohort, onnx):
+    study = Study.open(cohort)
+    from her2core.report import export  # slow to load
+
+    written = export.write_model(study, name, Path(to), onnx)
+    print(f"written: {to}, networks: {len(written.networks)}; its README.md says how to use them")
 
 
 def _verify(table, cohort):

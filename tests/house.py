@@ -19,17 +19,17 @@ formats.volume formats.dicom_file formats.consistency formats.dicom formats.seg
 formats.dicom_write formats.nifti formats.examination formats.weights
 cohort kinetics bias_field normalize audit preprocess
 dataset convolution model baselines train runs cam tuning simple probe case
-auc paired calibration evaluate
+auc paired calibration evaluate deviations
 phantom.physics phantom.sites phantom.truth phantom.anatomy phantom.lesions phantom.scanner phantom.patient
 cohorts.tables cohorts.collections cohorts.manifest cohorts.labels cohorts.ambl cohorts.duke cohorts.transfer
 cohorts.phantom cohorts.own cohorts.mamamia cohorts.examination cohorts.archive cohorts.acquire cohorts.preflight
 cohorts.sample
 report.figures.style report.figures.require report.figures.words
 report.figures.images report.figures.network report.figures.phantom
-report.figures.curves report.figures.forests report.figures.sheet report.figures
+report.figures.curves report.figures.forests report.figures.trends report.figures.sheet report.figures
 report.findings report.diagrams report.assumptions report.documents report.checklists report.machine_readable
 report.sources report.page
-report.one_case report.explore report.verify
+report.standalone report.frozen report.export report.one_case report.explore report.verify report.questions
 progress run study
 """.split()
 HEART = [module for module in ORDER if "." not in module]
@@ -42,7 +42,9 @@ BARE = (
     "name: {}\nruns: []\nacquire: {{source: phantom}}\ncohort: {{endpoint: her2}}\nprepare: {{}}\nmodels: {{}}\n"
     "train: {{}}\nevaluate: {{}}\n"
 )
-PUBLISHED_STUDIES = {"instrument", "ispy", "sample", "templates"}  # the folders of studies/ that are in git
+# each answers one question of notebook 14, and is computed as far as the predictions
+QUESTIONS = {"many_patients", "px_32", "px_64", "shading_none", "shading_once", "shading_twice", "weak_label"}
+PUBLISHED_STUDIES = {"instrument", "ispy", "sample", "templates", *QUESTIONS}  # the folders of studies/ in git
 _OF_A_COMPENDIUM = (".dvcignore", ".gitignore", "CITATION.cff", "dvc.yaml", "params.yaml")
 _OF_A_COMPENDIUM += (
     "her2core",

@@ -120,7 +120,7 @@ def nifti(patient, tmp_path):
 
 
 def doubts_of(case, run, ranges):
-    images, _, _ = c.network_input(case, CONFIG, run)
+    images, _, _ = c.network_input(case, CONFIG, c.View.of(run))
     return c.warnings_for(case, images, ranges)
 
 
@@ -249,7 +249,7 @@ def test_the_early_phase_may_also_be_the_late_one(either, patient, run, ranges):
     case = c.read_case(folder, CONFIG)
     np.testing.assert_array_equal(case.phases, patient[0].array[[0, 2, 2]])
     assert case.times_s == (0.0, 150, 400.0)
-    images, _, _ = c.network_input(case, CONFIG, run)
+    images, _, _ = c.network_input(case, CONFIG, c.View.of(run))
     np.testing.assert_array_equal(images[:, 1], images[:, 2])
     assert not any("phase, time" in doubt for doubt in doubts_of(case, run, ranges))
 
@@ -415,7 +415,7 @@ def test_a_training_patient_as_a_case_is_fed_to_the_networks_as_in_training(writ
     parts = dict(zip(("model", "window", "bias_field"), parse_run(name, "slice_minmax"), strict=True))
     run = make_run(prepared, None, name=name, models=MODELS, **parts)
     case = replace(c.read_case(written, CONFIG), phases=patient[0].array[[0, 2, -1]])
-    images, outlines, fed = c.network_input(case, CONFIG, run)
+    images, outlines, fed = c.network_input(case, CONFIG, c.View.of(run))
     stored = run.opened.under(run.window, neighbours="adjacent" in name)
     rows = np.flatnonzero(stored.patient == draw_cohort(COHORT)[0]["patient"])
     np.testing.assert_array_equal(fed, stored.images[rows].numpy())

@@ -14,7 +14,7 @@ from her2core.auc import Estimate
 from her2core.evaluate import expected_width
 from her2core.formats.volume import Geometry
 from her2core.report import figures
-from her2core.report.figures import style, words
+from her2core.report.figures import style, trends, words
 
 matplotlib.use("Agg")
 COHORT = "embedded synthetic cohort"
@@ -52,6 +52,16 @@ def reliability():
 
 def versions(numbers):
     return {"raw": (reliability(), numbers), "recalibrated": (reliability(), numbers)}
+
+
+def by_strength(count):
+    """Rows of `count` series at three values of x, which rise above 0 from below."""
+    rows = [
+        {"series": words.run_name(r), "x": x, "value": x / 9, "low": x / 9 - 0.1}
+        for r in RUNS[:count]
+        for x in (0, 1, 2)
+    ]
+    return pd.DataFrame(rows).assign(high=lambda table: table["value"] + 0.1)
 
 
 def net_benefit():
@@ -160,6 +170,12 @@ DRAW = {  # all but the cohort; several cases for those that grow
     "decision_curve": partial(
         figures.decision_curve, {name: (net_benefit(), ESTIMATE) for name in ("Internal test", "External")}, 0.95
     ),
+    "trends": partial(
+        trends.trends, {"AUC": by_strength(6), "Gain in AUC": by_strength(2)}, "Shading (times)", 0.95
+    ),
+    "doubled trends": partial(
+        trends.trends, {"AUC": by_strength(1).assign(x=[75, 150, 300])}, "Training patients", 0.95, doubling=True
+    ),
     "by_subgroup": partial(figures.by_subgroup, GROUPS, 0.95),
     "whole_breast": partial(figures.whole_breast, VOLUMES),
     "age_by_status": partial(figures.age_by_status, AGES),
@@ -214,6 +230,8 @@ SAYS = {
     "through_the_network": ("stage 1, 12 × 12\n(mm)", "stage 4, 1 × 1", "line: lesion", "HER2+: spatial gates"),
     "channel_gates": ("stage 4, 128 channels", "Channel gate (0 closed, 1 open)", "mean of the phases"),
     "phantom_gallery": ("1.5 T, HER2+, 3 ml", "spy1", "184 mm"),
+    "trends": ("Shading (times)", "Gain in AUC", "95% intervals", "THDA, separate01, 98 % per phase"),
+    "doubled trends": ("Training patients", "75", "150", "300"),
     "twins": ("HER2−\nslice 0", "early − pre, MIP", "120 % of the brightest lesion's 98 % quantile"),
     "kinetic_curves": ("Time after injection (min)", "Signal of the lesion / pre-contrast", "lines: its kinetics"),
     "decision_curve": ("Threshold probability", "External, n = 90, 30 HER2+", "treat none", "95% interval"),

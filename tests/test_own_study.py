@@ -16,7 +16,7 @@ from pydicom import dcmread
 from ruamel.yaml import YAML
 from test_pipeline import copy_of_the_compendium, shell
 
-from her2core.case import network_input
+from her2core.case import View, network_input
 from her2core.cohort import included, patient_table
 from her2core.cohorts.acquire import SOURCES, get_all
 from her2core.config import Study, read_yaml
@@ -181,7 +181,7 @@ def test_a_frozen_network_says_the_same_of_dicom_and_nifti_as_of_the_archives_fi
 
     def said(row, folder):
         found = read_patient(row, folder, config)
-        fed = network_input(replace(found, phases=as_uint16(found.phases, found.name)[0]), config, run)[2]
+        fed = network_input(replace(found, phases=as_uint16(found.phases, found.name)[0]), config, View.of(run))[2]
         with torch.inference_mode():
             return [network(torch.from_numpy(fed)).numpy().tobytes() for network in run.networks()]
 

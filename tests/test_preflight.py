@@ -18,6 +18,8 @@ from her2core.cohorts import preflight as p
 from her2core.cohorts.transfer import Patience, TransportFault
 from her2core.config import Study
 from her2core.formats.weights import FILES, Weights, load
+from her2core.preprocess import PrepareConfig
+from her2core.runs import Run
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -86,6 +88,15 @@ def test_a_parameter_of_a_later_stage_that_cannot_be_is_found_before_anything_is
     with pytest.raises(SystemExit, match=f"(?s)preflight: .*{message}"):
         p.main(["embedded"])
     assert not (compendium / "data").exists()
+
+
+@pytest.mark.parametrize("name", ["embedded", "instrument", "ispy"])
+def test_every_published_study_stores_what_its_own_runs_see(compendium, name):
+    """The rehearsal replaces the real study's runs, so it cannot say this of them."""
+    study = Study.open(name)
+    stored = study.params("prepare", PrepareConfig)
+    for run in (Run.of(study, one) for one in study.runs):
+        assert run.bias_field in stored.bias_fields and (stored.neighbours or not run.sees_neighbours), run.name
 
 
 def test_all_that_is_wrong_is_said_at_once_and_each_thing_once(compendium):

@@ -1,4 +1,4 @@
-"""What a study's frozen reference says of one case of one's own, as a page and a picture.
+"""What a study's frozen reference, or an exported model, says of one case of one's own, as a page and a picture.
 
 results/<cohort>/cases/<case>/case.html, case.png; ignored by git.  Of the patient's identity they show the folder's
 last name and nothing else; the page stands alone and loads nothing.
@@ -16,18 +16,18 @@ from jinja2 import Environment
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from her2core.calibration import fit_recalibration_or_none, recalibrate, youden_threshold
-from her2core.case import MEASURES, measures, network_input, read_case, training_ranges, warnings_for
+from her2core.calibration import recalibrate
+from her2core.case import MEASURES, measures, network_input, read_case, warnings_for
 from her2core.config import Study, Title
-from her2core.evaluate import applied, calls, read_predictions, seed_mean
 from her2core.formats.dicom import read_dce
 from her2core.formats.examination import Examination, is_nifti, numbered
 from her2core.formats.nifti import read_volumes
-from her2core.preprocess import PrepareConfig, pixel_mm
+from her2core.preprocess import pixel_mm
 from her2core.records import whole
 from her2core.report.figures.sheet import case_sheet
 from her2core.report.figures.style import settle
-from her2core.runs import Run, spatial_attention
+from her2core.report.frozen import FrozenModel, of_study
+from her2core.runs import spatial_attention
 from her2core.train import AGGREGATE, predict_slices
 
 _ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -107,51 +107,43 @@ def _measure_table(case, images, ranges):
     return pd.DataFrame(rows, columns=["measure", "unit", "this case", "from", "to", "range of", "outside"])
 
 
-def _answers(run, networks, slices, predicted):
-    """→ the table `seeds`, the calibrated mean or None, and the number of patients that its line was fitted on."""
-    combine = AGGREGATE[run.training.aggregate]
+def _answers(model, slices):
+    """→ the table `seeds`, and the calibrated mean or None."""
+    combine, held = AGGREGATE[model.described.aggregate], model.comparison
     rows = [
-        (seed, combine(predict_slices(net, slices))) for (seed, _), net in zip(run.members, networks, strict=True)
+        (member.seed, combine(predict_slices(network, slices)))
+        for member, network in zip(model.described.networks, model.networks, strict=True)
     ]
-    case = pd.DataFrame(rows, columns=["seed", "probability"]).groupby("seed", as_index=False).mean()
-    case = case.assign(patient="case", run=run.name, label=0)  # a row of the prediction table, its label unused
-    validation = predicted[predicted["split"] == "validation"]
-    thresholds = [
-        one["probability"].item() - applied(youden_threshold, np.subtract, own, one)[1].item()
-        for (_, one), (_, own) in zip(case.groupby("seed"), validation.groupby("seed"), strict=True)
-    ]
-    called = calls(validation, case)[1][:, 0]
-    raw = case["probability"].mean()
-    calibrated = applied(fit_recalibration_or_none, recalibrate, validation, case)[1].item()
-    seeds = case[["seed", "probability"]].assign(threshold=thresholds, called=called)
-    return seeds, None if calibrated == raw else calibrated, validation["patient"].nunique()
+    seeds = pd.DataFrame(rows, columns=["seed", "probability"]).groupby("seed", as_index=False).mean()
+    seeds["threshold"] = [held.thresholds[str(seed)] for seed in seeds["seed"]]
+    seeds["called"] = seeds["probability"] >= seeds["threshold"]
+    if not any(held.lines):
+        return seeds, None
+    return seeds, float(np.mean([recalibrate(seeds["probability"].mean(), line) for line in held.lines]))
 
 
-def examine(study: Study, folder: Path) -> Verdict:
-    """What the study's reference says of the examination in `folder`; ValueError where it is incomplete."""
+def examine(source: Study | FrozenModel, folder: Path) -> Verdict:
+    """What a study's reference, or an exported model, says of the examination in `folder`; ValueError where that is
+    incomplete, or the networks have no spatial attention to show."""
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; expected one with dce/ and seg.dcm, mask/ or a box in case.json")
-    config, run = study.params("prepare", PrepareConfig), Run.of(study)
-    table = study.results / "predictions" / f"{run.name}.csv"
-    study.need("prepare", study.data("prepare"))
-    study.need(f"train@{run.name}", run.folder, run.frozen, table)
-    acquire, predicted = study.section("acquire"), read_predictions([table])
-    cut = (acquire["margin_slices"], acquire["crop_px"]) if acquire["source"] == "archive" else None
+    model = of_study(source) if isinstance(source, Study) else source
+    if model.described.architecture.get("attention") not in ("both", "spatial") or model.described.model != "thda":
+        found = f"{model.described.run} has no spatial attention, which the page shows"
+        raise ValueError(f"{found}; expected a THDA that has; a folder's README.md predicts without a page")
+    preprocessing, config, ranges = model.preprocessing, model.preprocessing.config, model.comparison.ranges
     uncut = read_case(folder, config)
-    case = read_case(folder, config, cut) if cut else uncut
-    images, outlines, fed = network_input(case, config, run)
-    ranges, networks = training_ranges(run, config), run.networks()
-    slices = torch.from_numpy(fed).to(run.device)
-    gates = spatial_attention(networks, slices)[len(images) // 2].cpu().numpy()
-    title = Title(f"networks of the {study.title}")
-    title.endpoint = study.title.endpoint
-    label, mean = seed_mean(predicted[predicted["split"] == "test"])
+    case = read_case(folder, config, preprocessing.cut) if preprocessing.cut else uncut
+    images, outlines, fed = network_input(case, config, preprocessing.view)
+    slices = torch.from_numpy(fed).to(next(model.networks[0].parameters()).device)
+    gates = spatial_attention(model.networks, slices)[len(images) // 2].cpu().numpy()
+    title = Title(f"networks of the {model.title}")
+    title.endpoint = model.title.endpoint
     seen = lesion_curve(folder, uncut), images, outlines, gates, pixel_mm(case.geometry, config)
     doubts = _measure_table(case, images, ranges), warnings_for(case, images, ranges)
-    answers = _answers(run, networks, slices, predicted)
-    scores = pd.DataFrame({"label": label, "probability": mean})
-    return Verdict(title, case, uncut, *seen, *doubts, *answers, scores)
+    scores = pd.DataFrame(model.comparison.scores, columns=["label", "probability"])
+    return Verdict(title, case, uncut, *seen, *doubts, *_answers(model, slices), model.comparison.fitted_on, scores)
 
 
 def sentences(verdict: Verdict) -> list[str]:
