@@ -32,10 +32,6 @@ rehearse: .venv/ok ## the real study from end to end, on stand-in archives: minu
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -e .[rehearse]
 	PYTHONPATH=tests:manifests python -m rehearsal $(if $(KILL),--kill)
 
-validate: .venv/ok ## hold the RO-Crate against its validator, which is not in the lock: .venv has an older rich afterwards
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -e .[validate]
-	HER2_VALIDATE=1 pytest tests/test_machine_readable.py
-
 fuzz: .venv/ok ## mutated inputs against every reader, half an hour on two cores: COUNT=20000 tries fewer; Linux
 	python tests/fuzz.py $(if $(COUNT),--count $(COUNT))
 
@@ -75,4 +71,4 @@ clean-all: ## remove all data and weights too, downloaded ones included; asks tw
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --build-constraint requirements.lock --no-deps -e .
 	touch $@
 
-.PHONY: repro try check test verify rehearse validate fuzz lab figures sample lock clean clean-all
+.PHONY: repro try check test verify rehearse fuzz lab figures sample lock clean clean-all

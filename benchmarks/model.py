@@ -1,16 +1,15 @@
 """Cost of one THDA forward pass beside plain ResNet-34 on as many images, and folded beside three calls; then the
 time per patient of every network of the study.
 
-    python benchmarks/model.py
+    python benchmarks/model.py        # minutes; writes benchmarks/model.json
 
 THDA passes the three phases of N slices through one backbone call of 3·N grey images.  Compared with torchvision's
 ResNet-34 on the same 3·N images, repeated to three channels as it needs them, and with three calls of N images of
 THDA's own backbone.  A patient's slices and the networks are those of two studies, with random weights.  One
-thread, no gradients; rounds follow each other, the best counts.
+thread, no gradients; the calls take turns, medians of processor seconds count.
 """
 
 import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
-import time
 from functools import partial
 
 import torch
@@ -20,8 +19,9 @@ from her2core.baselines import MODELS, ModelConfig, build_model
 from her2core.config import Study
 from her2core.model import ThdaConfig, ThdaResNet
 from her2core.preprocess import PrepareConfig
+from timing import in_turns, machine, spread, times_of, write
 
-ROUNDS, SIZES = 7, ((4, 224), (32, 64))  # slices, pixels
+ROUNDS, SIZES = 11, ((4, 224), (32, 64))  # slices, pixels
 STUDIES = ("embedded", "ispy")
 
 
@@ -50,30 +50,26 @@ def networks(study):
     return {name: partial(model.eval(), x) for name, model in built.items()}
 
 
-def best_times(calls):
-    """Seconds of the best round of each."""
-    best = dict.fromkeys(calls, float("inf"))
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
-
-
-def show(title, best, anchor):
-    print(title)
-    for name, seconds in best.items():
-        print(f"  {name:36s} {1000 * seconds:8.1f} ms   {seconds / best[anchor]:5.2f} × {anchor}")
+def compared(about, calls, anchors):
+    """Seconds of each call, and how many times those of each anchor; printed beside the first anchor."""
+    times = in_turns(calls, ROUNDS)
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    arms = {}
+    for name, seconds in times.items():
+        arms[name] = {"seconds": spread(seconds)} | {f"times {to}": times_of(times, name, to) for to in anchors}
+        ratio = arms[name][f"times {anchors[0]}"]["median"]
+        print(f"  {name:36s} {1000 * arms[name]['seconds']['median']:8.1f} ms   {ratio:5.2f} × {anchors[0]}")
+    return about | {"arms": arms}
 
 
 @torch.inference_mode()
 def main():
     torch.set_num_threads(1)
-    for n, px in SIZES:
-        show(f"N = {n} slices of {px} × {px} pixels", best_times(cases(n, px)), "torchvision ResNet-34, 3N images")
-    for name in STUDIES:
-        show(f"one patient of the study {name}", best_times(networks(Study.open(name))), "resnet34_rgb")
+    about = machine("torch", "torchvision", "transformers")
+    against = ["torchvision ResNet-34, 3N images", "THDA's backbone, one call of 3N"]
+    passes = [compared({"slices": n, "pixels": px}, cases(n, px), against) for n, px in SIZES]
+    patients = [compared({"study": name}, networks(Study.open(name)), ["resnet34_rgb"]) for name in STUDIES]
+    write(__file__, {"machine": about, "passes": passes, "patients": patients})
 
 
 if __name__ == "__main__":

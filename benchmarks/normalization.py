@@ -1,17 +1,17 @@
 """Time to bring one patient's phases to 8 bits: her2core beside MONAI and TorchIO, same arrays, same percentiles.
 
     pip install -e .[bench]
-    python benchmarks/normalization.py
+    python benchmarks/normalization.py        # a minute; writes benchmarks/normalization.json
 
 Window: each phase from its minimum to its 98 % quantile.  her2core counts integer intensities; the others sort or
 partition in floating point.  The results are compared before they are timed: more than one grey level apart is an
-error.  The three take turns, some calls each, and the best call counts.  On a busy machine the processor's time
-is the fair one, with one thread; the clock's prefers what is short.
+error.  The three take turns, so that none finds its data in the cache that the others do not, on one thread;
+medians of processor seconds count.
 """
 
 import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
-import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from monai.transforms import ScaleIntensityRangePercentiles
 from her2core.normalize import line, piecewise, statistics
 from her2core.phantom.patient import make_patient
 from her2core.phantom.sites import SITES
+from timing import in_turns, machine, spread, times_of, write
 
-SHAPES = {(24, 128, 128): 5, (80, 256, 256): 2}  # voxels of a phase: turns
-CALLS = 10  # of each package in a turn, the first with cold caches
+SHAPES = {(24, 128, 128): 41, (80, 256, 256): 15}  # voxels of a phase: rounds
 
 
 def ours(phases):
@@ -63,31 +63,31 @@ def grey_levels_apart(phases):
     return apart
 
 
-def best_times_ms(phases, turns):
-    """Best clock and processor time of each function: {name: (2,)}."""
-    best = dict.fromkeys(FUNCTIONS, np.inf)
-    for name in [name for _ in range(turns) for name in FUNCTIONS for _ in range(CALLS)]:
-        start = time.perf_counter(), time.process_time()
-        FUNCTIONS[name](phases)
-        end = time.perf_counter(), time.process_time()
-        best[name] = np.minimum(best[name], 1000 * np.subtract(end, start))
-    return best
+def one_shape(shape, rounds):
+    """A row for each package: times, and how many times as long as her2core's it takes."""
+    phases = phantom_phases(shape)
+    apart = grey_levels_apart(phases)
+    times = in_turns({name: partial(function, phases) for name, function in FUNCTIONS.items()}, rounds)
+    return [
+        {"phases": phases.shape, "package": name, "seconds": spread(seconds, 5)}
+        | {"times_her2core": times_of(times, name, "her2core"), "grey_levels_apart": apart[name]}
+        for name, seconds in times.items()
+    ]
 
 
 def main():
-    default = torch.get_num_threads()
-    print("| phases, uint16 | threads | package | clock, ms | processor, ms | × her2core | grey levels apart |")
-    print("|---|---|---|---|---|---|---|")
-    for shape, turns in SHAPES.items():
-        phases = phantom_phases(shape)
-        apart = grey_levels_apart(phases)
-        for threads in sorted({1, default}):
-            torch.set_num_threads(threads)
-            best = best_times_ms(phases, turns)
-            for name, (clock, processor) in best.items():
-                ratio = " / ".join(f"{r:.1f}" for r in best[name] / best["her2core"])
-                row = (phases.shape, threads, name, f"{clock:.1f}", f"{processor:.1f}", ratio, apart[name])
-                print("|", " | ".join(map(str, row)), "|")
+    about = machine("numpy", "torch", "monai", "torchio")
+    torch.set_num_threads(1)
+    rows = [row for shape, rounds in SHAPES.items() for row in one_shape(shape, rounds)]
+    print("| phases, uint16 | package | ms (lowest to highest) | × her2core | grey levels apart |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        ms = "{median:.1f} ({lowest:.1f} to {highest:.1f})".format(
+            **{k: 1000 * v for k, v in row["seconds"].items()}
+        )
+        cells = (row["phases"], row["package"], ms, f"{row['times_her2core']['median']:.1f}")
+        print("|", " | ".join(map(str, (*cells, row["grey_levels_apart"]))), "|")
+    write(__file__, {"machine": about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """Time and memory to read a dynamic series from DICOM: her2core beside SimpleITK, pydicom and dicom2nifti.
 
     pip install -e .[bench]
-    python benchmarks/reading.py
+    python benchmarks/reading.py        # a minute; writes benchmarks/reading.json
 
 The series: 8 phases of 80 × 256 × 256 voxels, 640 files, uint16, on a local disk and in the cache of the system.
 her2core gets the folder and finds slices and phases itself; SimpleITK and dicom2nifti get the sorted file names
 of each phase, which is not timed; pydicom reads file by file, sorts and stacks.  The arrays are compared before
-anything is timed.  Memory is the peak of a process of its own above its imports (Linux).
+anything is timed; then the readers take turns; medians of processor seconds count.  Memory is the peak of a process
+of its own above its imports (Linux).
 """
 
 from her2core import PINS  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
 import re
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,9 +26,10 @@ import SimpleITK as sitk
 from her2core.formats.dicom import read_dce
 from her2core.formats.dicom_write import Acquisition, write_dce
 from her2core.formats.volume import DceSeries, Geometry
+from timing import in_turns, machine, spread, times_of, write
 
 SHAPE = (8, 80, 256, 256)  # (T, Z, Y, X)
-REPEATS = 5
+ROUNDS = 11
 
 
 def make(folder):
@@ -73,17 +75,6 @@ def dicom2nifti_(folder, names):
 READERS = {"her2core": her2core, "SimpleITK": simpleitk, "pydicom": pydicom_, "dicom2nifti": dicom2nifti_}
 
 
-def best_times_s(folder, names):
-    """Best of several rounds; all take turns, so that they share what else the machine does."""
-    times = {name: [] for name in READERS}
-    for _ in range(REPEATS):
-        for name, read in READERS.items():
-            start = time.perf_counter()
-            read(folder, names)
-            times[name].append(time.perf_counter() - start)
-    return {name: min(found) for name, found in times.items()}
-
-
 def peak_bytes():
     """Peak resident memory of this process so far; getrusage would count that of its parent too."""
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
@@ -106,6 +97,7 @@ def main():
     if len(sys.argv) == 3:
         print(grown(sys.argv[1], Path(sys.argv[2])))
         return
+    about = machine("numpy", "pydicom", "SimpleITK", "dicom2nifti")
     with TemporaryDirectory() as home:
         folder = Path(home) / "dce"
         make(folder)
@@ -114,11 +106,18 @@ def main():
         for name, read in READERS.items():
             if not np.array_equal(read(folder, names), reference):
                 raise ValueError(f"{name} reads other voxels than her2core")
-        times = best_times_s(folder, names)
-        print(f"one series, {SHAPE}, uint16, {SHAPE[0] * SHAPE[1]} files; best of {REPEATS}")
+        times = in_turns({name: partial(read, folder, names) for name, read in READERS.items()}, ROUNDS)
+        arms = {}
         for name, seconds in times.items():
-            relative, memory = seconds / times["SimpleITK"], grown_in_a_new_process(name, folder)
-            print(f"{name:12s} {seconds:6.2f} s {relative:6.2f} × SimpleITK, peak {memory:.2f} × the array")
+            beside = {other: times_of(times, name, other) for other in READERS if other != name}
+            arms[name] = {"seconds": spread(seconds), "times": beside}
+            arms[name]["memory"] = round(grown_in_a_new_process(name, folder), 3)
+    print(f"one series, {SHAPE}, uint16, {SHAPE[0] * SHAPE[1]} files; median of {ROUNDS}")
+    for name, arm in arms.items():
+        relative = arm["times"].get("SimpleITK", {"median": 1})["median"]
+        print(f"{name:12s} {arm['seconds']['median']:6.2f} s {relative:6.2f} × SimpleITK", end="")
+        print(f", peak {arm['memory']:.2f} × the array")
+    write(__file__, {"machine": about, "files": SHAPE[0] * SHAPE[1], "shape": SHAPE, "arms": arms})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step of the embedded study's network on one core, beside plain PyTorch, and where its time goes.
 
-    python benchmarks/training_step.py
+    python benchmarks/training_step.py        # minutes; writes benchmarks/training_step.json
 
 Plain: the same network, recipe and optimiser, written with torchvision's and PyTorch's own layers: each phase
 repeated to three channels, parallel attention kernels one by one.  It is tried channels last and first, and all
@@ -9,10 +9,8 @@ steps, and first of all the losses have to agree.
 """
 
 import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
-import json
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,12 +24,12 @@ from her2core.dataset import AugmentConfig, augment, draw_augmentation
 from her2core.model import AttentionResNet, MultiScaleSpatialAttention, ThdaResNet
 from her2core.preprocess import PrepareConfig
 from her2core.train import TrainConfig, begin
+from timing import machine, write
 
 ROUNDS, STEPS, BATCHES = 12, 5, (32, 64)
 STUDY = Study.open("embedded")
 PX, CONFIG = STUDY.params("prepare", PrepareConfig).crop_px, STUDY.params("models", ModelConfig).thda
 AUGMENT = AugmentConfig()
-RESULT = Path(__file__).with_suffix(".json")
 
 
 class PlainAttention(MultiScaleSpatialAttention):
@@ -85,7 +83,7 @@ def prepare(build, batch, memory_format):
 
 
 def main():
-    ours = partial(ThdaResNet, CONFIG)
+    about, ours = machine("numpy", "torch", "torchvision"), partial(ThdaResNet, CONFIG)
     forms = {"plain, channels last": (PlainThda, torch.channels_last)}
     forms |= {"plain, channels first": (PlainThda, torch.contiguous_format)}
     forms |= {"her2core": (ours, torch.channels_last)}
@@ -108,9 +106,15 @@ def main():
         table[name] = {"slices_per_s": round(batch / float(np.median(parts.sum(1))), 1), "share": said}
         print(f"{name:32s} {table[name]['slices_per_s']:7.1f} slices/s ", said, flush=True)
     plain, own = (max(v["slices_per_s"] for k, v in table.items() if k.startswith(s)) for s in ("plain", "her2"))
-    result = {"pixels": PX, "steps": ROUNDS * (STEPS - 1), "forms": table, "gain": round(own / plain, 2)}
+    result = {
+        "machine": about,
+        "pixels": PX,
+        "steps": ROUNDS * (STEPS - 1),
+        "forms": table,
+        "gain": round(own / plain, 2),
+    }
     print(f"{result['gain']} × the fastest plain form")
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write(__file__, result)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ def _scrub_addresses(output):
 def _execute(source, part, parameters):
     """Run `source` into `part`; its folder is the working directory, as in JupyterLab."""
     import papermill
+    from papermill.clientwrap import PapermillNotebookClient
 
+    # what an Output widget would be told can make nbclient wait for ever (its issue 312), and no widget is kept
+    PapermillNotebookClient.on_comm_open_jupyter_widget = lambda client, message: None
     known = papermill.inspect_notebook(str(source))  # of an unknown parameter papermill would only warn
     if unknown := ", ".join(sorted(parameters.keys() - known.keys())):
         raise ValueError(f"notebooks/{source.name} has no parameter {unknown}; it has {', '.join(known) or 'none'}")
