@@ -105,17 +105,34 @@ def _connect(address):
     """A client of the scheduler at `address`, to be closed by `with`."""
     try:
         from distributed import Client
-        from distributed.comm import get_address_host_port, parse_address
+        from distributed.comm import parse_address
     except ModuleNotFoundError as error:
         raise ValueError("DASK_SCHEDULER: distributed is missing: install her2core[dev], or unset it") from error
     try:
         _check_private(address)
-        if parse_address(address)[0] == "tcp":  # Dask itself waits for a frozen scheduler's greeting without limit
-            with socket.create_connection(get_address_host_port(address), _CONNECT_S) as line:
-                line.recv(1)
+        if parse_address(address)[0] in ("tcp", "tls"):
+            _await_greeting(address)
         return Client(address, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, TypeError) as error:  # TypeError: without TLS's certificates
+    except OSError as error:
         raise ConnectionError(f"DASK_SCHEDULER: no scheduler answers at {address} ({error})") from error
+
+
+def _await_greeting(address):
+    """Return when the scheduler has sent its first byte, else raise OSError.
+
+    Dask waits for a frozen one without limit, and a Client that found none blocks whoever collects it as garbage.
+    """
+    from distributed.comm import get_address_host_port, parse_address
+    from distributed.security import Security
+
+    with socket.create_connection(get_address_host_port(address), _CONNECT_S) as line:
+        if parse_address(address)[0] == "tls":
+            tls = Security().get_connection_args("client")["ssl_context"]
+            if tls is None:
+                raise ConnectionError("TLS expects certificates in Dask's configuration; see the README")
+            line = tls.wrap_socket(line)
+        with line:
+            line.recv(1)
 
 
 def _check_private(address):

@@ -55,7 +55,7 @@ def whole(path: Path, mark: str = "") -> Iterator[Path]:
 
 
 def _flush(path):
-    with open(path, "rb") as file:
+    with open(path, "rb+" if os.name == "nt" else "rb") as file:  # Windows syncs only what may be written
         os.fsync(file.fileno())
 
 

@@ -1,5 +1,6 @@
 """A real Dask scheduler and workers on this machine: the same bytes, and an error for whatever fails."""
 
+import gc
 import json
 import os
 import shutil
@@ -419,9 +420,12 @@ def test_a_scheduler_killed_in_mid_run_is_an_error(tmp_path, monkeypatch):
 
 
 def test_no_scheduler_is_an_error(monkeypatch):
+    from distributed import Client
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("DASK_SCHEDULER", address)
     monkeypatch.setattr(parallel, "_CONNECT_S", 1)
     with pytest.raises(ConnectionError, match=f"no scheduler answers at {address}"):
         each(square, range(3), 1, "test")
+    assert all(client.status == "closed" for client in gc.get_objects() if type(client) is Client)

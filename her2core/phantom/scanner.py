@@ -35,8 +35,8 @@ def _fat_residue(grid, site, fat, fields: Fields, rng):
     """What fat suppression leaves of the fat signal (Z, Y, X): little and uneven, nearly all where it fails.
 
     It fails off resonance, where the body's outline turns: at the fold under the breast, towards the axilla.
-    Such fat is brighter than an enhancing lesion, so that most upper quantiles of these images lie outside the
-    lesion.  The share of fat concerned differs between patients.
+    Such fat is brighter than most enhancing lesions, so that it holds much of what lies above an image's upper
+    quantiles.  The share of fat concerned differs between patients.
     """
     residue = site.fat_suppression * np.exp(0.22 * fields.coarse + 0.14 * fields.medium + 0.12 * fields.fine)
     fold, axilla = rng.uniform(0.3, 1.7, 2)
