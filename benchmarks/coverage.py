@@ -1,13 +1,12 @@
 """Do the intervals hold what they promise?  Share of simulated studies whose 95 % interval covers the truth.
 
-    python benchmarks/coverage.py        # an hour; writes benchmarks/coverage.json
-    python benchmarks/coverage.py folds  # minutes; only what it says of folds
-    python benchmarks/coverage.py power  # minutes; only what it says of power
+    python benchmarks/coverage.py            # writes benchmarks/coverage.json
+    python benchmarks/coverage.py intervals  # minutes; only what it says of intervals; so folds and power
 
 Two runs of four seeds score the same patients, at the sizes of the study: 180 test patients of the embedded cohort,
 132 of I-SPY and 43 external lesions; and at that of the smallest subgroup that gets an AUC.  Scores are Gaussian:
 half of their variance is the patient's, 30 % the run's and 20 % the seed's own.  Seeds are better or worse with a
-standard deviation of 0.025 in true AUC.
+standard deviation of 0.025 in true AUC; their probits are normal, of the mean and spread that give the AUCs theirs.
 
 `auc` and `difference` are the intervals of `her2core.auc`; `false_positives` is the share of its p-values
 below 0.05 for two equally good runs.  Beside them what was not chosen: the percentile bootstrap and DeLong's normal
@@ -32,9 +31,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
+from scipy.optimize import brentq
+from scipy.special import expit, logit, owens_t
 from scipy.stats import norm
-from tqdm import tqdm
 
 from her2core.auc import (
     FOLD_CORRELATION,
@@ -69,11 +68,24 @@ def simulate(patients, positives, true_auc, rng, gap=0.0, seeds=SETTINGS["seeds"
 
     gap: by how much the first run is better, about `true_auc`."""
     labels = np.arange(patients) < positives
-    probit = norm.ppf([[[true_auc + gap / 2]], [[true_auc - gap / 2]]])
-    probits = probit + seed_sd / norm.pdf(probit) * rng.standard_normal((2, seeds, 1))
+    means, spreads = np.transpose([probits_of(true_auc + side * gap / 2, seed_sd) for side in (1, -1)])
+    probits = means[:, None, None] + spreads[:, None, None] * rng.standard_normal((2, seeds, 1))
     parts = [rng.standard_normal(shape + (patients,)) for shape in ((1, 1), (2, 1), (2, seeds))]
     noise = sum(np.sqrt(share) * part for share, part in zip((0.5, 0.3, 0.2), parts, strict=True))
     return labels.astype(int), noise + np.sqrt(2) * probits * labels, norm.cdf(probits[..., 0])
+
+
+def probits_of(mean, sd):
+    """Mean and standard deviation of the normal probits of AUCs that have this mean and standard deviation.
+
+    Near 1 the probit is far from straight: AUCs drawn along its tangent would have another mean."""
+    alone = norm.ppf(mean)
+
+    def excess(spread):  # of the variance of Φ(normal), Owen's T (Ann Math Stat 1956;27:1075)
+        return norm.cdf(alone) - 2 * owens_t(alone, (1 + 2 * spread**2) ** -0.5) - mean**2 - sd**2
+
+    spread = brentq(excess, 0, 10)
+    return alone * np.hypot(1, spread), spread
 
 
 def covers(interval, truth):
@@ -110,19 +122,16 @@ def one_study(labels, scores, truths, rng):
     }
 
 
-def coverage(name, true_auc):
+def coverage(cell):
+    name, true_auc = cell
     patients, positives = STUDIES[name]
     rng = np.random.default_rng([patients, positives, round(100 * true_auc)])
-    title = f"{name}, AUC {true_auc}"
-    rows = [
-        one_study(*simulate(patients, positives, true_auc, rng), rng)
-        for _ in tqdm(range(SETTINGS["simulations"]), desc=title)
-    ]
+    rows = [one_study(*simulate(patients, positives, true_auc, rng), rng) for _ in range(SETTINGS["simulations"])]
     shares = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
     return {"study": name, "patients": patients, "positives": positives, "true_auc": true_auc} | shares
 
 
-POWER = {"simulations": 1000, "bootstrap": 500, "confidence": 0.95, "true_auc": 0.8}
+POWER = {"simulations": 2000, "bootstrap": 500, "confidence": 0.95, "true_auc": 0.8}
 SEEDS = {3: (0.025, 0.05, 0.074), 10: (0.025, 0.05)}  # seeds, and the standard deviations of their true AUCs
 
 
@@ -228,16 +237,15 @@ def coverage_of_folds(cell):
 def main(only):
     path = Path(__file__).with_suffix(".json")
     written = json.loads(path.read_text()) if only else {}
-    if not only:
-        found = [coverage(name, true_auc) for name in STUDIES for true_auc in TRUE_AUCS]
-        written = {"settings": SETTINGS, "coverage": found}
+    if only in ("", "intervals"):
+        cells = [(name, true_auc) for name in STUDIES for true_auc in TRUE_AUCS]
+        written |= {"settings": SETTINGS, "coverage": each(coverage, cells, -1, "intervals", "cell")}
     if only in ("", "folds"):
         cells = [(name, bayes, repeats) for name in FOLD_STUDIES for bayes in BAYES_AUCS for repeats in (1, 3)]
         written["folds"] = {"settings": FOLDS, "coverage": each(coverage_of_folds, cells, -1, "folds", "cell")}
     if only in ("", "power"):
-        cells = [
-            (name, n, sd) for name in ("embedded test", "I-SPY test") for n, sds in SEEDS.items() for sd in sds
-        ]
+        names = ("embedded test", "I-SPY test")
+        cells = [(name, n, sd) for name in names for n, sds in SEEDS.items() for sd in sds]
         written["power"] = {"settings": POWER, "power": each(power, cells, -1, "power", "cell")}
     path.write_text(json.dumps(written, indent=1) + "\n")
     print(path.read_text())

@@ -23,12 +23,14 @@ from her2core.auc import EvaluateConfig, band, check_labels
 
 
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold that maximises sensitivity + specificity, positive being `probability >= threshold`."""
+    """The threshold that maximises sensitivity + specificity, positive being `probability >= threshold`; the lowest
+    of several that do."""
     labels = check_labels(labels)
     candidates = np.unique(probabilities)
     called = np.asarray(probabilities)[None] >= candidates[:, None]  # (candidates, n)
-    youden = called[:, labels].mean(1) - called[:, ~labels].mean(1)
-    return float(candidates[np.argmax(youden)])
+    # times positives and negatives both are whole numbers, so that ties are exact
+    gained = called[:, labels].sum(1) * (~labels).sum() - called[:, ~labels].sum(1) * labels.sum()
+    return float(candidates[np.argmax(gained)])
 
 
 def _wilson(share, patients, confidence):

@@ -92,10 +92,9 @@ def other_windows(window: Window, levels: Sequence[float]) -> dict[str, Window]:
     scopes = [scope for scope in SCOPES if scope != window.scope and (window.method, scope) != ("nyul", "slice")]
     found = {f"scope_{scope}": replace(window, scope=scope) for scope in scopes}
     whites = [white for white in (0.99, 0.98, 0.95) if np.isclose(levels, white).any()]
-    if window.method == "quantile":
-        found |= {
-            f"white_{white * 100:.0f}": replace(window, upper=white) for white in whites if white != window.upper
-        }
+    for white in whites if window.method == "quantile" else ():
+        if white != window.upper:
+            found[f"white_{white * 100:.0f}"] = replace(window, upper=white)
     return found
 
 
@@ -135,10 +134,8 @@ def _pack_otherwise(row, raw, config):
     """{deviation: images, quantiles, moments} of one patient."""
     check_complete(row["patient"], raw)
     found = read_patient(row, raw, config)
-    ways = {
-        name: (found.phases, *way)
-        for name, way in other_packs(found.mask, found.geometry.spacing_mm, row["layout"], config).items()
-    }
+    packs = other_packs(found.mask, found.geometry.spacing_mm, row["layout"], config)
+    ways = {name: (found.phases, *way) for name, way in packs.items()}
     ways["first_last"] = (_first_and_last(row, raw, config, found), found.mask, config)
     return {
         name: pack(as_uint16(phases, row["patient"])[0], mask, found.geometry, how)[2]["raw"]
@@ -160,10 +157,8 @@ def repacked(
 
     prepared: `tested`; patients: rows of the patient table; raw: the folder of the stage `acquire`.  ValueError
     unless the faithful way gives the very images that were packed."""
-    firsts, config = (
-        np.flatnonzero(_place(prepared.patient) == 0),
-        replace(config, bias_fields=("raw",), neighbours=False),
-    )
+    firsts = np.flatnonzero(_place(prepared.patient) == 0)
+    config = replace(config, bias_fields=("raw",), neighbours=False)
     own = patients.set_index("patient", drop=False).loc[prepared.patient[firsts]]
     pack_one = partial(_pack_otherwise, raw=Path(raw).absolute(), config=config)
     packs = each(pack_one, own.to_dict("records"), config.jobs, "packed otherwise")
@@ -215,12 +210,8 @@ def of_seeds(faithful: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for _, rows in faithful.groupby("split", sort=False):
         labels, found = matrix(rows)
-        each_seed = auc(labels, found)
-        told = {
-            "averaged": found.mean(0),
-            "best_seed": found[each_seed.argmax()],
-            "worst_seed": found[each_seed.argmin()],
-        }
+        aucs = auc(labels, found)
+        told = {"best_seed": found[aucs.argmax()], "worst_seed": found[aucs.argmin()], "averaged": found.mean(0)}
         for name, values in told.items():
             of = dict(zip(sorted(set(rows["patient"])), values, strict=True))
             parts.append(rows.assign(run=name, probability=rows["patient"].map(of)))
@@ -272,14 +263,8 @@ def _train_otherwise(seed, run, name, parts):
     if config.patients:
         train = train.some_patients(config.patients, seed if config.redraw else None)
     network, _ = fit(build, train, validation, config, seed)
-    rows = {
-        "cohort": run.cohort,
-        "run": name,
-        "model": run.model,
-        "window": run.window,
-        "bias_field": run.bias_field,
-    }
-    found = []
+    rows, found = {"cohort": run.cohort, "run": name}, []
+    rows |= {"model": run.model, "window": run.window, "bias_field": run.bias_field}
     for split in dict.fromkeys(tested_.split):
         patient, label, probability = predict(network, tested_.of_split(split), config.aggregate)
         of = {"patient": patient, "split": split, "label": label, "seed": seed, "probability": probability.round(6)}

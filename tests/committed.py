@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict
 from functools import cache, cached_property
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -64,14 +63,9 @@ class Committed:
 
     @cached_property
     def thresholds(self):
-        """Youden's threshold of each of the reference's seeds, from its own validation patients, and of their mean.
-
-        Which of several that reach the highest J her2core takes, the last digit of a difference decides: here those
-        whose mean metrics.json tells."""
+        """Youden's threshold of each of the reference's seeds, on validation, and of their mean."""
         labels, scores = self.scores(self.reference, "validation")
-        chosen = product(*(youden(labels, seed) for seed in scores))
-        each = min(map(np.array, chosen), key=lambda cuts: abs(cuts.mean() - self.metrics["threshold"]))
-        return each, youden(labels, scores.mean(0))[0]
+        return np.array([youden(labels, seed) for seed in scores]), youden(labels, scores.mean(0))
 
     @cache  # noqa: B019
     def difference(self, run, reference):
@@ -150,9 +144,9 @@ committed = cache(Committed)
 
 
 def youden(labels, scores):
-    """The thresholds with the highest sensitivity + specificity, the lowest first."""
+    """The lowest threshold with the highest sensitivity + specificity."""
     false, true, cut = sk.roc_curve(labels, scores, drop_intermediate=False)
-    return cut[np.isclose(true - false, (true - false).max(), atol=1e-12)][::-1]
+    return cut[np.isclose(true - false, (true - false).max(), atol=1e-12)].min()
 
 
 def placements(labels, scores):

@@ -26,6 +26,12 @@ def test_youdens_threshold_beats_every_other_on_its_patients(rng):
     assert max(found) == found[0] > 0.5
 
 
+def test_of_thresholds_that_are_worth_the_same_the_lowest_is_taken_though_floats_differ_in_the_last_digit():
+    labels, values = np.array([1, 1, 0, 1, 1, 1, 0, 1]), np.arange(8) / 10
+    assert 4 / 6 - 1 / 2 < 1 / 6  # sensitivity minus 1 − specificity, at 0.3 and at 0.7
+    assert calibration.youden_threshold(labels, values) == 0.3
+
+
 def test_rates_are_those_counted_by_hand():
     found = calibration.rates([1, 1, 0, 0, 0], np.array([0.9, 0.2, 0.8, 0.1, 0.1]) >= 0.5)
     values = {k: v for k, v in found.items() if not k.endswith(("_low", "_high"))}

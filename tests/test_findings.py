@@ -52,9 +52,9 @@ def test_what_stands_above_thda_is_said_first_with_the_verdict_and_then_the_othe
         ],
     )
     assert findings.of_models(found, THDA, TITLE, synthetic=False) == (
-        "**Answer.** 3 of 6 other models stand above THDA: regression on the outlined lesion +0.09 (+0.03 to "
-        "+0.15), higher than the reference; regression on clinical data +0.05 (+0.00 to +0.10), not after "
-        f"correction; ResNet-34 on RGB +0.04 (−0.00 to +0.08; detectable 0.07), no difference detected. {REACHED} "
+        f"**Answer.** {REACHED} 3 of 6 other models stand above THDA: regression on the outlined lesion +0.09 "
+        "(+0.03 to +0.15), higher than the reference; regression on clinical data +0.05 (+0.00 to +0.10), not "
+        "after correction; ResNet-34 on RGB +0.04 (−0.00 to +0.08; detectable 0.07), no difference detected. "
         "Lower than the reference: ViT −0.10 (−0.15 to −0.05). Not after correction: CvT −0.06 (−0.10 to −0.00). "
         "No difference detected: regression on size and kinetics +0.00 (−0.05 to +0.05; detectable 0.07)."
     )
@@ -121,8 +121,8 @@ def test_windows_and_n4_are_told_apart_and_the_share_that_is_white_beside_the_au
         clipping=[{"window": w, "white": x, "auc": 0.8 - x / 2} for w, x in zip("abc", (0, 0.1, 0.4), strict=True)],
     )
     assert findings.of_windows(found, THDA, TITLE, synthetic=False) == (
-        "**Answer.** 1 of 2 other windows stands above THDA: 98 % per phase after N4 +0.05 (−0.02 to "
-        f"+0.12; detectable 0.07), no difference detected. {REACHED} Lower than the reference: 98 % per "
+        f"**Answer.** {REACHED} 1 of 2 other windows stands above THDA: 98 % per phase after N4 +0.05 (−0.02 to "
+        "+0.12; detectable 0.07), no difference detected. Lower than the reference: 98 % per "
         "phase −0.10 (−0.20 to −0.01). N4 adds −0.02 (−0.05 to +0.01; detectable 0.07), no difference detected. "
         "Windows turn 0 % (AUC 0.80) to 40 % (AUC 0.60) of the lesion white; r = −1.00 with the AUC over 3 windows."
     )
@@ -265,7 +265,7 @@ def test_only_changes_larger_than_mirroring_are_told_of_a_slice():
 
 @pytest.mark.parametrize(("synthetic", "count"), [(True, 1), (False, 0)])
 def test_the_summary_of_a_study_with_one_table_has_the_lines_that_this_table_answers(synthetic, count):
-    text = findings.one_screen({}, COUNTS, THDA, TITLE, synthetic, 0.95)
+    text = findings.of_study({}, COUNTS, THDA, TITLE, synthetic, 0.95)
     assert text.startswith("**HER2 status, toy cohort.** AUC: mean of seeds, 95 % interval over patients;")
     asked = re.findall(r"^- \*\*(.+?)\*\*", text, flags=re.M)
     assert asked == ["What does it not mean?", "How sure is that?", "Who is in?"]
@@ -308,9 +308,11 @@ def test_the_stage_report_depends_on_every_table_that_the_summary_reads():
 def test_the_committed_summary_is_that_of_the_committed_tables_with_a_line_for_each_question():
     study, reference = Study.open("embedded"), json.loads((RESULTS / "metrics.json").read_text())["reference"]
     found, flow = findings.tables_of(RESULTS), flow_in_use(RESULTS)
-    text = findings.one_screen(found, flow, reference, study.title, True, study.section("evaluate")["confidence"])
+    text = findings.of_study(found, flow, reference, study.title, True, study.section("evaluate")["confidence"])
     assert (RESULTS / "summary.md").read_text() == text
-    assert text.count("\n") <= 13 and PHANTOM in text
+    first, _, rest = text.partition("\nIn detail:\n")
+    assert re.findall(r"^- \*\*(.+?)\*\*", first, flags=re.M) == [*findings.FIRST]
+    assert len(first.split()) < 220 and rest.count("\n- ") == 8 and PHANTOM in first
 
 
 def verdicts_of(rows):

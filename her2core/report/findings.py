@@ -1,7 +1,7 @@
-"""What the tables say, in sentences: the answer of each notebook, and a study's summary on one screen.
+"""What the tables say, in sentences: the answer of each notebook, and the summary of a study.
 
 Tables come by the names of their files.  A sentence is left out where its table or its rows are missing, and every
-verdict is the table's own: nothing is tested here.  What stands above the reference, THDA, is said first.
+verdict is the table's own: nothing is tested here.  What stands above the reference, THDA, follows its own AUC.
 """
 
 from collections.abc import Mapping
@@ -35,6 +35,7 @@ TABLES = """
 ablation attention calibration clipping detectable expected_width external_validation fairness increment
 model_comparison model_pairs n4_fidelity normalization_pairs normalization_study preparation_seen shortcut_probe
 """.split()
+FIRST = ("How good is THDA, and what is better?", "What does it not mean?", "How sure is that?")  # of the summary
 _PAIR = ("run", "reference", "difference", "low", "high", "detectable", "verdict")
 _RUN = ("run", "model", "window", "bias_field", "auc", "low", "high", "seeds", "patients", "positives")
 _BELOW = ("lower than the reference", "not after correction", UNSEEN)  # as they are told; the higher stand above
@@ -344,7 +345,7 @@ def of_windows(tables: Tables, reference: str, title: Title, synthetic: bool) ->
     """Notebook 6: windows and N4 against the reference, a run."""
     rows, (windows, n4, name) = _table(tables, "normalization_study", _RUN), _windows(tables, reference)
     clips = "their label lies in the enhancement that a window clips; which window suits patients they cannot say."
-    said = [_above(windows, name, "other window"), _reached(rows, reference, title), _below(windows, name)]
+    said = [_reached(rows, reference, title), _above(windows, name, "other window"), _below(windows, name)]
     said += [_alone(n4, "N4 adds"), _collapsed(rows, name), _clipping(tables)]
     return _answer(*said, _of_phantoms(synthetic, clips))
 
@@ -353,7 +354,7 @@ def of_models(tables: Tables, reference: str, title: Title, synthetic: bool) -> 
     """Notebook 7: the models against the reference, a run."""
     pairs, rows = _table(tables, "model_pairs", _PAIR), _table(tables, "model_comparison", _RUN)
     small = "small networks trained from scratch on them say nothing of transformers, and none of this of patients."
-    said = [_above(pairs, _model, "other model"), _reached(rows, reference, title), _below(pairs, _model)]
+    said = [_reached(rows, reference, title), _above(pairs, _model, "other model"), _below(pairs, _model)]
     said += [_collapsed(rows, _model), _power(tables), _increment(tables), _choices(tables), _shortcut(tables)]
     return _answer(*said, _of_phantoms(synthetic, small))
 
@@ -365,17 +366,17 @@ def of_sites(tables: Tables, reference: str, title: Title, synthetic: bool) -> s
     return _answer(*said, _fair(tables), _looked(tables), _of_phantoms(synthetic, scanner))
 
 
-def one_screen(tables: Tables, counts: dict, reference: str, title: Title, synthetic: bool, level: float) -> str:
-    """The summary of a study as Markdown: a line for each question, what stands above the reference first.
+def of_study(tables: Tables, counts: dict, reference: str, title: Title, synthetic: bool, level: float) -> str:
+    """The summary of a study as Markdown: an answer to each question, and first what a reader in haste must know.
 
     counts: flow.json, without those who could not be prepared.  reference: a run.  level: of the intervals.
     """
     pairs, rows = _table(tables, "model_pairs", _PAIR), _table(tables, "model_comparison", _RUN)
     (windows, n4, name), above = _windows(tables, reference), _above(pairs, _model, "other model")
     lines = {
-        "What stands above THDA?": [above, _above(windows, name, "other window"), _reached(rows, reference, title)],
-        "What does it not mean?": [_of_phantoms(synthetic, _DOUBTS, _REAL)],
-        "How sure is that?": [_power(tables), _HOLM],
+        FIRST[0]: [_reached(rows, reference, title), above, _above(windows, name, "other window")],
+        FIRST[1]: [_of_phantoms(synthetic, _DOUBTS, _REAL)],
+        FIRST[2]: [_power(tables), _HOLM],
         "How do the other models stand?": [_below(pairs, _model), _collapsed(rows, _model)],
         "Do window and N4 matter?": [_below(windows, name), _alone(n4, "N4 adds"), _clipping(tables)],
         "What is left at other sites?": [_at_sites(tables, reference, title), _best(tables, reference)],
@@ -386,5 +387,7 @@ def one_screen(tables: Tables, counts: dict, reference: str, title: Title, synth
         "What is in the images?": [_prepared(tables, windows=False), _field(tables)],
     }
     how = f"AUC: mean of seeds, {percent(level)} interval over patients; differences: over patients and seeds."
-    told = [f"- **{what}** {said}" for what, sentences in lines.items() if (said := _joined(*sentences))]
-    return "\n".join([f"**{title.endpoint.words}, {title}.** {how}", "", *told]) + "\n"
+    told = {what: f"- **{what}** {said}" for what, sentences in lines.items() if (said := _joined(*sentences))}
+    first = [told.pop(what) for what in FIRST if what in told]
+    start = f"**{title.endpoint.words}, {title}.** {how}"
+    return "\n".join([start, "", *first, "", "In detail:", "", *told.values()]) + "\n"

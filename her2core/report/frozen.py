@@ -229,9 +229,8 @@ def _agree(folder, described, preprocessing, comparison):
 
 
 def _network(folder, described, member, sums):
-    config = build(
-        _ARCHITECTURES[described.model], described.architecture, f"{folder / 'config.json'}: architecture"
-    )
+    where = f"{folder / 'config.json'}: architecture"
+    config = build(_ARCHITECTURES[described.model], described.architecture, where)
     kind = described.model if described.model in ("vit", "cvt") else "thda"
     models = ModelConfig(**{"thda": ThdaConfig(), kind: config})
     content = _content(folder, member.file, sums)

@@ -79,9 +79,5 @@ def network_source(kind: str, version: str) -> str:
     wanted += [("normalize", "Window"), ("normalize", "knots"), ("normalize", "piecewise")]
     for module, root in [*wanted, ("preprocess", "_statistics_of")]:
         _gather(f"her2core.{module}", root, found, imports)
-    texts = {
-        "version": version,
-        "imports": "\n".join(sorted(imports)),
-        "definitions": "\n\n\n".join(found.values()),
-    }
-    return fill_in("network.py.jinja", builder=builder, **texts)
+    texts = {"imports": "\n".join(sorted(imports)), "definitions": "\n\n\n".join(found.values())}
+    return fill_in("network.py.jinja", builder=builder, version=version, **texts)

@@ -127,7 +127,8 @@ def learning_curves(histories: pd.DataFrame, reference: str, patients: int, coho
         panel.tick_params(labelbottom=True)
     figure.supxlabel("Epoch", fontsize=8)
     figure.supylabel(f"AUC, validation (n = {patients})", fontsize=8)
-    lines = f"thin: each of {max(each.shape[1] for each in runs.values())} networks, thick: their mean"
+    sizes = sorted({each.shape[1] for each in runs.values()})
+    lines = f"thin: each of {' or '.join(map(str, sizes))} networks, thick: their mean"
     return titled(figure, cohort, f"Learning; {lines}; grey: {run_name(reference)}")
 
 
