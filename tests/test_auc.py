@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 from scipy.special import logit
@@ -278,7 +277,8 @@ def test_intervals_cover_what_they_promise_and_tests_err_as_seldom_as_they_say(r
     assert 0.03 <= row["false_positives"] <= 0.07
 
 
-OCCURRING = [row for row in COVERAGE["power"]["power"] if row["seed_sd"] == 0.025]
+POWER = COVERAGE["power"]["power"]
+OCCURRING = [row for row in POWER if row["seed_sd"] <= 0.035]
 
 
 @pytest.mark.parametrize(
@@ -290,13 +290,10 @@ def test_what_is_called_detectable_is_found_in_four_of_five_studies(row):
     assert 0.93 <= row["auc"] <= 0.97
 
 
-@pytest.mark.parametrize("study", ["embedded", "instrument"])
-def test_power_was_measured_at_a_spread_of_seeds_that_one_network_in_four_exceeds_at_most(study):
-    """Where seeds differ by 0.05 and more, less is found than is promised: the file has that, too."""
-    table = pd.read_csv(Path(__file__).parents[1] / f"results/{study}/external_validation.csv")
-    spread = table.loc[table["seed_sd"] > 0, "seed_sd"]  # regressions have none
-    assert {row["seeds"] for row in OCCURRING} == {3, 10}
-    assert (spread <= 0.025).mean() >= 0.75 and spread.max() < 0.05
+def test_where_seeds_differ_more_than_in_any_committed_comparison_a_little_less_is_kept_of_what_is_promised():
+    more = [row for row in POWER if row not in OCCURRING]
+    assert {row["seed_sd"] for row in more} == {0.05} and all(0.77 <= row["power"] <= 0.83 for row in more)
+    assert all(0.92 <= row["difference"] <= 0.97 and 0.93 <= row["auc"] <= 0.97 for row in more)
 
 
 # two networks, the second with scores ten times as high: pooled, every patient of the second fold is above

@@ -35,7 +35,7 @@ TABLES = """
 ablation attention calibration clipping detectable expected_width external_validation fairness increment
 model_comparison model_pairs n4_fidelity normalization_pairs normalization_study preparation_seen shortcut_probe
 """.split()
-FIRST = ("How good is THDA, and what is better?", "What does it not mean?", "How sure is that?")  # of the summary
+FIRST = ("How good is THDA, and what is above it?", "What does it not mean?", "How sure is that?")  # of the summary
 _PAIR = ("run", "reference", "difference", "low", "high", "detectable", "verdict")
 _RUN = ("run", "model", "window", "bias_field", "auc", "low", "high", "seeds", "patients", "positives")
 _BELOW = ("lower than the reference", "not after correction", UNSEEN)  # as they are told; the higher stand above
