@@ -179,7 +179,8 @@ def tried(settings, examinations):
     except ValueError as error:  # LinAlgError is one
         print(settings, error)
         return settings | {"r": None, "left": None}
-    r, left = np.median(rows, 0)[[MEASURES.index("r"), MEASURES.index("left")]].round(4).tolist()
+    found = np.median(rows, 0)[[MEASURES.index("r"), MEASURES.index("left")]].round(4)
+    r, left = found.tolist() if np.isfinite(found).all() else (None, None)
     print(settings, r, left, flush=True)
     return settings | {"r": r, "left": left}
 
