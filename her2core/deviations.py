@@ -77,8 +77,8 @@ def _place(patient):
 
 def _arrays(prepared) -> Iterator[tuple[str, Prepared]]:
     """What else may have been made of the packed arrays of the tested patients."""
-    orders = {"early_late": (0, 2, 1), "pre_late": (2, 1, 0), "late_missing": (0, 1, 1)}
-    yield from ((name, phases_as(prepared, *order)) for name, order in orders.items())
+    for name, order in {"early_late": (0, 2, 1), "pre_late": (2, 1, 0), "late_missing": (0, 1, 1)}.items():
+        yield name, phases_as(prepared, *order)
     yield "left_right", mirrored(prepared, 3)
     yield "up_down", mirrored(prepared, 2)
     yield "middle_slice", middle_alone(prepared)
@@ -91,9 +91,8 @@ def other_windows(window: Window, levels: Sequence[float]) -> dict[str, Window]:
     """The window with another scope, and with white at other quantiles; levels: those that are stored."""
     scopes = [scope for scope in SCOPES if scope != window.scope and (window.method, scope) != ("nyul", "slice")]
     found = {f"scope_{scope}": replace(window, scope=scope) for scope in scopes}
-    whites = [white for white in (0.99, 0.98, 0.95) if np.isclose(levels, white).any()]
-    for white in whites if window.method == "quantile" else ():
-        if white != window.upper:
+    for white in (0.99, 0.98, 0.95) if window.method == "quantile" else ():
+        if white != window.upper and np.isclose(levels, white).any():
             found[f"white_{white * 100:.0f}"] = replace(window, upper=white)
     return found
 
@@ -111,8 +110,7 @@ def _box(mask):
 def _beside(mask, spacing_mm):
     """A mask moved along its rows, towards the middle of the image."""
     step = round(_OFF_CENTRE_MM / spacing_mm[2])
-    inwards = 1 if np.nonzero(mask)[2].mean() < mask.shape[2] / 2 else -1
-    return np.roll(mask, inwards * step, axis=2)
+    return np.roll(mask, step if np.nonzero(mask)[2].mean() < mask.shape[2] / 2 else -step, axis=2)
 
 
 def other_packs(
@@ -200,8 +198,7 @@ def at_prediction(run: Run, others: Iterable[tuple[str, Prepared]] = ()) -> pd.D
     tables = [predicted(FAITHFUL)]
     tables += [predicted(name, arrays=arrays) for name, arrays in (*_arrays(prepared), *others)]
     tables += [predicted(name, under=other) for name, other in other_windows(window, prepared.levels).items()]
-    ways = {"mean", "max", "median"} - {run.training.aggregate}
-    tables += [predicted(way, aggregate=way) for way in sorted(ways)]
+    tables += [predicted(way, aggregate=way) for way in ("max", "mean", "median") if way != run.training.aggregate]
     return pd.concat([*tables, of_seeds(tables[0])], ignore_index=True)
 
 
@@ -321,9 +318,8 @@ def _changed(part):
 
 def _told(row):
     """A deviation in words, with its difference and interval, or, if undetected, with what could have been."""
-    ends = f"({row['low']:+.2f} to {row['high']:+.2f})"
-    if row["verdict"] == _UNSEEN:
-        ends = f"(detectable {row['detectable']:.2f})"
+    seen = f"{row['low']:+.2f} to {row['high']:+.2f}"
+    ends = f"(detectable {row['detectable']:.2f})" if row["verdict"] == _UNSEEN else f"({seen})"
     return f"{row['words']} {row['difference']:+.2f} {ends}".replace("-", "−")
 
 
@@ -342,5 +338,5 @@ def answer(found: pd.DataFrame, title: str) -> str:
 
     title: the study's, which says whether its cohort is synthetic."""
     start = f"{title[:1].upper()}{title[1:]}: the AUC with each single deviation less the faithful one"
-    by_split = [_said(split, rows) for split, rows in found.groupby("split", sort=False)]
-    return "\n".join([f"{start}, on the same patients.", "", *by_split])
+    said = (_said(split, rows) for split, rows in found.groupby("split", sort=False))
+    return "\n".join([f"{start}, on the same patients.", "", *said])

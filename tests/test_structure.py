@@ -86,7 +86,7 @@ def test_the_package_stays_small():
     lines = {m: len(file_of(m).read_text().splitlines()) for m in ORDER}
     assert sum(len(text.splitlines()) for text in everything) <= 15300
     assert sum(lines[m] for m in HEART) <= 5620
-    assert {m: n for m, n in lines.items() if n > 390 and m != "formats.dicom"} == {}
+    assert {m: n for m, n in lines.items() if n > 395 and m != "formats.dicom"} == {}
 
 
 def functions_in(tree):

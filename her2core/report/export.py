@@ -18,7 +18,7 @@ from her2core.config import Study, read_yaml
 from her2core.formats.boundary import reading
 from her2core.records import read_digests, whole
 from her2core.report.documents import fill_in
-from her2core.report.frozen import FrozenModel, of_study
+from her2core.report.frozen import FrozenModel, frozen_model
 from her2core.report.standalone import network_source
 from her2core.runs import Run
 
@@ -101,7 +101,7 @@ def write_model(study: Study, name: str, folder: Path, onnx: bool = False) -> Fr
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} is there already; expected the name of a new folder")
-    model = of_study(study, name, {package: version(package) for package in _PACKAGES})
+    model = frozen_model(study, name, {package: version(package) for package in _PACKAGES})
     described = model.described
     source = network_source(described.model, described.versions["her2core"])
     texts = {"config.json": _json(described), "preprocessing.json": _json(model.preprocessing)}

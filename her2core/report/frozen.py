@@ -130,7 +130,7 @@ class FrozenModel:
         return title
 
 
-def of_study(study: Study, name: str | None = None, versions: dict[str, str] | None = None) -> FrozenModel:
+def frozen_model(study: Study, name: str | None = None, versions: dict[str, str] | None = None) -> FrozenModel:
     """A run of a study, the reference without a name; `Unready` where it has not been computed, ValueError where
     its weights are not those that were frozen.  versions: of the packages that export it."""
     run, config = Run.of(study, name), study.params("prepare", PrepareConfig)

@@ -26,7 +26,7 @@ from her2core.preprocess import pixel_mm
 from her2core.records import whole
 from her2core.report.figures.sheet import case_sheet
 from her2core.report.figures.style import settle
-from her2core.report.frozen import FrozenModel, of_study
+from her2core.report.frozen import FrozenModel, frozen_model
 from her2core.runs import spatial_attention
 from her2core.train import AGGREGATE, predict_slices
 
@@ -128,7 +128,7 @@ def examine(source: Study | FrozenModel, folder: Path) -> Verdict:
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; expected one with dce/ and seg.dcm, mask/ or a box in case.json")
-    model = of_study(source) if isinstance(source, Study) else source
+    model = frozen_model(source) if isinstance(source, Study) else source
     if model.described.architecture.get("attention") not in ("both", "spatial") or model.described.model != "thda":
         found = f"{model.described.run} has no spatial attention, which the page shows"
         raise ValueError(f"{found}; expected a THDA that has; a folder's README.md predicts without a page")
