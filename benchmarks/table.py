@@ -42,7 +42,7 @@ def normalization(found):
 def n4(found):
     def one(arm, seconds_digits=1):
         r, left, seconds = arm["r"], arm["left"]["median"], arm["seconds"]["median"]
-        return f"{r['median']:.2f}, {r['lowest']:.2f}, {left:.2f}, {seconds:.{seconds_digits}f} s"
+        return f"{r['median']:.2f}, {r['lowest']:.2f}, {left:.2f}, {seconds:.{seconds_digits}f} s".replace("-", "−")
 
     arms, few, slabs = found["arms"], found["few"], found["slabs"]
     names = [name for name in arms if name != "her2core, a field per phase"]
