@@ -419,11 +419,12 @@ def test_a_scheduler_killed_in_mid_run_is_an_error(tmp_path, monkeypatch):
         cluster.stop()
 
 
-def test_no_scheduler_is_an_error(monkeypatch):
+@pytest.mark.parametrize("protocol", ["tcp", "tls"])
+def test_no_scheduler_is_an_error_and_leaves_no_client_that_garbage_collection_would_close(monkeypatch, protocol):
     from distributed import Client
 
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        address = f"{protocol}://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("DASK_SCHEDULER", address)
     monkeypatch.setattr(parallel, "_CONNECT_S", 1)
     with pytest.raises(ConnectionError, match=f"no scheduler answers at {address}"):

@@ -39,7 +39,7 @@ REACHED = (
 )
 
 
-def test_what_stands_above_thda_is_said_first_with_the_verdict_and_then_the_others_by_theirs():
+def test_what_stands_above_thda_follows_its_auc_with_the_verdict_and_then_the_others_by_theirs():
     found = tables(
         model_comparison=[run(THDA, 0.8, 0.7, 0.9), run("vit", 0.7, 0.6, 0.8, "vit")],
         model_pairs=[

@@ -194,6 +194,20 @@ def test_what_the_disk_does_not_take_in_the_end_never_gets_the_name(tmp_path, mo
     assert names_in(tmp_path) == []
 
 
+def test_windows_which_syncs_only_what_may_be_written_gets_files_that_are_open_for_writing(tmp_path, monkeypatch):
+    fcntl, path, modes = pytest.importorskip("fcntl"), tmp_path / "a", {}
+    path.write_text("kept")
+    for name in ("nt", "posix"):
+        monkeypatch.setattr(
+            records.os, "fsync", lambda file: modes.update({os.name: fcntl.fcntl(file, fcntl.F_GETFL)})
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "name", name)
+            records._flush(path)
+    assert {name: mode & os.O_ACCMODE for name, mode in modes.items()} == {"nt": os.O_RDWR, "posix": os.O_RDONLY}
+    assert path.read_text() == "kept"
+
+
 def test_all_files_of_a_folder_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     flushed = []
 
