@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 ifeq ($(shell [ -t 2 ] && echo terminal),) # a log, where each update of a progress bar is a line
-repro try: export TQDM_MININTERVAL ?= 60
+repro try verify: export TQDM_MININTERVAL ?= 60
 endif
 
 repro: .venv/ok ## run the embedded study; stages that are up to date are skipped

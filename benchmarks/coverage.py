@@ -131,21 +131,27 @@ def coverage(cell):
     return {"study": name, "patients": patients, "positives": positives, "true_auc": true_auc} | shares
 
 
-POWER = {"simulations": 2000, "bootstrap": 500, "confidence": 0.95, "true_auc": 0.8}
-# seeds, and the standard deviations of their true AUCs: those of the committed comparisons reach 0.032, by the
-# differences between two runs, which have √2 times as much
-SEEDS = {3: (0.025, 0.035, 0.05), 10: (0.025, 0.035)}
+POWER = {"bootstrap": 500, "confidence": 0.95, "true_auc": 0.8}
+# patients, positives, simulations; seeds, and the standard deviations of their true AUCs: those of the committed
+# comparisons reach 0.032, by the differences between two runs, which have √2 times as much
+_FEW_SEEDS, _TEN_SEEDS = {3: (0.025, 0.035, 0.05)}, {10: (0.025, 0.035)}
+POWER_STUDIES = {
+    "embedded test": (180, 72, 2000, _FEW_SEEDS | _TEN_SEEDS),
+    "I-SPY test": (132, 34, 2000, _FEW_SEEDS | _TEN_SEEDS),
+    "test of a question": (400, 160, 1000, {5: (0.025, 0.035)} | _TEN_SEEDS),
+    "instrument test": (1000, 400, 1000, _TEN_SEEDS),
+}
 
 
 def power(cell):
     """How often the t-test finds the difference that it says it can detect in four of five studies."""
     name, seeds, seed_sd = cell
-    (patients, positives), of_seeds = STUDIES[name], {"seeds": seeds, "seed_sd": seed_sd}
+    (patients, positives, simulations, _), of_seeds = POWER_STUDIES[name], {"seeds": seeds, "seed_sd": seed_sd}
     rng = np.random.default_rng([patients, seeds, round(1000 * seed_sd)])
     config = EvaluateConfig(POWER["bootstrap"], POWER["confidence"])
 
     def studies(gap):
-        for _ in range(POWER["simulations"]):
+        for _ in range(simulations):
             labels, scores, truths = simulate(patients, positives, POWER["true_auc"], rng, gap, **of_seeds)
             yield bootstrap_difference(labels, *scores, config), bootstrap_auc(labels, scores[0], config), truths
 
@@ -155,7 +161,7 @@ def power(cell):
     shares = {"detectable": gap, "power": np.mean([difference.p < 0.05 for difference, *_ in found])}
     shares["difference"] = np.mean([covers((difference.low, difference.high), gap) for difference, *_ in found])
     shares["auc"] = np.mean([covers((e.low, e.high), truths[0].mean()) for _, e, truths in found])
-    about = {"study": name, "patients": patients, "positives": positives} | of_seeds
+    about = {"study": name, "patients": patients, "positives": positives, "simulations": simulations} | of_seeds
     return about | {key: round(float(value), 3) for key, value in shares.items()}
 
 
@@ -246,8 +252,8 @@ def main(only):
         cells = [(name, bayes, repeats) for name in FOLD_STUDIES for bayes in BAYES_AUCS for repeats in (1, 3)]
         written["folds"] = {"settings": FOLDS, "coverage": each(coverage_of_folds, cells, -1, "folds", "cell")}
     if only in ("", "power"):
-        names = ("embedded test", "I-SPY test")
-        cells = [(name, n, sd) for name in names for n, sds in SEEDS.items() for sd in sds]
+        sizes = {name: seeds for name, (*_, seeds) in POWER_STUDIES.items()}
+        cells = [(name, n, sd) for name, seeds in sizes.items() for n, sds in seeds.items() for sd in sds]
         written["power"] = {"settings": POWER, "power": each(power, cells, -1, "power", "cell")}
     path.write_text(json.dumps(written, indent=1) + "\n")
     print(path.read_text())

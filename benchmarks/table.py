@@ -128,7 +128,7 @@ ROWS = {
     patient: "a phantom patient, all of it",
     model: "THDA beside ResNet-34 on as many images",
     training_step: "THDA at 48 pixels beside plain PyTorch",
-    coverage: "95 % intervals in 1,000 simulated studies, power in 2,000",
+    coverage: "95 % intervals in 1,000 simulated studies, power in 1,000 or 2,000",
     gpu: "THDA at 224 × 224 beside a plain loop",
 }
 

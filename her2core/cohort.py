@@ -84,9 +84,8 @@ def _check_table(table):
     mixed = table[table["dataset"].isin(table["dataset"][external]) & ~external]
     if len(mixed):
         row = mixed.iloc[0]
-        raise ValueError(
-            f"{row['pid']}: {row['dataset']} is external, found split {row['split']}; a site is one or none"
-        )
+        found = f"{row['dataset']} is external, found split {row['split']}"
+        raise ValueError(f"{row['pid']}: {found}; a site is one or none")
 
 
 def _given_reasons(metadata):
@@ -178,9 +177,8 @@ def _internal(table):
 
 def is_real(table: pd.DataFrame) -> bool:
     """Whether any internal patient has an identifier of I-SPY."""
-    return any(
-        d in _REAL and re.fullmatch(_REAL[d], p) for d, p in _internal(table)[["dataset", "patient"]].to_numpy()
-    )
+    internal = _internal(table)[["dataset", "patient"]].to_numpy()
+    return any(d in _REAL and re.fullmatch(_REAL[d], p) for d, p in internal)
 
 
 def is_complete(table: pd.DataFrame) -> bool:

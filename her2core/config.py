@@ -293,9 +293,8 @@ def steady_dependencies(entry: str, study: Study, **item: str) -> Iterator[None]
     yield
     now = _state(stage, Study.open(study.name), item)
     if changed := sorted(k for k, v in now.items() if before[k] != v):
-        raise ValueError(
-            f"changed while the stage ran, so its results are of neither version: {', '.join(changed)}"
-        )
+        why = "changed while the stage ran, so its results are of neither version"
+        raise ValueError(f"{why}: {', '.join(changed)}")
 
 
 def _stage_of(entry, pipeline):

@@ -194,14 +194,16 @@ def comparisons(table: pd.DataFrame, reference: str, config: EvaluateConfig, alp
         raise ValueError(f"reference {reference!r} is not among the runs {sorted(table['run'].unique())}")
     anchor, others = table[table["run"] == reference], table[table["run"] != reference]
     out = pd.DataFrame([_compare(part, anchor, config, alpha) for _, part in others.groupby("run", sort=True)])
-    if len(out):
-        out["p_holm"] = paired.holm(out["p"])
-        out["alpha_holm"] = alpha / len(out)
-        by_row = zip(out["se"], out["freedom"], strict=True)
-        out["detectable_holm"] = [paired.detectable(se, freedom, alpha / len(out)) for se, freedom in by_row]
-        found = zip(out["difference"], out["p"], out["p_holm"], strict=True)
-        out["verdict"] = [paired.verdict(*row, alpha) for row in found]
-    return out
+    return corrected(out, alpha) if len(out) else out
+
+
+def corrected(rows: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """Rows of `comparisons` with p_holm, alpha_holm, detectable_holm and verdict for all of them together."""
+    p_holm, strictest = paired.holm(rows["p"]), alpha / len(rows)
+    found = zip(rows["se"], rows["freedom"], strict=True)
+    detectable = [paired.detectable(se, freedom, strictest) for se, freedom in found]
+    verdicts = [paired.verdict(*row, alpha) for row in zip(rows["difference"], rows["p"], p_holm, strict=True)]
+    return rows.assign(p_holm=p_holm, alpha_holm=strictest, detectable_holm=detectable, verdict=verdicts)
 
 
 def decidable(

@@ -149,9 +149,8 @@ class AttentionResNet(nn.Module):
         for stage, blocks in enumerate(config.blocks, start=1):
             out = width * 2 ** (stage - 1)
             setattr(self, f"layer{stage}", _make_stage(width if stage == 1 else out // 2, out, blocks, stage))
-        self.attention = nn.ModuleDict(
-            {f"stage{s}": DualAttention(width * 2 ** (s - 1), config) for s in config.attention_stages if acts}
-        )
+        stages = config.attention_stages if acts else ()
+        self.attention = nn.ModuleDict({f"stage{s}": DualAttention(width * 2 ** (s - 1), config) for s in stages})
         self.init_convolutions()
 
     def init_convolutions(self) -> None:
@@ -206,9 +205,8 @@ class ThdaResNet(nn.Module):
     def __init__(self, config: ThdaConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ThdaConfig()
-        self.backbones = nn.ModuleList(
-            AttentionResNet(config) for _ in range(1 if config.share_weights else len(PHASES))
-        )
+        heads = 1 if config.share_weights else len(PHASES)
+        self.backbones = nn.ModuleList(AttentionResNet(config) for _ in range(heads))
         channels = self.backbones[0].channels
         concat = config.fusion == "concat"
         self.phase_score = None if concat else nn.Linear(channels, 1, bias=False)  # it would cancel in the softmax

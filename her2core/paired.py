@@ -82,12 +82,19 @@ def bootstrap_difference(
     if first.shape != second.shape:
         raise ValueError(f"a paired difference needs the same seeds and patients: {first.shape}, {second.shape}")
     compared = comparison(labels, first, folds) - comparison(labels, second, folds)
+    return over_patients_and_seeds(labels, compared, config)
+
+
+def over_patients_and_seeds(labels: np.ndarray, compared: np.ndarray, config: EvaluateConfig) -> Difference:
+    """The mean of `compared`, `(seeds, positives, negatives)`, for other patients and seeds.
+
+    compared: of two runs the difference of what `auc.comparison` returns, or one such difference less another."""
     patients, seeds = _difference_variance(compared, resample_weights(labels, config))
     value, se = float(compared.mean()), float(np.sqrt(patients + seeds))
     if se == 0:
         p_value = 1.0 if value == 0 else 1 / (config.bootstrap + 1)
         return Difference(value, value, value, 0.0, p_value, len(labels) - 2, 0.0, 0.0)
-    freedom = _satterthwaite(patients, seeds, len(labels), len(first))
+    freedom = _satterthwaite(patients, seeds, len(labels), len(compared))
     half = float(t.ppf(0.5 + config.confidence / 2, freedom)) * se
     p_value = max(2 * float(t.sf(abs(value) / se, freedom)), 1 / (config.bootstrap + 1))
     return Difference(value, value - half, value + half, se, p_value, freedom, float(patients), float(seeds))

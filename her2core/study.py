@@ -75,9 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     study = commands.add_parser("study", help="make studies/NAME, or renew its dvc.yaml")
     study.add_argument("name", metavar="NAME")
     study.add_argument("--table", help="a CSV with patients of your own, inside the compendium")
-    own = commands.add_parser(
-        "check", help="say what each patient of a table of one's own would become, and why not"
-    )
+    own = commands.add_parser("check", help="what each patient of a table of one's own would become, and why not")
     own.add_argument("table", metavar="TABLE", help="the CSV, or the name of a study that has one")
     case = commands.add_parser("predict", help="a page and a picture of one examination; research only")
     case.add_argument("case", metavar="CASE", help="folder with dce/ and seg.dcm, mask/ or a box in case.json")
@@ -90,9 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     out.add_argument("--onnx", action="store_true", help="an ONNX file for each network, too")
     other = commands.add_parser("verify", help="somebody else's predictions beside the study's and the paper's")
     other.add_argument("table", metavar="PREDICTIONS", help="a CSV with columns patient and probability")
-    other.add_argument(
-        "--cohort", metavar="STUDY", help="whose patients they are; the top-level study's without it"
-    )
+    other.add_argument("--cohort", metavar="STUDY", help="whose patients they are, if not the top-level study's")
     study.set_defaults(run=_make)
     own.set_defaults(run=_check)
     case.set_defaults(run=_predict)

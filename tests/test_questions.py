@@ -40,6 +40,43 @@ def test_an_effect_is_the_difference_of_two_arms_of_one_study_or_of_two():
     assert list(found["verdict"]) == ["higher than the reference"] * 2 + ["no difference detected"]
 
 
+def gains(table):
+    """b over a in the one study, less the same in the other, beside the two."""
+    twice, none = (((study, "b"), (study, "a")) for study in ("twice", "none"))
+    return questions.effects(table, [twice, none, (twice, none)], CONFIG)
+
+
+def test_what_one_study_gains_less_what_another_gains_is_the_difference_of_the_two_gains():
+    found = gains(two_studies())
+    of_twice, of_none, apart = found["difference"]
+    assert apart == pytest.approx(of_twice - of_none) and of_none == 0 and apart > 0.15
+    assert found["against"].iloc[2] == "twice a; none b; none a" and found["run"].iloc[2] == "b"
+    # as nothing is gained in `none`, patient by patient, the two rows are of the same comparisons
+    same = ["difference", "low", "high", "se", "p", "freedom", "detectable", "patients", "seeds", "verdict"]
+    assert found.iloc[2][same].to_dict() == found.iloc[0][same].to_dict() and pd.isna(found["p_delong"].iloc[2])
+    assert list(found["alpha_holm"]) == pytest.approx([0.05 / 3] * 3)
+
+
+def test_the_same_gain_in_both_studies_is_no_difference_however_large_the_gain_is():
+    table = pd.concat(
+        [predictions(s, run, shift) for s in ("none", "twice") for run, shift in (("a", 1), ("b", 3))]
+    )
+    found = gains(table)
+    assert list(found["verdict"]) == ["higher than the reference"] * 2 + ["no difference detected"]
+    assert (found["difference"].iloc[2], found["se"].iloc[2], found["p"].iloc[2]) == (0, 0, 1)
+
+
+def test_a_difference_of_differences_is_said_as_what_is_gained_less_the_same_elsewhere():
+    names = {"none": "without shading", "twice": "with twice the shading"}
+    line = questions.in_words(gains(two_studies()), names).splitlines()[2]
+    assert line.startswith("- B, with twice the shading against A, with twice the shading, less the same without s")
+    assert line.endswith(", higher (60 patients, 3 seeds).")
+    table = pd.concat([two_studies(), predictions("none", "c", 1.0)], ignore_index=True)
+    pair = (("twice", "b"), ("twice", "a")), (("none", "c"), ("none", "a"))
+    line = questions.in_words(questions.effects(table, [pair], CONFIG), names)
+    assert "with twice the shading, less C, without shading against A, without shading: +0." in line
+
+
 def test_within_a_study_an_effect_is_that_of_the_comparisons_and_the_correction_is_for_all_pairs():
     table = two_studies()
     found = questions.effects(table, [(("twice", "b"), ("twice", "a")), (("none", "b"), ("none", "a"))], CONFIG)
@@ -55,6 +92,13 @@ def test_an_arm_that_is_not_there_or_has_other_patients_is_named():
     fewer = pd.concat([predictions("none", "a", 1.0), predictions("once", "a", 1.0, patients=58)])
     with pytest.raises(ValueError, match="once a and none a differ in 6 rows of patient, seed and label"):
         questions.effects(fewer, [(("once", "a"), ("none", "a"))], CONFIG)
+    once = [predictions("once", run, 1.0, patients=58) for run in "ab"]
+    pairs = [tuple(((study, "b"), (study, "a")) for study in ("once", "none"))]
+    with pytest.raises(ValueError, match="none a and once b differ in 6 rows of patient, seed and label"):
+        questions.effects(pd.concat([two_studies(), *once]), pairs, CONFIG)
+    fewer = pd.concat([two_studies(), *(predictions("once", run, 1.0, seeds=2) for run in "ab")])
+    with pytest.raises(ValueError, match="once b, once a, none b, none a: expected the same seeds in all four"):
+        questions.effects(fewer, pairs, CONFIG)
 
 
 def test_sentences_name_both_arms_with_difference_interval_patients_and_verdict():
@@ -91,8 +135,9 @@ def test_the_committed_aucs_and_effects_are_those_of_the_committed_predictions()
         found = arms[row.study, row.run]
         assert (row.auc, row.seed_sd) == pytest.approx((found.mean(), found.std(ddof=1)), abs=2e-6)
     for row in effects.itertuples():
-        first, second = arms[row.study, row.run], arms[tuple(row.against.split(" "))]
-        expected = first[: row.seeds] - second[: row.seeds]
+        against = [arms[tuple(name.split(" "))] for name in row.against.split("; ")]
+        signs = zip((1, -1, -1, 1), [arms[row.study, row.run], *against], strict=False)
+        expected = sum(sign * scores[: row.seeds] for sign, scores in signs)
         assert row.difference == pytest.approx(expected.mean(), abs=2e-6) and row.low < row.difference < row.high
 
 

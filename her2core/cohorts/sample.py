@@ -82,9 +82,7 @@ def make_sample(study: Study) -> list[Path]:
 
     ValueError where the study has not been computed, or what it left is not as it was written."""
     if not study.is_synthetic:
-        raise ValueError(
-            f"{study.name}: its patients are no phantoms; expected a study whose arrays may go into git"
-        )
+        raise ValueError(f"{study.name}: its patients are no phantoms; expected arrays that may go into git")
     top, run, acquired = study.top, Run.of(study), study.data("acquire")
     predictions = study.results / "predictions" / f"{run.name}.csv"
     study.need("acquire", acquired / "metadata.csv")

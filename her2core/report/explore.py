@@ -71,9 +71,8 @@ def answers(cohort: str, patient: str, window: str, bias_field: str) -> pd.DataF
 def _rows(run, patient):
     rows = np.flatnonzero(run.opened.patient == patient)
     if not rows.size:
-        raise ValueError(
-            f"no patient {patient!r} among the prepared ones; expected one such as {run.opened.patient[0]}"
-        )
+        known = run.opened.patient[0]
+        raise ValueError(f"no patient {patient!r} among the prepared ones; expected one such as {known}")
     return rows
 
 
@@ -90,9 +89,8 @@ def view(cohort: str, patient: str, number: int, phase: int, window: str, bias_f
     combine = run.training.aggregate
     mean = found.apply(AGGREGATE[combine]).mean()
     endpoint, kind = study.title.endpoint, _BIAS_FIELDS[bias_field]
-    name = (
-        f"{alias(patient)}, {endpoint.of(prepared.label[row[0]])}; slice {at + 1} of {len(rows)}, {window}, {kind}"
-    )
+    status = endpoint.of(prepared.label[row[0]])
+    name = f"{alias(patient)}, {status}; slice {at + 1} of {len(rows)}, {window}, {kind}"
     said = f"{name}; probability of {endpoint.positive} {mean:.2f} ({combine} of slices, mean of seeds)"
     place = prepared.masks[row[0]], prepared.pixel_mm[row[0]], phase
     return explored(image, gates, *place, found, at, said, study.title)

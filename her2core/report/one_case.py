@@ -152,9 +152,8 @@ def sentences(verdict: Verdict) -> list[str]:
     spread = "{} seeds from {lowest:.2f} to {highest:.2f}".format(len(seeds), **answer)
     spread = "1 seed" if len(seeds) == 1 else spread
     line = f"by a line fitted on {verdict.fitted_on} validation patients"
-    right = (
-        "No line could be fitted" if verdict.calibrated is None else f"Calibrated {line}: {verdict.calibrated:.2f}"
-    )
+    none = verdict.calibrated is None
+    right = "No line could be fitted" if none else f"Calibrated {line}: {verdict.calibrated:.2f}"
     called = f"{int(seeds['called'].sum())} of {len(seeds)}, each at its threshold from validation"
     beyond = f"mean {answer['threshold']:.2f}); {int((seeds['probability'] >= 0.5).sum())} of {len(seeds)} at 0.5"
     ranks = [

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from her2core import paired
-from her2core.auc import EvaluateConfig
+from her2core.auc import EvaluateConfig, comparison
 from her2core.config import Study
-from her2core.evaluate import comparisons, read_predictions, summary
+from her2core.evaluate import comparisons, corrected, matrix, read_predictions, summary
 from her2core.report.figures.words import counted, difference_of, run_name
 
 _Arm = tuple[str, str]  # a study's name and one of its runs
+_Pair = tuple[_Arm, _Arm]
 
 
 def on_test(studies: Sequence[Study]) -> pd.DataFrame:
@@ -32,26 +33,35 @@ def aucs(table: pd.DataFrame, config: EvaluateConfig) -> pd.DataFrame:
 
 
 def effects(
-    table: pd.DataFrame, pairs: Sequence[tuple[_Arm, _Arm]], config: EvaluateConfig, alpha: float = 0.05
+    table: pd.DataFrame, pairs: Sequence[_Pair | tuple[_Pair, _Pair]], config: EvaluateConfig, alpha: float = 0.05
 ) -> pd.DataFrame:
-    """Each first arm less its second, on the same patients; verdicts are corrected for all pairs together (Holm).
+    """Each first arm less its second, on the same patients; verdicts are corrected for all rows together (Holm).
 
-    Columns: study, run, against (its study, a space, its run), and those of `evaluate.comparisons`.  ValueError
-    where an arm has no rows, or two arms differ in patients or seeds."""
-    rows = []
-    for first, second in pairs:
-        both = [_rows_of(table, *arm) for arm in (first, second)]
-        anchor = both[1]["run"].iloc[0]
-        (row,) = comparisons(pd.concat(both), anchor, config, alpha).to_dict("records")
-        rows.append(row | {"study": first[0], "run": first[1], "against": anchor})
-    out = pd.DataFrame(rows).drop(columns="reference")
-    out["p_holm"], out["alpha_holm"] = paired.holm(out["p"]), alpha / len(out)
-    out["verdict"] = [
-        paired.verdict(*row, alpha) for row in zip(out["difference"], out["p"], out["p_holm"], strict=True)
-    ]
-    strictest = zip(out["se"], out["freedom"], strict=True)
-    out["detectable_holm"] = [paired.detectable(*row, alpha / len(out)) for row in strictest]
-    return out
+    pairs: two arms, or two pairs of arms: then it is the first pair's difference less the second's.  Columns: study
+    and run of the first arm, against (study, a space, run, of the others, separated by "; "), and those of
+    `evaluate.comparisons`, whose p_delong is of two arms only.  ValueError where an arm has no rows, or two arms
+    differ in patients or seeds."""
+    rows = pd.DataFrame([_effect(table, pair, config, alpha) for pair in pairs])
+    return corrected(rows, alpha)
+
+
+def _effect(table, pair, config, alpha):
+    """One row of `effects`, before the correction."""
+    arms = pair if isinstance(pair[0][0], str) else [arm for two in pair for arm in two]
+    parts = [_rows_of(table, *arm) for arm in arms]
+    names = [part["run"].iloc[0] for part in parts]
+    row = comparisons(pd.concat(parts[:2]), names[1], config, alpha).iloc[0].drop("reference").to_dict()
+    row |= {"study": arms[0][0], "run": arms[0][1], "against": "; ".join(names[1:])}
+    if len(arms) == 2:
+        return row
+    comparisons(pd.concat(parts), names[0], config, alpha)  # refuses arms of other patients
+    if len({frozenset(part["seed"]) for part in parts}) > 1:
+        raise ValueError(f"{', '.join(names)}: expected the same seeds in all four")
+    (labels, _), scores = matrix(parts[0]), [matrix(part)[1] for part in parts]
+    first, second, third, fourth = (comparison(labels, each) for each in scores)
+    found = dict(vars(paired.over_patients_and_seeds(labels, first - second - (third - fourth), config)))
+    told = {"difference": found.pop("value"), "detectable": paired.detectable(found["se"], found["freedom"], alpha)}
+    return row | found | told | {"p_delong": None}
 
 
 def _rows_of(table, study, run):
@@ -74,10 +84,14 @@ def in_words(table: pd.DataFrame, names: Mapping[str, str]) -> str:
     """Rows of `effects` as lines of Markdown.  names: of the studies, in words."""
     lines = []
     for row in table.to_dict("records"):
-        study, run = row["against"].split(" ", 1)
-        first, second = _named(row["study"], row["run"], names), _named(study, run, names)
+        arms = [(row["study"], row["run"]), *(name.split(" ", 1) for name in row["against"].split("; "))]
+        said, verdict = " against ".join(_named(*arm, names) for arm in arms[:2]), row["verdict"]
+        if less := arms[2:]:
+            same = [run for _, run in less] == [run for _, run in arms[:2]]
+            other = ["the same " + names[less[0][0]]] if same else [_named(*arm, names) for arm in less]
+            said, verdict = f"{said}, less {' against '.join(other)}", verdict.removesuffix(" than the reference")
         n = f"{counted(row['patients'], 'patient')}, {counted(row['seeds'], 'seed')}"
-        lines.append(f"- {first} against {second}: {difference_of(row)}, {row['verdict']} ({n}).")
+        lines.append(f"- {said}: {difference_of(row)}, {verdict} ({n}).")
     return "\n".join(lines)
 
 

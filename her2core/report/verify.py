@@ -148,16 +148,12 @@ def _labels(part, known, split, lost, path):
     own = part.drop_duplicates("patient").set_index("patient")["label"]
     positives = int(own.sum() + lost[~lost.index.isin(own.index)].sum())
     told = f"{positives} of {split['patients']} positive, expected {split['positives']} as in the study"
-    if (
-        wrong.all()
-        or here.isna().all()
-        and positives == split["patients"] - split["positives"] != split["positives"]
-    ):
+    mirrored = positives == split["patients"] - split["positives"] != split["positives"]
+    if wrong.all() or here.isna().all() and mirrored:
         raise ValueError(f"{path}: labels swapped, 0 for 1: {told}")
     if wrong.any() or positives != split["positives"]:
-        such = (
-            f", {wrong.sum()} rows not as in the study, such as {part['said'][wrong].min()}" if wrong.any() else ""
-        )
+        first = part["said"][wrong].min()
+        such = f", {wrong.sum()} rows not as in the study, such as {first}" if wrong.any() else ""
         raise ValueError(f"{path}: wrong labels{such}: {told}")
     return part["label"]
 
