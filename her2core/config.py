@@ -26,7 +26,7 @@ MERGED = ("cohort", "prepare", "models", "train", "evaluate")  # taken from the 
 _KINDS = {"name": str, "runs": tuple[str, ...], "acquire": dict, **dict.fromkeys(MERGED, dict)}
 _Sections = make_dataclass("_Sections", _KINDS.items())  # of a `params.yaml`
 _LARGEST_YAML = 200_000  # characters; the largest of ours, dvc.yaml, has 21,000
-BANNER = "embedded synthetic cohort: phantom images, no patients; no number here tests a number of the paper"
+BANNER = "synthetic cohort: phantom images, no patients; no number here tests a number of the paper"
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ def test_on_a_synthetic_cohort_no_number_of_ours_stands_beside_the_papers(result
     text = documents.reported_vs_reproduced(study(results.parents[1], SYNTHETIC))
     assert set(verdicts(text).values()) == {("–", "not testable on this cohort")}
     assert text == documents.reported_vs_reproduced(study(tmp_path / "absent", SYNTHETIC))
-    assert "embedded synthetic cohort" in text
+    assert "synthetic cohort: phantom images, no patients" in text
     assert not any(number in text for number in ("0.701", "0.602", "0.591", "0.641", "0.05"))
 
 
@@ -353,7 +353,7 @@ def test_the_card_has_digests_counts_metrics_settings_and_citation(results):
 
 def test_the_card_of_a_synthetic_cohort_says_so_loudly(results):
     text = documents.model_card(study(results.parents[1], SYNTHETIC), CITATION)
-    assert text.count("**EMBEDDED SYNTHETIC COHORT.**") == 1 and "**embedded synthetic cohort**" in text
+    assert text.count("**SYNTHETIC COHORT.**") == 1 and "Again: **synthetic cohort**." in text
     assert "have never seen a\n> patient" in text and "two trials of neoadjuvant treatment" not in text
 
 
@@ -470,7 +470,7 @@ def test_the_checklist_counts_what_is_not_satisfied_and_links_from_its_folder():
         for status, number in re.findall(r"([a-z ]+): (\d+)", line):
             assert table.count(f"| {status.strip()} |") == int(number)
     assert "[`results/embedded/flow.json`](../../results/embedded/flow.json)" in text
-    assert "embedded synthetic cohort" in text
+    assert "synthetic cohort: phantom images, no patients" in text
     assert "synthetic" not in checklists.checklist(ISPY)
 
 

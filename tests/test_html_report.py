@@ -141,7 +141,7 @@ def test_notebooks_stand_in_order_and_the_runs_of_one_are_folded_away(page):
 def test_the_page_and_every_section_of_a_synthetic_cohort_carry_the_banner_once(folder, tmp_path, synthetic, count):
     write_page(folder, "The study", tmp_path / "report.html", synthetic)
     text = (tmp_path / "report.html").read_text()
-    assert text.count('<p class="banner">embedded synthetic cohort') == count
+    assert text.count('<p class="banner">synthetic cohort: phantom images') == count
     for section in text.split('<section id="')[1:]:
         assert section.count('<p class="banner">') == synthetic
 
@@ -486,7 +486,7 @@ def test_the_command_writes_the_report_of_the_study_it_is_given(folder, tmp_path
     folder.rename(tmp_path / "results/tiny/executed")
     html_report.main(["tiny"])
     text = (tmp_path / "results/tiny/report.html").read_text()
-    assert "the study on the tiny cohort</title>" in text and "embedded synthetic cohort" in text
+    assert "the study on the tiny cohort</title>" in text and "synthetic cohort: phantom images" in text
     assert '<a href="../../README.md">Repository</a>' in text
     first = text.partition("<header>")[2].partition("</header>")[0]
     assert "<li><strong>Above THDA?</strong> ViT −0.10</li>" in first
@@ -525,7 +525,7 @@ def test_the_committed_notebooks_make_one_page_of_reasonable_size(tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert_stands_alone(text)
     notebooks = {p.stem.partition("-")[0] for p in EXECUTED.glob("0[0-9]*.ipynb") if ".part." not in p.name}
-    assert text.count('<p class="banner">embedded synthetic cohort') == 1 + len(notebooks)
+    assert text.count('<p class="banner">synthetic cohort: phantom images') == 1 + len(notebooks)
     assert not re.search(r"PHANTOM-\w+-\d", text)
     assert size == (tmp_path / "report.html").stat().st_size <= 6_000_000
 

@@ -195,7 +195,23 @@ def test_the_four_questions_are_answered_as_their_table_says():
     assert f"usual shading costs {said(once, f'{q98}-raw', f'{none} {q98}-raw')})" in README
     assert f"N4 gives {said(once, f'{q98}-n4', f'{once} {q98}-raw')}) back" in README
     assert f"the cost is {said(twice, f'{q98}-raw', f'{none} {q98}-raw')})" in README
-    assert f"of N4's {said(twice, f'{q98}-n4', f'{twice} {q98}-raw')}) nothing is detected" in README
+    assert f"of the {said(twice, f'{q98}-n4', f'{twice} {q98}-raw')}) that is left nothing is detected" in README
+
+    def apart(study, window, less, other):  # what N4 gains less what it gains elsewhere
+        arms = f"{study} {window}-raw", f"{less} {other}-n4", f"{less} {other}-raw"
+        return study, f"{window}-n4", "; ".join(arms)
+
+    more, fewer, clipped = apart(once, q98, none, q98), apart(twice, q98, once, q98), apart(once, q98, once, minmax)
+    assert f"back, {said(*more)}) more than where there is no shading" in README
+    size, *ends = (f"{abs(row(*fewer)[name]):.2f}" for name in ("difference", "high", "low"))
+    assert f"gives back {size} ({' to '.join(ends)}) less than with the usual" in README
+    size, *ends = (f"{row(*clipped)[name]:.2f}" for name in ("difference", "low", "high"))
+    assert f"under `channel_q98`, by {size} ({' to '.join(ends)}), does not hold after correction" in README
+    assert [row(*arms)["verdict"] for arms in (more, fewer, clipped)] == [
+        "higher than the reference",
+        "lower than the reference",
+        "not after correction",
+    ]
     undetected = [row(s, f"{minmax}-n4", f"{s} {minmax}-raw") for s in (none, once, twice)]
     undetected += [row(twice, f"{q98}-n4", f"{twice} {q98}-raw")]
     more = [f"thda_of{n}" for n in (75, 150, 300)] + [f"{minmax}-raw"]

@@ -239,7 +239,7 @@ def test_the_command_says_all_of_it(compendium, capsys):
     given().to_csv(compendium / "given.csv", index=False)
     s.main(["verify", "given.csv"])
     first, run, auc, ours, less, *asked = capsys.readouterr().out.splitlines()
-    assert first.startswith("embedded synthetic cohort") and run == "given, test: 180 patients, 72 HER2+"
+    assert first.startswith("synthetic cohort: phantom images") and run == "given, test: 180 patients, 72 HER2+"
     assert re.fullmatch(r"  AUC 0\.\d{3} \(0\.\d{3} to 0\.\d{3}\); seeds: 1, interval over patients", auc)
     assert ours.startswith("  this study: 0.821 (0.751 to 0.874), ") and less.startswith(
         "  less this study's, paired: "
