@@ -38,6 +38,7 @@ from safetensors.torch import save_file
 from her2core import records
 from her2core.baselines import ModelConfig
 from her2core.case import read_case
+from her2core.cohort import CohortConfig
 from her2core.cohorts.acquire import SOURCES
 from her2core.cohorts.ambl import read_ambl_clinical
 from her2core.cohorts.labels import TABLE_RULES, read_breastdcedl_table, read_idc_clinical
@@ -542,7 +543,8 @@ def read_one_case(folder):
 
 def right_case(folder):
     """What case.json says of the volumes that were not mutated."""
-    side, is_dicom = strict_json((folder / "case.json").read_bytes()), (folder / "seg.dcm").is_file()
+    told, is_dicom = folder / "case.json", (folder / "seg.dcm").is_file()
+    side = strict_json(told.read_bytes()) if told.is_file() else {}
     chosen = [side.pop(k, None) for k in ("pre", "post_early", "post_late")]
     times = [side.pop(k, None) for k in ("early_s", "late_s")]
     spacing = [side.pop(k, None) for k in ("slice_thick", "xy_spacing")]
@@ -558,7 +560,8 @@ def right_case(folder):
     return [found | {"times": times}]
 
 
-CLASSES = {"prepare": PrepareConfig, "models": ModelConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+CLASSES = {"cohort": CohortConfig, "prepare": PrepareConfig, "models": ModelConfig}
+CLASSES |= {"train": TrainConfig, "evaluate": EvaluateConfig}
 
 
 def params_samples():

@@ -43,12 +43,21 @@ def test_a_seed_gives_the_same_input_and_the_same_outcome_in_another_process():
         shutil.rmtree(Path(kept).parent)
 
 
+@LINUX
+@pytest.mark.parametrize("reader", READERS)
+def test_a_reader_has_its_samples_as_the_independent_reading_has_them(reader, tmp_path):
+    faithful = Bench(reader, tmp_path / "P1").faithful
+    faithful.pop("other", None)  # whose files only stand in for those of the others
+    assert faithful and faithful == dict.fromkeys(faithful, True)
+
+
 # one seed of each cause that 200,000 inputs once found, as benchmarks/fuzz.md has them
 FOUND = [
     *(("dicom", seed) for seed in (25873, 21599, 19706, 45084)),
     *(("enhanced", seed) for seed in (3545, 14316)),
     ("manifest", 1453),
     ("seg", 6309),
+    ("case", 352),  # of the independent reading
 ]
 
 
