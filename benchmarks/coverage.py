@@ -20,8 +20,9 @@ interval that takes the folds for independent; `auc_of_method` how often it hold
 `correlation` is that of two folds: the variance of the estimate around its truth is 1 + 4 × that times DeLong's.
 That and differences, of fewer simulations, only where patients are few: there training depends on each the most.
 
-Power: `detectable` is what the t-test says that it would find in four of five studies, `power` the share of studies
-in which it does, at the numbers and spreads of seeds that occur; `difference` and `auc` are coverage, as above.
+Power, at the sizes of the studies on phantoms and of I-SPY's test: `detectable` is what the t-test says that it
+would find in four of five studies, `power` the share of studies in which it does, at the numbers and spreads of
+seeds that occur; `difference` and `auc` are coverage, as above.
 """
 
 import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy and torch
