@@ -6,6 +6,7 @@ cannot tell which patients of I-SPY2 are in BreastDCEDL: the column `pid` of TAB
 does, or without TABLE the present manifest.
 """
 
+import her2core  # noqa: F401, I001 - first: it pins the instructions of numpy
 import sys
 from pathlib import Path
 
