@@ -241,7 +241,11 @@ def test_the_exit_status_is_the_verdict(clones, monkeypatch, capsys):
     called = []
     monkeypatch.setattr(v, "prepare", lambda folder, top, study: clones)
     monkeypatch.setattr(v, "call", lambda folder, *command, check=True: called.append(command) or 0)
-    assert v.main("embedded") == 0 and "Verified: all" in capsys.readouterr().out
+    commits = {v.TOP: "made while it ran", clones[1]: "that was rebuilt"}
+    monkeypatch.setattr(v, "_head", commits.get)
+    assert v.main("embedded") == 0
+    said = capsys.readouterr().out
+    assert "Verified: all" in said and "embedded, commit that was reb;" in said
     assert called[1] == ("dvc", "repro", "--no-run-cache", "dvc.yaml")
     (clones[1] / AUC).unlink()
     assert v.main("embedded") == 1

@@ -276,7 +276,7 @@ def main(study: str) -> int:
     pipeline = (folder_of(rebuilt, study) / "dvc.yaml").relative_to(rebuilt)
     call(rebuilt, "dvc", "repro", "--no-run-cache", str(pipeline))
     lines, good = report(compare(committed, rebuilt, study), same_machine)
-    print(f"\n{study}, commit {_head(TOP)[:12]}; both clones lie in {FOLDER}, which may be deleted\n")
+    print(f"\n{study}, commit {_head(rebuilt)[:12]}; both clones lie in {FOLDER}, which may be deleted\n")
     print(*lines, sep="\n")
     return int(not good)
 
