@@ -133,13 +133,13 @@ def coverage(cell):
 
 
 POWER = {"bootstrap": 500, "confidence": 0.95, "true_auc": 0.8}
-# patients, positives, simulations; seeds, and the standard deviations of their true AUCs: those of the committed
-# comparisons reach 0.032, by the differences between two runs, which have √2 times as much
+# patients, positives, simulations; seeds, and the standard deviations of their true AUCs: those of the embedded
+# study's and the instrument's comparisons reach 0.032, those of the questions' 0.06, by the differences between two
+# runs, which have √2 times as much
 _FEW_SEEDS, _TEN_SEEDS = {3: (0.025, 0.035, 0.05)}, {10: (0.025, 0.035)}
 POWER_STUDIES = {
-    "embedded test": (180, 72, 2000, _FEW_SEEDS | _TEN_SEEDS),
-    "I-SPY test": (132, 34, 2000, _FEW_SEEDS | _TEN_SEEDS),
-    "test of a question": (400, 160, 1000, {5: (0.025, 0.035)} | _TEN_SEEDS),
+    **{name: (*STUDIES[name], 2000, _FEW_SEEDS | _TEN_SEEDS) for name in ("embedded test", "I-SPY test")},
+    "test of a question": (400, 160, 1000, dict.fromkeys((5, 10), (0.025, 0.035, 0.06))),
     "instrument test": (1000, 400, 1000, _TEN_SEEDS),
 }
 

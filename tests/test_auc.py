@@ -290,9 +290,9 @@ def test_what_is_called_detectable_is_found_in_four_of_five_studies(row):
     assert 0.93 <= row["auc"] <= 0.97
 
 
-def test_where_seeds_differ_more_than_in_any_committed_comparison_a_little_less_is_kept_of_what_is_promised():
+def test_where_seeds_differ_more_than_in_the_two_studies_a_little_less_is_kept_of_what_is_promised():
     more = [row for row in POWER if row not in OCCURRING]
-    assert {row["seed_sd"] for row in more} == {0.05} and all(0.77 <= row["power"] <= 0.83 for row in more)
+    assert {row["seed_sd"] for row in more} == {0.05, 0.06} and all(0.77 <= row["power"] <= 0.83 for row in more)
     assert all(0.92 <= row["difference"] <= 0.97 and 0.93 <= row["auc"] <= 0.97 for row in more)
 
 

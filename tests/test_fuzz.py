@@ -57,7 +57,7 @@ FOUND = [
     *(("enhanced", seed) for seed in (3545, 14316)),
     ("manifest", 1453),
     ("seg", 6309),
-    ("case", 352),  # of the independent reading
+    ("case", 352),  # found later, and in the independent reading
 ]
 
 
