@@ -39,7 +39,7 @@ lab: .venv/ok ## open the notebooks; their kernels inherit the instructions that
 	python -c 'import her2core, os; os.execlp("jupyter", "jupyter", "lab")'
 
 figures: .venv/ok ## redraw the figures, from the tables in git; those of images too where `make repro` has run
-	if [ -d models/embedded ]; then dvc repro --single-item --force cohort phantom preparation network external; fi
+	if [ -d models/embedded ]; then dvc repro --single-item --force cohort phantom preparation network study external; fi
 	dvc repro --single-item --force report
 
 sample: .venv/ok ## renew the sample in git from the embedded study, after `make repro` has computed it
@@ -71,4 +71,7 @@ clean-all: ## remove all data and weights too, downloaded ones included; asks tw
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --build-constraint requirements.lock --no-deps -e .
 	touch $@
 
-.PHONY: repro try check test verify rehearse fuzz lab figures sample lock clean clean-all
+help: ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: help repro try check test verify rehearse fuzz lab figures sample lock clean clean-all

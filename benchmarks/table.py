@@ -110,8 +110,9 @@ def coverage(found):
     for row in found["power"]["power"]:
         power.setdefault(row["seed_sd"], []).append(100 * row["power"])
     seen = ", ".join(f"{sd} in {_range(values, 0)} %" for sd, values in power.items())
+    apart = _range([100 * row["difference"] for row in [*found["coverage"], *found["power"]["power"]]], 0)
     promised = "what is called detectable at a power of 80 % is found, where seeds differ in AUC by an SD of"
-    return f"of one AUC: {shares}; {promised} {seen}"
+    return f"of one AUC: {shares}; of a difference of two {apart} %; {promised} {seen}"
 
 
 def gpu(found):

@@ -33,11 +33,13 @@ def _of_stage(network, images, stage):
 
     parts = [b.attention[key] if key in b.attention else getattr(b, f"layer{stage}") for b in network.backbones]
     hooks = [part.register_forward_hook(keep) for part in parts]
-    with torch.enable_grad():
-        logits = network(images.float() / 255)
-        slopes = torch.autograd.grad(logits.sum(), features)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.enable_grad():
+            logits = network(images.float() / 255)
+            slopes = torch.autograd.grad(logits.sum(), features)
+    finally:
+        for hook in hooks:
+            hook.remove()
     x, slope = torch.cat(features).detach(), torch.cat(slopes)  # (P·N, C, h, w), head by head
     found = (slope.mean((2, 3), keepdim=True) * x).sum(1).relu()
     return found.unflatten(0, (len(PHASES), -1)).transpose(0, 1)

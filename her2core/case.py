@@ -11,7 +11,6 @@ Nothing that says who the patient is leaves this module: messages name the case 
 """
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +20,12 @@ import pandas as pd
 from her2core.config import build, read_yaml
 from her2core.dataset import read_prepared, seen_by, with_neighbours
 from her2core.formats.boundary import reading
-from her2core.formats.examination import Examination, Told, read_examination
+from her2core.formats.examination import Examination, Told, anonymous, read_examination
 from her2core.formats.nifti import min_crop
 from her2core.formats.volume import as_uint16
 from her2core.kinetics import lesion_features
 from her2core.normalize import Window, knots, learn_standard, piecewise
-from her2core.preprocess import PrepareConfig, pack
+from her2core.preprocess import PrepareConfig, largest_part, pack
 from her2core.runs import Run
 
 _TAILS = (0.01, 0.99)  # quantiles of the training patients that bound their range
@@ -72,12 +71,8 @@ def _mask_of(folder, told):
 
 
 def _anonymous(text, folder):
-    """A message without the folders above the case, and of its NIfTI files' names only what tells them apart."""
-    text = text.replace(str(folder), folder.name)
-    for path in (*folder.glob("dce/*.nii*"), *folder.glob("mask/*.nii*")):
-        end = re.search(r"(_(mask|aqc|acq|dce))?(_\d\d?)?\.nii(\.gz)?$", path.name)
-        text = text.replace(path.name, f"…{end[0] if end else ''}")
-    return text
+    """A message without the folders above the case, and of names below it only what tells files apart."""
+    return anonymous(text.replace(str(folder), folder.name), folder, ["dce", "mask"])
 
 
 def read_case(folder: Path, config: PrepareConfig, cut: tuple[int, int] | None = None) -> Examination:
@@ -100,9 +95,18 @@ def read_case(folder: Path, config: PrepareConfig, cut: tuple[int, int] | None =
     if factor != 1:
         remarks += (f"intensities were multiplied by {factor:.10g} to keep their levels as whole numbers",)
     if cut:
-        phases, mask, _ = min_crop(phases, mask, *cut)
+        phases, mask = _cut(phases, mask, cut, folder.name)
+    remarks += tuple(filter(None, largest_part(mask, found.geometry, config)[1:]))
     said = tuple(_anonymous(remark, folder) for remark in remarks)
     return replace(found, phases=phases, mask=mask, remarks=said)
+
+
+def _cut(phases, mask, cut, name):
+    """Phases and mask as `min_crop` leaves them."""
+    try:
+        return min_crop(phases, mask, *cut)[:2]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -298,9 +298,10 @@ def steady_dependencies(entry: str, study: Study, **item: str) -> Iterator[None]
 
 
 def _stage_of(entry, pipeline):
-    """The stage whose dependencies name the notebook or module; an empty one if none does."""
+    """The stage that runs the notebook or module; an empty one if none does."""
     stages = stages_of(pipeline) if pipeline.is_file() else {}
-    return next((stage for stage in stages.values() if entry in stage.get("deps", ())), {})
+    command = f"her2core.run {Path(entry).stem}" if entry.endswith(".ipynb") else entry[:-3].replace("/", ".")
+    return next((stage for stage in stages.values() if f"-m {command} " in stage.get("cmd", "")), {})
 
 
 def _state(stage, study, item):

@@ -57,6 +57,8 @@ def read_predictions(
     twice = splits - {"external"} if "fold" in table else set()  # where every internal patient has a row
     expected = {(p, s, y) for p, of, y in known for s in splits if s == of or (s in twice and of != "external")}
     of = dict.fromkeys(table["run"], table["seed"].unique()) | dict(seeds or {})
+    if stray := [(r, s) for r, s in table.groupby(["run", "seed"]).groups if s not in of[r]]:
+        raise ValueError(f"{paths[0].parent}: {stray[0][0]}: seed {stray[0][1]} is not expected; {_AGAIN}")
     for run, seed in [(name, seed) for name in table["run"].unique() for seed in of[name]]:
         found = table.loc[(table["run"] == run) & (table["seed"] == seed), "key"]
         if (odd := expected ^ set(found)) or len(found) > len(expected):
@@ -264,6 +266,14 @@ def _rate_gap(labels, called, codes):
     return sum(np.ptp(rate, axis=1) for rate in rates).mean()
 
 
+def _dealt(codes, labels, rng):
+    """The groups dealt out anew among positives and among negatives, so that each keeps its prevalence."""
+    dealt = codes.copy()
+    for of in (labels, ~labels):
+        dealt[of] = rng.permutation(codes[of])
+    return dealt
+
+
 def rate_gaps(
     labels: np.ndarray, called: np.ndarray, groups: Mapping[str, pd.Series], config: EvaluateConfig
 ) -> pd.DataFrame:
@@ -273,7 +283,7 @@ def rate_gaps(
     patients without one and groups with fewer than five of either class are left out.  gap: 0 where all groups have
     the same two rates, 2 at most, as the MAMA-MIA challenge defines it (arXiv 2603.01250; its score is 1 less the
     mean over variables, in [0, 1]).  A gap is above 0 by chance alone: chance, its median with the groups dealt out
-    anew, chance_95 its 95 % quantile, p the share of dealings with a gap as large."""
+    anew within each class, chance_95 its 95 % quantile, p the share of dealings with a gap as large."""
     rows, rng, labels = [], np.random.default_rng(config.seed), labels.astype(bool)
     for variable, group in groups.items():
         group = group.reset_index(drop=True)
@@ -284,7 +294,8 @@ def rate_gaps(
         inside = group.isin(large).to_numpy()
         codes, parts = pd.factorize(group[inside], sort=True)[0], (labels[inside], called[:, inside])
         gap = _rate_gap(*parts, codes)
-        chance = np.array([_rate_gap(*parts, rng.permutation(codes)) for _ in range(config.bootstrap // 2)])
+        dealings = (_dealt(codes, parts[0], rng) for _ in range(config.bootstrap // 2))
+        chance = np.array([_rate_gap(*parts, dealt) for dealt in dealings])
         row = {"variable": variable, "groups": len(large), "patients": int(inside.sum()), "gap": gap}
         row |= {"chance": np.median(chance), "chance_95": np.quantile(chance, 0.95)}
         rows.append(row | {"p": (1 + (chance >= gap - 1e-12).sum()) / (1 + len(chance))})

@@ -1,7 +1,7 @@
 """The difference of two AUCs on the same patients, and how sure of it so many patients and seeds can be.
 
-The interval is over patients and seeds, so that it holds for other patients and another training.  `auc` has what
-is said of one run.  Coverage was measured: `benchmarks/coverage.json`.
+The interval is over patients and seeds: it holds for other test patients, and other seeds on the same training
+patients.  `auc` has what is said of one run.  Coverage was measured: `benchmarks/coverage.json`.
 
 Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837; Obuchowski and Rockette, Commun Stat Simul
 Comput 1995;24:285 and Hillis, Stat Med 2007;26:596 (several readers, here seeds, on the same patients); Holm,

@@ -35,7 +35,7 @@ from scipy import ndimage
 from her2core.audit import AuditConfig
 from her2core.bias_field import N4Config, correct_patient
 from her2core.formats.boundary import reading
-from her2core.formats.examination import Examination, Told, read_examination
+from her2core.formats.examination import Examination, Told, anonymous, read_examination
 from her2core.formats.nifti import mask_file, phase_files
 from her2core.formats.volume import Geometry, as_uint16, native_crop
 from her2core.kinetics import lesion_features
@@ -44,6 +44,7 @@ from her2core.parallel import CODE_DIGEST, each
 from her2core.records import Incomplete, check_complete, record_path, whole, write_digests
 
 _KEPT = ("patient", "split", "label", "dataset")  # columns of the patient table that go on into those of slices
+_LEAST_SHOWN = 0.5  # of a lesion, by a crop around its middle
 _MEANINGS = {"dicom_analysis_mask": "tumour_is_zero", "dicom_roi": "segments"}
 
 
@@ -102,6 +103,22 @@ def read_patient(row: Mapping, folder: Path, config: PrepareConfig) -> Examinati
     return found
 
 
+def largest_part(mask: np.ndarray, geometry: Geometry, config: PrepareConfig) -> tuple[np.ndarray, str]:
+    """The part of a lesion around which images are cut, bool `(Z, Y, X)`, and a remark where it is not all of it.
+
+    All of it, or its largest focus where a crop around the middle of all foci would hold less than half of them.
+    """
+    voxels = np.argwhere(mask)[:, 1:]
+    edge_px = config.crop_px if config.crop_mm is None else config.crop_mm / np.array(geometry.spacing_mm[1:])
+    inside = (np.abs(voxels - voxels.mean(0)) <= edge_px / 2).all(1)
+    if inside.mean() >= _LEAST_SHOWN:
+        return mask, ""
+    foci, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    focus = foci == np.bincount(foci[mask]).argmax()
+    share = focus.sum() / mask.sum()
+    return focus, f"foci far apart: the images lie around the largest, {share:.0%} of the lesion"
+
+
 def _choose_slices(mask, count):
     """z of `count` slices that split the lesion's volume evenly; fewer if the lesion has fewer slices."""
     cumulative = np.cumsum(mask.sum((1, 2)))
@@ -158,9 +175,10 @@ def pack(
     phases: np.ndarray, mask: np.ndarray, geometry: Geometry, config: PrepareConfig
 ) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Three phases `(3, Z, Y, X)` of one patient → chosen z, masks `(n, H, W)`, and {bias field: {"images",
-    "quantiles", "moments"}}, with neighbours too where configured."""
-    chosen = _choose_slices(mask, config.slices)
-    centre = np.argwhere(mask).mean(0)[1:]
+    "quantiles", "moments"}}, with neighbours too where configured.  Around `largest_part`."""
+    shown, _ = largest_part(mask, geometry, config)
+    chosen = _choose_slices(shown, config.slices)
+    centre = np.argwhere(shown).mean(0)[1:]
 
     def crops(volume, z):
         return np.stack([_crop(volume, k, centre, geometry.spacing_mm, config) for k in z])
@@ -213,7 +231,12 @@ def prepare_patient(row: Mapping, raw: Path, config: PrepareConfig) -> Part:
     found = read_patient(row, raw, config)
     mask, geometry, times_s = found.mask, found.geometry, found.times_s
     phases, factor = as_uint16(found.phases, row["patient"])
+    if remark := largest_part(mask, geometry, config)[1]:
+        warnings.warn(f"{row['patient']}: {remark}", stacklevel=2)
     chosen, masks, packed = pack(phases, mask, geometry, config)
+    if not (seen := masks.any((1, 2))).all():
+        where = f"not seen in the images of slices {chosen[~seen].tolist()}"
+        raise ValueError(f"lesion {where}: outline one focus, or change prepare.crop_mm and crop_px")
     area = mask.sum((1, 2)) * geometry.spacing_mm[1] * geometry.spacing_mm[2]
     kinetics = lesion_features(phases, mask, geometry.spacing_mm) | {
         "slice_mm": geometry.spacing_mm[0],
@@ -242,7 +265,9 @@ def _make_part(job, raw, config):
     except (ValueError, RuntimeError, MemoryError) as error:  # RuntimeErrors are SimpleITK's, with addresses
         if isinstance(error, MemoryError) or "allocate" in str(error):
             return f"out of memory ({error}); lower prepare.jobs", True
-        return re.sub(r"\(0x\w+\)", "", str(error).strip().rpartition("\n")[2]).replace(f"{raw}/", ""), False
+        said = re.sub(r"\(0x\w+\)", "", str(error).strip().rpartition("\n")[2]).replace(f"{raw}/", "")
+        places = [row[column] for column in ("dce", "mask") if row["layout"] == "own" and not pd.isna(row[column])]
+        return anonymous(said, raw / "files", places), False
     finally:
         begun.unlink(missing_ok=True)
 

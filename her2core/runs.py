@@ -27,6 +27,8 @@ from her2core.parallel import CODE_DIGEST, each
 from her2core.records import read_digests, whole, write_digests
 from her2core.train import TrainConfig, choose_device, fit, predict, seed_everything
 
+_CHECKPOINTS = ".checkpoints"  # beside the folders of the runs' weights
+
 
 @dataclass(frozen=True)
 class Run:
@@ -118,19 +120,22 @@ class Run:
         return build_model(self.model, self.models, self.image_px, pretrained=False).eval()
 
     def freeze(self, weights: dict[tuple[int, int | None], dict[str, torch.Tensor]]) -> None:
-        """{(seed, fold): weights} → a file each, all or none, and a table of digests; the same bytes twice."""
+        """{(seed, fold): weights} → a file each, all or none, and a table of digests; the same bytes twice.
+
+        Then the run's checkpoints, see `train_run`, are no longer needed, and go."""
         with whole(self.folder) as part:
             part.mkdir()
             for member, tensors in weights.items():
                 (part / _file_name(*member)).write_bytes(save(tensors))
         write_digests(self.frozen, [self.folder / _file_name(*member) for member in weights])
+        shutil.rmtree(self.folder.parent / _CHECKPOINTS / self.name, ignore_errors=True)
 
     def networks(self) -> list[torch.nn.Module]:
         """The network of each of `members`, ready to predict; ValueError unless its file is what training froze."""
         again, networks = f"run: dvc repro {self.stage}", []
         paths, known = [self.folder / _file_name(*m) for m in self.members], read_digests(self.frozen, again)
         if odd := known.keys() ^ {path.name for path in paths}:
-            raise ValueError(f"{self.frozen}: {min(odd)} lacks or is too much, expected one per network; {again}")
+            raise ValueError(f"{self.frozen}: {min(odd)} is missing or not expected, one per network is; {again}")
         for path in paths:
             network = self.fresh()
             with reading(path, f"the weights of {self.name} that training froze", again):
@@ -189,13 +194,11 @@ def train_run(run: Run, slices: Slices, checkpoints: Path | None = None) -> tupl
     """All networks of a run on its device, on the CPU side by side: {(seed, fold): weights}, and their histories.
 
     slices: `run.slices()`; a fold takes its own.  checkpoints: a folder that survives a kill; called again, the run
-    goes on where each network was.  It must not lie in a stage's output, which a new run replaces.  A run that ends
-    removes its checkpoints."""
+    goes on where each network was.  It must not lie in a stage's output, which a new run replaces; beside those it
+    is called .checkpoints, and `Run.freeze` empties it."""
     at_hand = None if run.folds else run.placed(slices)
     train = partial(_train_member, run=run, slices=at_hand, checkpoints=checkpoints)
     results = run.each_of(run.members, train, "networks")
-    if checkpoints:
-        shutil.rmtree(checkpoints / run.name)
     weights = {member: w for member, (w, _) in zip(run.members, results, strict=True)}
     return weights, pd.DataFrame([row for _, history in results for row in history])
 

@@ -50,8 +50,9 @@ def make_study(name: str, top: Path, table: str | None = None) -> list[Path]:
 
     table: of patients of one's own, relative to `top`; their study has other parameters to begin with.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", name) or name == "templates":
-        raise ValueError(f"study {name!r}: expected a name of small letters, digits, _ and -, such as my_hospital")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", name) or name in ("templates", "sample"):
+        expected = "a name of small letters, digits, _ and -, such as my_hospital, and neither templates nor sample"
+        raise ValueError(f"study {name!r}: expected {expected}")
     if name == read_yaml(top / "params.yaml").get("name"):
         raise ValueError(f"{name} is the top-level study: its parameters are params.yaml, its pipeline dvc.yaml")
     folder = top / "studies" / name
@@ -100,12 +101,15 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(status)
     except (ValueError, OSError) as error:
         sys.exit(f"her2: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nher2: stopped; nothing half-written is left")
 
 
 def _make(name, table):
     top = root()
-    if table and not (top / table).is_file():
-        raise ValueError(f"no table {top / table}; expected a CSV, named from the compendium's folder")
+    path = (top / (table or "")).resolve()
+    if table and not (path.is_file() and path.is_relative_to(top.resolve())):
+        raise ValueError(f"no table {path}; expected a CSV inside the compendium, named from its folder")
     for path in make_study(name, top, table):
         print(f"written: {path.relative_to(top)}")
     print(f"Run it with: dvc repro studies/{name}/dvc.yaml")
@@ -118,9 +122,19 @@ def _check(table):
     if Path(table).is_file():
         template = read_yaml(root() / "studies/templates/own.yaml")["acquire"]
         config = build(own.FolderConfig, template | {"table": str(Path(table).resolve())}, "acquire")
+        folded = None
     else:
-        config = Study.open(table).params("acquire", {"folder": own.FolderConfig})
-    lines, good = own.check_table(config)
+        if not re.fullmatch(r"[\w-]+", table):
+            raise ValueError(
+                f"no table {Path(table).resolve()}; expected a CSV, or the name of a study that has one"
+            )
+        study = Study.open(table)
+        if (source := study.section("acquire").get("source")) != "folder":
+            raise ValueError(
+                f"{table}: its patients come from {source!r}, expected a study with a table of one's own"
+            )
+        config, folded = study.params("acquire", own.FolderConfig), bool(study.section("cohort")["folds"])
+    lines, good = own.check_table(config, folded)
     print(*lines, sep="\n")
     return int(not good)
 
@@ -128,6 +142,10 @@ def _check(table):
 def _predict(case, cohort, model):
     if model and cohort:
         raise ValueError("--cohort and --model: expected one of them")
+    if not (Path(case) / "dce").exists():
+        raise ValueError(
+            f"no {Path(case).resolve() / 'dce'}; expected the images there, and a mask: see her2 predict -h"
+        )
     study = None if model else Study.open(cohort)
     from her2core.report import frozen, one_case  # slow to load
 

@@ -146,13 +146,13 @@ def _learning_rates(done, batches, config):
 
 
 def _positive_weight(data, config):
-    """Weight of HER2-positives in the loss: negatives / positives over the training patients."""
+    """Weight of positives in the loss: negatives / positives over the training patients."""
     if config.class_weight == "none":
         return torch.tensor(1.0)
     labels = data.label[data.patients()[0]]
     positives = int(labels.sum())
     if positives in (0, labels.size):
-        raise ValueError(f"{positives} of {labels.size} training patients are HER2-positive: nothing to learn")
+        raise ValueError(f"{positives} of {labels.size} training patients are positive: nothing to learn")
     return torch.tensor((labels.size - positives) / positives)
 
 

@@ -113,7 +113,8 @@ def files_of(modules):
     paths = {PACKAGE / "__init__.py"} | {file_of(module) for module in closure(modules)}
     for path in list(paths):
         data = (p for p in path.parent.iterdir() if p.suffix in (".mplstyle", ".csv", ".jinja", ".yaml"))
-        paths |= {p for p in data if p.name in path.read_text()}
+        text = path.read_text()
+        paths |= {p for p in data if p.name in text or p.stem == path.stem and f'with_suffix("{p.suffix}")' in text}
     return {path.relative_to(TOP).as_posix() for path in paths}
 
 

@@ -30,11 +30,13 @@ def test_a_committed_file_names_its_machine_and_packages(name):
     assert about["packages"] and all(about["packages"].values())
 
 
-def test_the_readme_says_whose_worst_patient_is_better_in_the_benchmark_of_n4():
-    arms = json.loads((BENCHMARKS / "n4.json").read_text("utf-8"))["arms"]
-    lapgm, ours = (arms[name]["r"]["lowest"] for name in ("LapGM, least left", "her2core"))
-    said = f"Its worst patient has an r of {lapgm:.2f}, ours of {ours:.2f}: where N4 fails"
-    assert lapgm > ours and said in table.README.read_text("utf-8")
+def test_the_readme_says_how_low_r_falls_in_the_benchmark_of_n4():
+    found = json.loads((BENCHMARKS / "n4.json").read_text("utf-8"))
+    lapgm, ours = (found["arms"][name]["r"]["lowest"] for name in ("LapGM, least left", "her2core"))
+    slabs = min(slab["r"]["lowest"] for slab in found["slabs"].values())
+    said = f"The lowest r of its 24 patients is {lapgm:.2f}, that of ours {ours:.2f}; on the slabs ours falls to"
+    said += f" {slabs:.2f}"
+    assert said.replace("-", "−") in table.README.read_text("utf-8")
 
 
 def test_another_number_in_a_file_is_another_table(monkeypatch):

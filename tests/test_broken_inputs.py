@@ -368,7 +368,7 @@ CASES = [
     Case("a folder inside", lambda home: (home / "dce" / "old").mkdir(), dce, "dce: holds the folder 'old'"),
     Case("empty folder", lambda home: [p.unlink() for p in (home / "dce").iterdir()], dce, "dce: no files"),
     Case("no folder", lambda home: shutil.rmtree(home / "dce"), dce, "dce: no such folder"),
-    Case("a file for a folder", nothing, lambda home: read_dce(one(home)), "dcm: no such folder"),
+    Case("no DICOM for a folder", nothing, lambda home: read_dce(home / "note.txt"), "note.txt: no such folder"),
     Case("a SEG among the slices", lambda home: shutil.copy(home / "roi.dcm", home / "dce"), dce, "Segmentation"),
     # Enhanced MR
     Case("enhanced: frame without groups", enhanced(drop_frame), dce, "groups of 14 frames, expected 15"),

@@ -46,3 +46,10 @@ def test_a_network_is_left_without_hooks_and_without_gradients():
     grad_cam([model], IMAGES[:1])
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_network_that_fails_keeps_no_hook():
+    model = network()
+    with pytest.raises(ValueError, match="expected slices of shape"):
+        grad_cam([model], IMAGES[:, :2])
+    assert not any(part._forward_hooks for part in model.modules())

@@ -244,14 +244,36 @@ def either(request):
 
 def test_the_early_phase_may_also_be_the_late_one(either, patient, run, ranges):
     folder, values = either
-    sidecar = values | {"post_early": 2, "post_late": 2, "early_s": 150, "late_s": 400.0}
+    sidecar = values | {"post_early": 2, "post_late": 2, "early_s": 150, "late_s": 180.0}
     (folder / "case.json").write_text(json.dumps(sidecar))
     case = c.read_case(folder, CONFIG)
     np.testing.assert_array_equal(case.phases, patient[0].array[[0, 2, 2]])
-    assert case.times_s == (0.0, 150, 400.0)
+    assert case.times_s == (0.0, 150, 180.0)
     images, _, _ = c.network_input(case, CONFIG, c.View.of(run))
     np.testing.assert_array_equal(images[:, 1], images[:, 2])
-    assert not any("phase, time" in doubt for doubt in doubts_of(case, run, ranges))
+    assert [doubt[:17] for doubt in doubts_of(case, run, ranges) if "phase, time" in doubt] == ["Late phase, time "]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"early_s": 150, "late_s": 100}, "early_s 150 and late_s 100, expected early before late"),
+        ({"early_s": 20}, "a phase at 20 s as told, [0-9]+ s in the files; leave early_s and late_s out"),
+    ],
+)
+def test_times_that_contradict_each_other_or_the_files_are_refused(copied, told, message):
+    (copied / "case.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=message):
+        c.read_case(copied, CONFIG)
+
+
+def test_two_phases_that_are_one_image_are_refused(nifti):
+    folder, values = nifti
+    (folder / "case.json").write_text(json.dumps(values))
+    late = next(p for p in (folder / "dce").iterdir() if f"aqc_{values['post_late']}." in p.name)
+    shutil.copy(next(p for p in (folder / "dce").iterdir() if "aqc_2." in p.name), late)
+    with pytest.raises(ValueError, match="case7: early and late hold the same voxels, expected three phases"):
+        c.read_case(folder, CONFIG)
 
 
 def test_a_sidecar_names_all_phases_or_leaves_them_open():
@@ -574,3 +596,30 @@ def test_the_notebook_takes_a_case_of_the_study_where_none_is_given():
     cells = json.loads((TOP / "notebooks/10_predict_case.ipynb").read_text())["cells"]
     given = next("".join(cell["source"]) for cell in cells if cell["metadata"].get("tags") == ["parameters"])
     assert 'case: str = ""  # ' in given
+
+
+def test_names_of_dicom_files_and_folders_stay_out_of_remarks_and_errors(written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "case7")
+    for k, path in enumerate(sorted((folder / "dce").iterdir())):
+        path.rename(folder / "dce" / f"{IDENTITY}_19610203_{k:04d}.dcm")
+    first, second, *_ = sorted((folder / "dce").iterdir())
+    dataset = pydicom.dcmread(second)
+    dataset.LossyImageCompression = "01"
+    dataset.save_as(second)
+    (folder / "case.json").write_text('{"pre": 0, "post_early": 1, "post_late": 2}')
+    remarks = " ".join(c.read_case(folder, CONFIG).remarks)
+    assert "case7/dce: …_0001.dcm was once compressed with loss" in remarks and IDENTITY not in remarks
+    first.write_bytes(first.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="^case7/dce/…_0000.dcm: truncated"):
+        c.read_case(folder, CONFIG)
+
+
+def test_foci_far_apart_are_a_remark_and_the_images_show_the_largest(patient, tmp_path, run):
+    series, _ = patient
+    mask = np.zeros(series.array.shape[1:], bool)
+    z = len(mask) // 2
+    mask[z - 1 : z + 2, 2:8, 2:8] = mask[z - 1 : z + 2, -8:-2, -7:-2] = True
+    case = c.read_case(write_case(tmp_path / "far", series, mask), CONFIG)
+    assert f"foci far apart: the images lie around the largest, {108 / 198:.0%} of the lesion" in case.remarks
+    _, masks, _ = c.network_input(case, CONFIG, c.View.of(run))
+    assert masks.any((1, 2)).all() and len(masks) == 3

@@ -318,13 +318,20 @@ def test_what_is_not_there_yet_is_one_line_that_says_what_to_run(compendium, nam
 @pytest.fixture
 def stage(compendium):
     (compendium / "dvc.yaml").write_text(
-        "stages:\n  s:\n    cmd: x\n    deps: [notebooks/n.ipynb, 'data/${name}/${item.run}']\n"
+        "stages:\n  s:\n    cmd: python -m her2core.run n cohort=x\n"
+        "    deps: [notebooks/n.ipynb, 'data/${name}/${item.run}']\n"
         "    params: [name, prepare]\n"
     )
     (compendium / "notebooks/n.ipynb").write_text("{}")
     (compendium / "data/small/a").mkdir(parents=True)
     (compendium / "data/small/a/x.npy").write_text("1")
     return compendium
+
+
+@pytest.mark.parametrize("stage", ["preflight", "acquire"])
+def test_a_stage_that_is_a_module_is_found_by_its_command_not_by_who_depends_on_it(stage):
+    found = config._stage_of(f"her2core/cohorts/{stage}.py", TOP / "dvc.yaml")
+    assert found["cmd"] == f"python -m her2core.cohorts.{stage} ${{name}}"
 
 
 def steady():
@@ -353,7 +360,7 @@ def test_a_parameter_of_the_stage_edited_in_mid_run_is_an_error_and_another_is_n
 def test_a_studys_stage_tracks_its_own_parameters_and_those_of_the_top_level(stage):
     assert config.tracked({"params": ["train", {"studies/x/params.yaml": ["name", "train"]}]}) == {"name", "train"}
     (stage / "studies/other/dvc.yaml").write_text(
-        "stages:\n  s:\n    cmd: x\n    deps: [notebooks/n.ipynb]\n"
+        "stages:\n  s:\n    cmd: python -m her2core.run n cohort=x\n    deps: [notebooks/n.ipynb]\n"
         "    params: [prepare, {studies/other/params.yaml: [name, prepare]}]\n"
     )
     with (

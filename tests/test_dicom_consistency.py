@@ -302,3 +302,24 @@ def test_real_phases_that_only_the_instance_number_tells_apart_come_with_a_remar
 @real
 def test_a_real_mosaic_is_refused_by_name():
     refused(REAL / "mosaic", r"ImageType: .*dcm has ORIGINAL\\PRIMARY\\M\\ND\\ECHO_00\\MOSAIC")
+
+
+def scaled(folder, *factors):
+    """Phases that Philips scaled by these."""
+    for t, factor in enumerate(factors):
+        for path, *_ in files_at(folder, phase=t):
+            dataset = pydicom.dcmread(path)
+            block = dataset.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
+            block.add_new(0x0E, "FL", factor)
+            dataset.save_as(path)
+
+
+def test_phases_that_philips_scaled_one_by_one_are_a_remark_and_rounding_is_none(tmp_path):
+    write(tmp_path / "dce")
+    scaled(tmp_path / "dce", 19.0, 19.01, 19.0)
+    read_dce(tmp_path / "dce")
+    scaled(tmp_path / "dce", 19.0, 9.1, 10.4)
+    with pytest.warns(
+        UserWarning, match="phases or slices with scales of their own, 9.1 to 19 .Philips' Scale Slope"
+    ):
+        read_dce(tmp_path / "dce")

@@ -52,9 +52,10 @@ def test_what_stands_above_thda_follows_its_auc_with_the_verdict_and_then_the_ot
         ],
     )
     assert findings.of_models(found, THDA, TITLE, synthetic=False) == (
-        f"**Answer.** {REACHED} 3 of 6 other models stand above THDA: regression on the outlined lesion +0.09 "
-        "(+0.03 to +0.15), higher than the reference; regression on clinical data +0.05 (+0.00 to +0.10), not "
-        "after correction; ResNet-34 on RGB +0.04 (−0.00 to +0.08; detectable 0.07), no difference detected. "
+        f"**Answer.** {REACHED} 3 of 6 other models have a higher AUC than THDA: regression on the outlined "
+        "lesion +0.09 (+0.03 to +0.15), higher than the reference; regression on clinical data +0.05 (+0.00 to "
+        "+0.10), not after correction; ResNet-34 on RGB +0.04 (−0.00 to +0.08; detectable 0.07), no difference "
+        "detected. "
         "Lower than the reference: ViT −0.10 (−0.15 to −0.05). Not after correction: CvT −0.06 (−0.10 to −0.00). "
         "No difference detected: regression on size and kinetics +0.00 (−0.05 to +0.05; detectable 0.07)."
     )
@@ -63,7 +64,7 @@ def test_what_stands_above_thda_follows_its_auc_with_the_verdict_and_then_the_ot
 def test_where_nothing_stands_above_thda_this_is_said():
     found = tables(model_pairs=[pair("vit", -0.1, -0.2, 0.01, "no difference detected")])
     assert findings.of_models(found, THDA, TITLE, synthetic=False) == (
-        "**Answer.** None of 1 other model stands above THDA. "
+        "**Answer.** None of 1 other model has a higher AUC than THDA. "
         "No difference detected: ViT −0.10 (−0.20 to +0.01; detectable 0.07)."
     )
 
@@ -83,8 +84,9 @@ def test_a_single_comparison_is_named_and_the_phantom_speaks_of_no_patient():
     )
     assert findings.of_models(found, THDA, TITLE, synthetic=True) == (
         "**Answer.** To size and kinetics THDA adds +0.06 (+0.01 to +0.10), higher than without. "
-        "Open choices taken otherwise: THDA without attention −0.10 (−0.15 to −0.05), lower than the reference; "
-        "no difference detected of mean over slices; THDA, own idea (−0.01 to +0.00; detectable 0.07). "
+        "Open choices taken otherwise: THDA without attention −0.10 (−0.15 to −0.05), lower than the reference. "
+        "Open choices taken otherwise, no difference detected: mean over slices +0.00 (−0.01 to +0.02; detectable "
+        "0.07); THDA, own idea −0.01 (−0.03 to +0.01; detectable 0.07). "
         "These are phantoms: small networks trained from scratch on them say nothing of transformers, and none of "
         "this of patients."
     )
@@ -98,7 +100,7 @@ def test_collapsed_networks_are_named_beside_their_comparisons_and_the_prevalenc
     )
     text = findings.of_models(found, THDA, TITLE, synthetic=False)
     assert "THDA, the reference, reaches an AUC of 0.50, all scores tied on the internal test" in text
-    assert "No difference detected: prevalence for everybody +0.00 (no spread; detectable 0.07)." in text
+    assert "No difference detected: the same risk for everybody +0.00 (no spread; detectable 0.07)." in text
     assert text.endswith(
         "Collapsed to one probability for all, so that comparisons say little: THDA, 2 of 2 seeds; ViT, 1 of 2 "
         "seeds."
@@ -121,9 +123,9 @@ def test_windows_and_n4_are_told_apart_and_the_share_that_is_white_beside_the_au
         clipping=[{"window": w, "white": x, "auc": 0.8 - x / 2} for w, x in zip("abc", (0, 0.1, 0.4), strict=True)],
     )
     assert findings.of_windows(found, THDA, TITLE, synthetic=False) == (
-        f"**Answer.** {REACHED} 1 of 2 other windows stands above THDA: 98 % per phase after N4 +0.05 (−0.02 to "
-        "+0.12; detectable 0.07), no difference detected. Lower than the reference: 98 % per "
-        "phase −0.10 (−0.20 to −0.01). N4 adds −0.02 (−0.05 to +0.01; detectable 0.07), no difference detected. "
+        f"**Answer.** {REACHED} 1 of 2 other windows has a higher AUC than THDA: 98 % per phase after N4 +0.05 "
+        "(−0.02 to +0.12; detectable 0.07), no difference detected. Lower than the reference: 98 % per phase −0.10 "
+        "(−0.20 to −0.01). N4 changes the AUC by −0.02 (−0.05 to +0.01; detectable 0.07), no difference detected. "
         "Windows turn 0 % (AUC 0.80) to 40 % (AUC 0.60) of the lesion white; r = −1.00 with the AUC over 3 windows."
     )
 
@@ -179,7 +181,7 @@ def test_on_a_phantom_the_best_that_anybody_could_do_is_known():
     [
         ((0.1, -0.2, 0.4), (1.1, 0.9, 1.3), "no error detected"),
         ((0.5, 0.2, 0.8), (0.6, 0.4, 0.9), "too low and too extreme"),
-        ((-0.5, -0.8, -0.2), (2, 1.1, 3), "too high and too timid"),
+        ((-0.5, -0.8, -0.2), (2, 1.1, 3), "too high and too close to the average"),
     ],
 )
 def test_probabilities_are_called_wrong_only_where_an_interval_says_so(intercept, slope, said):
@@ -204,7 +206,8 @@ def test_gaps_between_groups_and_attention_stand_beside_chance():
     assert findings.of_sites(found, THDA, TITLE, synthetic=False) == (
         "**Answer.** Groups differ in sensitivity and false positives by more than chance in 1 of 2 gaps, by p < "
         "0.05 without correction: age (AMBL, p = 0.040). "
-        "Attention inside the lesion, mean of 9 patients: trained 24 %; untrained 23 %; chance 20 %."
+        "Attention inside the lesion, mean of 9 patients, interval over these alone: trained 24.0 %; untrained "
+        "22.9 %; chance 20.0 %."
     )
 
 
@@ -213,8 +216,8 @@ def test_attention_has_its_interval_where_the_table_has_one():
     rows = [{"networks": n, "inside_lesion": s, "low": s - 0.03, "high": s + 0.03} for n, s in shares.items()]
     found = {"attention": pd.DataFrame(rows).assign(patients=9)}
     assert findings.of_sites(found, THDA, TITLE, synthetic=False) == (
-        "**Answer.** Attention inside the lesion, mean of 9 patients: trained 24 % (21 % to 27 %); "
-        "chance 20 % (17 % to 23 %); trained minus chance 4 % (1 % to 7 %)."
+        "**Answer.** Attention inside the lesion, mean of 9 patients, interval over these alone: trained 24.0 % "
+        "(21.0 % to 27.0 %); chance 20.0 % (17.0 % to 23.0 %); trained minus chance 4.0 % (1.0 % to 7.0 %)."
     )
 
 
@@ -258,7 +261,7 @@ def test_only_changes_larger_than_mirroring_are_told_of_a_slice():
     assert findings.of_network(answers, shares, synthetic=False) == (
         "**Answer.** The slice has a probability of 0.70; mirroring it, which should change nothing, adds −0.02, "
         "and 2 of 3 other changes more than that: lesion blank −0.30; late blank +0.10. Attention inside the "
-        "lesion, this slice: trained 30 %; untrained 20 %; chance 10 %. One slice shows what happens, not "
+        "lesion, this slice: trained 30.0 %; untrained 20.0 %; chance 10.0 %. One slice shows what happens, not "
         "whether it always does."
     )
 

@@ -106,6 +106,14 @@ def test_the_real_table_becomes_the_patient_table():
     assert found["splits"]["test"] == {"patients": 98, "positives": 19}
 
 
+@real
+def test_the_response_of_the_real_table_is_an_endpoint():
+    table = patient_table(
+        read_breastdcedl_table(TABLE).assign(site="I-SPY2", layout="breastdcedl", split="train"), endpoint="pcr"
+    )
+    assert (table["label"].notna().sum(), table["label"].sum()) == (982, 316)
+
+
 def test_the_release_gives_both_trials_and_leaves_duke_out(tmp_path):
     table = read_breastdcedl_table(release(tmp_path, *release_rows())).set_index("pid")
     assert table["dataset"].to_dict() == {"ACRIN-6698-102212": "spy2", "ISPY2-550421": "spy2", "ISPY1_1001": "spy1"}

@@ -1,5 +1,9 @@
 """MAMA-MIA's release becomes a table of one's own: a line per patient, phases by the sheet's times, splits kept."""
 
+import re
+import warnings
+from contextlib import contextmanager
+
 import openpyxl
 import pandas as pd
 import pytest
@@ -98,7 +102,6 @@ def test_masks_are_found_by_the_series_they_were_drawn_on(release):
     ("break_", "message"),
     [
         (lambda h: sheet(h / m_sheet, [ROWS[0], ROWS[0]]), "ISPY2_100899: expected one row, found 2"),
-        (lambda h: sheet(h / m_sheet, [(*ROWS[0][:6], "0, 90")]), "expected acquisition_times like"),
         (lambda h: sheet(h / m_sheet, [("P-1", *ROWS[0][1:])]), "patient_id cannot be 'P-1'"),
         (lambda h: (h / m_sheet).write_bytes(b"x"), "clinical_and_imaging_info.xlsx: .*expected an .xlsx"),
         (lambda h: (h / "train_test_splits.csv").write_text("train_split\nDUKE_001\n"), "test_split"),
@@ -121,3 +124,58 @@ def test_a_release_that_contradicts_itself_writes_nothing(release, break_, messa
 
 
 m_sheet = "clinical_and_imaging_info.xlsx"
+
+
+@contextmanager
+def told_on_stderr():
+    """As on the command line, where a warning is no error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ("[0, 90]", "2 phases"),
+        (None, "0 phases"),
+        ("nan", "expected three or more numbers"),
+        ("0, 90", "Extra data"),
+    ],
+    ids=str,
+)
+def test_times_that_tell_no_three_phases_are_told_with_the_patient_and_cost_nobody_else(
+    release, capsys, times, said
+):
+    sheet(release / m_sheet, [(*ROWS[0][:6], times), *ROWS[1:]])
+    with told_on_stderr():
+        m.main([str(release)])
+    assert re.search(f"mamamia: ISPY2_100899: .*{said}.*name its phases in the table", capsys.readouterr().err)
+    table = pd.read_csv(release / "patients.csv").set_index("patient")
+    assert pd.isna(table.loc["ISPY2_100899", "pre"]) and table.loc["NACT_01", "post_late"] == 4
+
+
+def test_a_pause_is_told_with_the_patient(release, capsys):
+    sheet(release / m_sheet, [(*ROWS[0][:6], "[0, 584, 714, 844]"), *ROWS[1:]])
+    with told_on_stderr():
+        m.main([str(release)])
+    assert "mamamia: ISPY2_100899: the second phase follows after 584 s" in capsys.readouterr().err
+    found = pd.read_csv(release / "patients.csv").set_index("patient").loc["ISPY2_100899"]
+    assert found[["pre", "post_early", "post_late"]].tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "labels"),
+    [("her2", ["0", "1", None, "1"]), ("hr", ["1", "0", "1", "1"]), ("pcr", ["0", "0", "0", "0"]),
+     ("triple_negative", ["0", "0", "0", "0"])],
+)  # fmt: skip
+def test_the_labels_are_those_of_the_endpoint(release, endpoint, labels):
+    m.main([str(release), endpoint])
+    found = pd.read_csv(release / "patients.csv", dtype=str)["label"]
+    assert [None if pd.isna(label) else label for label in found] == labels
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "her2", "c"], ["-h"]], ids=str)
+def test_a_command_line_that_is_none_gets_the_help(arguments):
+    with pytest.raises(SystemExit, match="FOLDER \\[ENDPOINT\\]"):
+        m.main(arguments)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,16 @@ from dicom_samples import write as write_dicom
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from her2core.formats.dicom import read_dce
-from her2core.formats.nifti import phase_files, read_breastdcedl, read_mask, read_volumes, write_breastdcedl
+from her2core.formats.nifti import (
+    min_crop,
+    phase_files,
+    read_breastdcedl,
+    read_mask,
+    read_mask_of,
+    read_volumes,
+    upright,
+    write_breastdcedl,
+)
 from her2core.formats.volume import DceSeries, Geometry, to_sitk
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real"
@@ -140,7 +150,7 @@ def test_a_spacing_missing_from_the_table_is_refused(folder, column):
     [
         (
             tumour()[:, :, :-1].astype(np.int32),
-            r"mask.nii.gz: shape \(4, 6, 6\), .*expected shape \(4, 6, 7\), .* as .*aqc_0.nii.gz",
+            r"mask.nii.gz: shape \(4, 6, 6\); expected shape \(4, 6, 7\) as .*aqc_0.nii.gz",
         ),
         (tumour() * np.int32(255), r"holds the values \[0, 255\], expected 0 and 1"),
         (tumour() * np.float32(0.5), r"holds the values \[0.0, 0.5\]"),
@@ -156,7 +166,7 @@ def test_a_mask_of_other_shape_or_values_is_refused(folder, mask, message):
 def test_phases_of_different_shape_are_refused(folder):
     store(series().array[0, :-1], folder / f"{DCE}2.nii.gz")
     with pytest.raises(
-        ValueError, match=r"aqc_2.nii.gz: shape \(3, 6, 7\), .*expected shape \(4, 6, 7\), .* as .*_0.nii.gz"
+        ValueError, match=r"aqc_2.nii.gz: shape \(3, 6, 7\); expected shape \(4, 6, 7\) as .*_0.nii.gz"
     ):
         read_breastdcedl(folder, PATIENT, ROW)
 
@@ -361,27 +371,33 @@ def other(**changes):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "apart"),
     [
-        other(origin_mm=(-80.25, 12.5, 5.625)),
-        other(origin_mm=(-79.9, 12.5, 3.125)),
-        other(spacing_mm=(2.5, 0.7, 0.95)),
-        other(direction=DIRECTIONS["oblique"]),
-        lambda data: as_nibabel(lesions()[1:] // 2, data.geometry),
-        lambda data: nib.Nifti1Image(lesions().transpose(2, 1, 0) // 2, np.eye(4)),
-        lambda data: nib.Nifti1Image(lesions() // 2, np.eye(4)),
+        (other(origin_mm=(-80.25, 12.5, 5.625)), r"origin \[.*5.625\]; expected origin \[.*3.125\]"),
+        (other(origin_mm=(-79.9, 12.5, 3.125)), r"origin \[-79.9, .*; expected origin \[-80.25, "),
+        (other(spacing_mm=(2.5, 0.7, 0.95)), r"spacing \[.*0.95\]; expected spacing \[.*0.9\]"),
+        (other(direction=DIRECTIONS["oblique"]), r"direction \[.*; expected direction \["),
+        (
+            lambda data: as_nibabel(lesions()[1:] // 2, data.geometry),
+            r"shape \(4, 6, 8\); expected shape \(5, 6, 8\)",
+        ),
+        (
+            lambda data: nib.Nifti1Image(lesions().transpose(2, 1, 0) // 2, np.eye(4)),
+            r"shape \(8, 6, 5\), spacing unknown .*; expected shape \(5, 6, 8\), spacing \[2.5, 0.7, 0.9\], or",
+        ),
+        (
+            lambda data: nib.Nifti1Image(lesions() // 2, np.eye(4)),
+            r"spacing unknown \(identity affine without unit\); expected spacing \[2.5, 0.7, 0.9\], origin \[",
+        ),
     ],
     ids=["a slice higher", "half a voxel aside", "other pixels", "tilted", "a slice less", "x, y, z", "no place"],
 )
 @pytest.mark.parametrize("name", [MASK, NAMES[1]])
-def test_a_file_on_another_grid_is_refused_with_both_files_and_both_places(tmp_path, change, name):
+def test_a_file_on_another_grid_is_refused_with_both_files_and_what_differs(tmp_path, change, apart, name):
     data = dicom_series()
     folder = export(tmp_path, data, like_dcm2niix)
     change(data).to_filename(folder / name)
-    found = (
-        rf"{name.split('/')[1]}: shape \(., ., .\), .*; expected shape \(5, 6, 8\), Geometry\(.* as .*aqc_0.nii.gz"
-    )
-    with pytest.raises(ValueError, match=found):
+    with pytest.raises(ValueError, match=f"{name.split('/')[1]}: {apart}.* as .*aqc_0.nii.gz"):
         read_breastdcedl(folder, PATIENT, TRUE)
 
 
@@ -390,15 +406,13 @@ def test_an_identity_affine_with_a_unit_is_no_signature(folder):
     image = nib.Nifti1Image(np.asarray(image.dataobj), np.eye(4))
     image.header.set_xyzt_units("mm")
     image.to_filename(folder / MASK)
-    with pytest.raises(
-        ValueError, match=r"mask.nii.gz: .*spacing_mm=\(1.0, 1.0, 1.0\).*identity affine without unit"
-    ):
+    with pytest.raises(ValueError, match=r"mask.nii.gz: .*spacing \[1.0, 1.0, 1.0\].*identity affine without unit"):
         read_breastdcedl(folder, PATIENT, ROW)
     for k in (0, 2, 10):
         image = nib.Nifti1Image(series().array[0], np.eye(4))
         image.header.set_xyzt_units("micron" if k else "mm")
         image.to_filename(folder / f"{DCE}{k}.nii.gz")
-    with pytest.raises(ValueError, match=r"aqc_2.nii.gz: .*spacing_mm=\(0.001, 0.001, 0.001\)"):
+    with pytest.raises(ValueError, match=r"aqc_2.nii.gz: .*spacing \[0.001, 0.001, 0.001\]"):
         read_breastdcedl(folder, PATIENT, ROW)
 
 
@@ -629,3 +643,62 @@ def test_voxels_in_a_second_member_of_the_stream_are_read_and_what_is_no_member_
     path.write_bytes(gzip.compress(data) + b"something else")
     with pytest.raises(ValueError, match="aqc_2.nii.gz: Not a gzipped file"):
         read_breastdcedl(folder, PATIENT, ROW)
+
+
+# -------------------------------------------------------------------------------------------- images in DICOM order
+
+AXES = [np.eye(3)[list(order)] for order in permutations(range(3))]
+AXES = [axes * signs for axes in AXES for signs in product((1, -1), repeat=3)]
+
+
+def placed(axes, spacing_mm):
+    """Geometry whose array axes (z, y, x) run along these rows of LPS."""
+    return Geometry(spacing_mm, (5.0, -7.0, 11.0), tuple(map(tuple, np.array(axes).T.tolist())))
+
+
+@pytest.mark.parametrize("spacing_mm", [(2.0, 0.8, 0.7), (1.0, 1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("axes", AXES, ids=lambda axes: str(axes.astype(int).tolist()))
+def test_a_mask_in_nifti_lies_on_dicom_images_of_any_order_of_axes_and_both_turn_upright(
+    tmp_path, axes, spacing_mm
+):
+    geometry, mask = placed(axes, spacing_mm), np.zeros((5, 6, 7), bool)
+    mask[1, 2:5, 3], mask[3, 1, 1] = True, True
+    sitk.WriteImage(to_sitk(mask, geometry), str(tmp_path / "mask.nii.gz"))
+    found = read_mask_of(tmp_path / "mask.nii.gz", mask.shape, geometry)
+    assert np.array_equal(found, mask)
+    turned, place = upright(np.stack([mask, ~mask]), geometry)
+    (whole,), same = read_volumes(tmp_path / "mask.nii.gz")
+    assert np.array_equal(turned[0], whole) and np.array_equal(turned[1], whole == 0)
+    assert place.spacing_mm == pytest.approx(same.spacing_mm) and place.origin_mm == pytest.approx(same.origin_mm)
+    np.testing.assert_allclose(place.direction, same.direction, atol=1e-6)
+
+
+def test_what_lies_upright_stays_the_very_same():
+    geometry, array = Geometry((2.0, 0.7, 0.7)), np.zeros((3, 4, 5))
+    assert upright(array, geometry) == (array, geometry)
+
+
+def test_a_mask_in_nifti_beside_dicom_images_elsewhere_is_refused(tmp_path):
+    mask, prone = np.zeros((3, 4, 5), bool), placed([[0, 0, 1], [0, -1, 0], [-1, 0, 0]], (2.0, 0.8, 0.7))
+    mask[2] = True
+    sitk.WriteImage(to_sitk(mask, prone), str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(ValueError, match=r"mask.nii.gz: origin \[.*; expected origin \[.* as the images"):
+        read_mask_of(tmp_path / "mask.nii.gz", mask.shape, replace(prone, origin_mm=(0.0, 0.0, 0.0)))
+
+
+def test_a_mask_of_nearly_all_voxels_is_refused_in_nifti_too(tmp_path):
+    mask = np.ones((3, 4, 5), bool)
+    mask[0, 0, 0] = False
+    sitk.WriteImage(to_sitk(mask, Geometry((2.0, 0.7, 0.7))), str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(ValueError, match=r"mask.nii.gz: 98.3% of the volume is tumour, expected at most 50%"):
+        read_mask(tmp_path / "mask.nii.gz")
+
+
+def test_a_crop_that_would_leave_a_focus_out_is_refused():
+    mask = np.zeros((3, 10, 60), bool)
+    mask[1, 4:6, 2:8] = mask[1, 4:6, 50:56] = True
+    with pytest.raises(
+        ValueError, match="tumour in parts far apart: 0 of 24 tumour voxels lie in the 16 × 16 pixels"
+    ):
+        min_crop(mask[None], mask, 1, 16)
+    assert min_crop(mask[None], mask, 1, 54)[1].sum() == 24

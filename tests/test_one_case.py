@@ -236,12 +236,14 @@ def test_the_picture_shows_nothing_but_the_case_and_needs_no_times(study, case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none"], r"her2: no folder .*/none; expected one with dce/ and seg.dcm, mask/ or a box in case.json"),
-        (["."], r"her2: .*: masks: none; expected one: seg.dcm, a file in mask/, or a box in case.json"),
-        ([".", "--cohort", "nobody"], "her2: no study 'nobody'; there are embedded"),
+        (["none"], r"her2: no .*/none/dce; expected the images there, and a mask: see her2 predict -h"),
+        (["bare"], r"her2: .*: masks: none; expected one: seg.dcm, a file in mask/, or a box in case.json"),
+        (["bare", "--cohort", "nobody"], "her2: no study 'nobody'; there are embedded"),
     ],
 )
-def test_what_is_no_case_or_no_study_is_one_line(study, arguments, message):
+def test_what_is_no_case_or_no_study_is_one_line(study, arguments, message, tmp_path, monkeypatch):
+    (tmp_path / "bare/dce").mkdir(parents=True)
+    arguments = [str(tmp_path / name) if name == "bare" else name for name in arguments]
     with pytest.raises(SystemExit, match=f"^{message}"):
         command.main(["predict", *arguments])
 

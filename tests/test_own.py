@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import SimpleITK as sitk
 from dicom_samples import SEG, geometry, lesions, put, series, write
@@ -118,7 +119,7 @@ MISTAKES = {
         cell("B2", "patient", "2026-01-02"),
         "patient is '2026-01-02', expected an identifier",
     ),
-    "a third label": (cell("B2", "label", "2"), r"B2: label is '2', expected text like \[01\]"),
+    "a third label": (cell("B2", "label", "2"), r"B2: label is '2', expected 1, 0 or nothing"),
     "a label in words": (cell("B2", "label", "positive"), "B2: label is 'positive'"),
     "a path outside": (cell("B2", "dce", "../B2/dce"), "B2: dce is '../B2/dce', expected a path inside"),
     "an absolute path": (cell("B2", "dce", "/etc"), "B2: dce is '/etc', expected a path inside"),
@@ -135,9 +136,12 @@ MISTAKES = {
         r"C3: .*OUT: box \(0, 0, 0, 1, 1, 99\), expected one inside",
     ),
     "semicolons": (text(b",", b";"), "semicolons between cells, expected commas"),
+    "tabs": (text(b",", b"\t"), "tabs between cells, expected commas; save it as CSV"),
+    "a workbook": (lambda h: (h / "patients.csv").write_bytes(b"PK\x03\x04..."), "a workbook; save it as CSV"),
+    "a blank at the front": (cell("B2", "patient", " B2"), "patient cannot be ' B2', expected"),
     "a decimal comma": (
         lambda h: changed(h, lambda t: t.assign(age="51,5")),
-        "age is '51,5', expected a number with a",
+        "age is '51,5', expected a number from 0 up, with a",
     ),
     "an age in days": (lambda h: changed(h, lambda t: t.assign(age="18700")), "age is '18700'"),
     "another encoding": (lambda h: text(b"Clinic", "Klinik für".encode("latin-1"))(h), "in UTF-8"),
@@ -164,7 +168,7 @@ MISTAKES = {
         lambda h: sitk.WriteImage(
             to_sitk(lesions() > 0, replace(geometry(), origin_mm=(9.0, 9.0, 9.0))), str(h / "B2/mask.nii.gz")
         ),
-        "B2: .*OUT: .*mask.nii.gz: shape .*; expected shape",
+        "B2: .*OUT: .*mask.nii.gz: origin .*; expected origin",
     ),
     "another patient's mask": (of_another, "A1: .*OUT: .*SHA-256 of PatientID"),
     "a file beside": (lambda h: (h / "B2/dce/notes.txt").write_text("x"), "B2: .*OUT: .*holds 'notes.txt'"),
@@ -217,3 +221,60 @@ def test_whole_numbers_as_pandas_writes_them_beside_gaps_are_no_mistake(home, ca
     changed(home, edit)
     status, said = run(home, capsys)
     assert status == 0 and said.split("\rcheck")[0] == before
+
+
+def test_images_of_two_lines_are_a_mistake(home, capsys):
+    cell("C3", "dce", "A1/dce")(home)
+    status, said = run(home, capsys)
+    assert "C3: dce is 'A1/dce', expected images that no other line has" in status and not said
+
+
+def test_lines_with_one_patient_id_are_told_unless_all_of_a_site_have_it(home, capsys):
+    changed(home, lambda t: t.assign(site=["Clinic A", "Clinic B", "Clinic A"]))
+    assert run(home, capsys)[0] == 0  # A1 and C3 are all that Clinic A has: its files may be anonymous
+    rows = dicom_patient(home, "D4") | {"patient": "D4", "site": "Clinic A", "label": "1"}
+    edit_dicom(home / "D4/dce", put(PatientID="P4"))
+    seg = pydicom.dcmread(home / "D4/seg.dcm")
+    seg.PatientID = "P4"
+    seg.save_as(home / "D4/seg.dcm")
+    changed(home, lambda t: pd.concat([t, pd.DataFrame([rows])]).fillna(""))
+    status, said = run(home, capsys)
+    assert status == 1 and "A1, C3: one PatientID in the files; one person needs one line" in said
+
+
+def test_fewer_than_three_phases_are_refused_by_the_check_and_early_may_be_late_of_three(home, capsys):
+    (home / "B2/dce/x_2.nii.gz").unlink()
+    for column, value in {"pre": "0", "post_early": "1", "post_late": "1"}.items():
+        cell("B2", column, value)(home)
+        cell("A1", column, value)(home)
+    status, said = run(home, capsys)
+    assert status == 1 and "B2: Clinic A, train, label 0: OUT: B2/dce: 2 phases, expected three or more" in said
+    assert re.search("A1: .*phases 0, 1, 1 at 0, 92, 92 s", said)
+
+
+@pytest.mark.parametrize("name", ["B2", "2"])
+def test_a_reason_has_neither_the_patients_name_nor_that_of_a_file(home, tmp_path, name):
+    (home / "B2").rename(home / "DOE_JANE_19610203")
+    cell("B2", "dce", "DOE_JANE_19610203/dce")(home)
+    cell("B2", "mask", "")(home)
+    cell("B2", "box", "0 2 2 3 4 99")(home)
+    cell("B2", "patient", name)(home)
+    config = replace(CONFIG, table=str(home / "patients.csv"), shares=(0.6, 0.2, 0.2))
+    _, (row,) = config.get(tmp_path / "acquire")
+    assert row["reason"] == (
+        "images or mask unusable: box (0, 2, 2, 3, 4, 99), expected one inside images of shape (z, y, x) (5, 6, 8)"
+    )
+    (home / "DOE_JANE_19610203/dce/x_1.nii.gz").write_bytes(b"no")
+    _, (row,) = config.get(tmp_path / "acquire")
+    assert "dce/…_1.nii.gz" in row["reason"] and not re.search(f"DOE|(?<!\\d){name}(?!\\d)", row["reason"])
+
+
+def test_splits_with_too_few_of_a_class_are_told_and_count_where_the_study_is_known(home, capsys):
+    config = replace(CONFIG, table=str(home / "patients.csv"))
+    lines, good = own.check_table(config)
+    assert good and re.match("split [a-z]+: . of . patients are positive, expected two or more", lines[-1])
+    assert own.check_table(config, folded=False) == (lines, False)
+    assert own.check_table(config, folded=True) == (lines[:-1], True)
+    changed(home, lambda t: t.assign(label=""))
+    lines, good = own.check_table(config, folded=False)
+    assert not good and lines[-1].startswith("nobody can be used whose label is known: expected 1 or 0")

@@ -239,7 +239,7 @@ def test_the_reason_for_what_simpleitk_refuses_is_one_line_and_the_same_on_every
         raise RuntimeError(f"thrown in N4:\n/src/N4.cxx:9:\nITK ERROR: N4(0x55d0c7a1): {raw}/a.nii.gz is flat")
 
     monkeypatch.setattr(p, "prepare_patient", refuse)
-    found = p._make_part(({"patient": "A"}, tmp_path / "part"), tmp_path, CONFIG)
+    found = p._make_part(({"patient": "A", "layout": "dicom_roi"}, tmp_path / "part"), tmp_path, CONFIG)
     assert found == ("ITK ERROR: N4: a.nii.gz is flat", False)
 
 
@@ -595,3 +595,28 @@ def test_a_pack_has_raw_and_corrected_crops_of_the_same_slices(rng):
 def test_a_preparation_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
+
+
+def test_a_lesion_that_an_image_does_not_show_is_a_reason(raw, patients, monkeypatch):
+    row = patients.to_dict("records")[0]
+    whole = p.pack
+
+    def nothing_in_the_first(*arguments):
+        chosen, masks, packed = whole(*arguments)
+        masks[0] = False
+        return chosen, masks, packed
+
+    monkeypatch.setattr(p, "pack", nothing_in_the_first)
+    with pytest.raises(ValueError, match=r"lesion not seen in the images of slices \[\d+\]: outline one focus, or"):
+        p.prepare_patient(row, raw, CONFIG)
+
+
+def test_of_foci_too_far_apart_for_one_crop_the_largest_is_in_the_middle():
+    mask, geometry = np.zeros((3, 64, 64), bool), Geometry((3.0, 2.0, 2.0))
+    mask[:, 4:11, 4:11] = mask[:, 50:58, 50:58] = True  # about 130 mm apart
+    shown, remark = p.largest_part(mask, geometry, CONFIG)
+    assert shown.sum() == 192 and not shown[:, :32].any() and "the largest, 57% of the lesion" in remark
+    assert p.largest_part(shown, geometry, CONFIG) == (shown, "")
+    near = np.zeros_like(mask)
+    near[1, 20:24, 20:24] = near[1, 30:34, 30:34] = True
+    assert p.largest_part(near, geometry, CONFIG)[1] == ""

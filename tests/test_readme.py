@@ -70,7 +70,24 @@ def test_what_more_phantoms_decide_is_told_first():
     assert f"the outlined lesion is higher than THDA, by {regression['difference']:.2f}, and" in README
     assert set(pairs.loc[others, "verdict"]) == {"no difference detected"}
     found = pairs.loc[others, "detectable"]
-    assert f"although {found.min():.2f} to {found.max():.2f} would have been found" in README
+    assert f"although {found.min():.2f} to {found.max():.2f} would have been found with a power of 80 %" in README
+
+
+def test_what_a_test_set_can_decide_is_what_the_instruments_tables_say():
+    width = INSTRUMENT.table("expected_width").set_index(["group", "auc"])
+    power = INSTRUMENT.table("detectable").set_index(["group", "seeds"])
+    names = {"AMBL (lesions)": "AMBL", "I-SPY, published test split": "I-SPY test"}
+    told = cells_after("| test set | patients (HER2+) |")
+    assert len(told) == 4
+    for words, count, half, *detectable in told:
+        expected = width.loc[(names.get(words, words), 0.74)]
+        assert count == f"{expected['patients']:,.0f} ({expected['positives']:.0f})"
+        assert half == f"{expected['half_width']:.2f}"
+        found = [power.loc[(names.get(words, words), seeds)] for seeds in (3, 10)]
+        said = [f"{row['detectable']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})" for row in found]
+        assert detectable == said
+    low, high = width.loc[("AMBL", 0.66), ["low", "high"]]
+    assert f"on AMBL's 43 lesions is {low:.2f} to {high:.2f}, which holds 0.5" in README and low < 0.5 < high
 
 
 def test_what_the_phantom_allows_is_what_it_was_made_for_and_what_its_rung_reaches():
@@ -103,12 +120,14 @@ def test_what_so_small_a_study_can_see_is_what_its_tables_say():
     auc, without = both(reference)[0], both("thda_plain")[0]
     assert now["THDA, and without attention"] == f"{auc}, {without}: {plain['verdict']}"
     inside = [study.table("attention").set_index("networks") for study in (EMBEDDED, INSTRUMENT)]
-    (small, large) = (table.loc["trained minus chance", ["inside_lesion", "low", "high"]] for table in inside)
+    (small, large) = (100 * table.loc["trained minus chance", ["inside_lesion", "low", "high"]] for table in inside)
     maps = {f"{table.loc['Grad-CAM minus chance', 'inside_lesion']:+.0%}".replace("%", " %") for table in inside}
-    said = f"{percent(small.iloc[0])} % ({percent(*small.iloc[1:])} %), in the instrument "
-    said += f"+{percent(large.iloc[0])} % ({percent(*large.iloc[1:])} %): not the same from study to study; "
-    said += f"class-activation maps {maps.pop()} in both"
-    assert now["attention inside the lesion less that by chance"] == said.replace("−0", "0") and not maps
+    said = f"{signed(small.iloc[0], digits=1)} % ({signed(*small.iloc[1:], digits=1)} %), in the instrument "
+    said += (
+        f"{signed(large.iloc[0], digits=1)} % ({signed(*large.iloc[1:], digits=1)} %), each over the patients of "
+    )
+    said += f"its own networks: not the same from study to study; class-activation maps {maps.pop()} in both"
+    assert now["attention inside the lesion less that by chance"] == said and not maps
     regression, best = both("lesion_first_order-none-raw"), both("truth_parameters-none-raw")
     assert now["first-order numbers of the lesion, internal and external"] == ", ".join(regression)
     assert now["the exact posterior, internal and external"] == ", ".join(best)
@@ -166,8 +185,8 @@ def test_what_the_instrument_is_and_finds_is_said_by_its_tables():
 
 def test_what_attention_n4_windows_and_the_regression_are_worth_on_the_instrument():
     pairs, colours, regression = pairs_of(INSTRUMENT), "thda_rgb", "lesion_first_order-none-raw"
-    worth = f"attention is worth at most {-pairs.loc['thda_plain', 'low']:.3f}, "
-    assert worth + f"N4 at most {pairs.loc['thda-n4', 'high']:.3f}, by the ends of these intervals" in README
+    worth = f"leave room for a gain by attention of {-pairs.loc['thda_plain', 'low']:.3f} at most, "
+    assert worth + f"and by N4 of {pairs.loc['thda-n4', 'high']:.3f}; under other windows and sizes" in README
     networks = [path.stem for path in INSTRUMENT.results.glob("predictions/*.csv")]
     inside = {run: ladder(INSTRUMENT, run, "internal") for run in (*networks, regression)}
     assert max(inside, key=inside.get) == regression
@@ -212,6 +231,9 @@ def test_the_four_questions_are_answered_as_their_table_says():
         "lower than the reference",
         "not after correction",
     ]
+    usual = row(once, f"{minmax}-n4", f"{once} {minmax}-raw")
+    ends = f"({signed(usual['difference'])}, {signed(usual['low'], usual['high'])}: a gain of 0.05 is not excluded)"
+    assert f"without shading, with it {ends} or with twice as much" in README and f"{usual['high']:.2f}" == "0.05"
     undetected = [row(s, f"{minmax}-n4", f"{s} {minmax}-raw") for s in (none, once, twice)]
     undetected += [row(twice, f"{q98}-n4", f"{twice} {q98}-raw")]
     more = [f"thda_of{n}" for n in (75, 150, 300)] + [f"{minmax}-raw"]
@@ -233,7 +255,8 @@ def test_the_four_questions_are_answered_as_their_table_says():
     assert costs == ["lower than the reference"] * 2 and row(*larger)["verdict"] == "higher than the reference"
     weak = table.loc["weak_label"]
     assert set(weak["verdict"]) <= {"no difference detected", "not after correction"} and len(weak) == 4
-    assert f"{weak['detectable'].min():.2f} to {weak['detectable'].max():.2f} would have been found" in README
+    most = weak["detectable_holm"]  # of the correction that the verdict takes
+    assert f"with a power of 80 % {most.min():.2f} to {most.max():.2f} would have been" in README
     auc = pd.read_csv(TOP / "results/instrument/question_aucs.csv").set_index(["study", "run"])
     auc = auc.loc[("weak_label", f"{minmax}-raw")]
     assert f"take THDA to {auc['auc']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})" in README

@@ -152,29 +152,35 @@ def test_seeds_side_by_side_give_the_bytes_of_seeds_one_by_one(run, slices, trai
     assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
 
 
-def test_a_run_goes_on_from_its_checkpoints_and_removes_them_at_its_end(
+def test_a_run_goes_on_from_its_checkpoints_which_go_when_its_weights_are_safe(
     run, slices, trained, tmp_path, monkeypatch
 ):
     def killed(*arguments):
         raise KeyboardInterrupt
 
+    checkpoints, run = (
+        tmp_path / ".checkpoints",
+        replace(run, folder=tmp_path / NAME, frozen=tmp_path / "frozen.csv"),
+    )
+    weights, _ = train_run(run, slices, checkpoints)
     with monkeypatch.context() as patch:
-        patch.setattr("her2core.runs.shutil.rmtree", killed)
+        patch.setattr("her2core.runs.write_digests", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_run(run, slices, tmp_path)
-    assert sorted(p.name for p in (tmp_path / NAME).iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
+            run.freeze(weights)
+    assert sorted(p.name for p in (checkpoints / NAME).iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
     with monkeypatch.context() as patch:
         patch.setattr("her2core.train.train_one_epoch", killed)  # both seeds had ended: no step is left
-        weights, history = train_run(run, slices, tmp_path)
+        weights, history = train_run(run, slices, checkpoints)
     assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
-    assert history.equals(trained[1]) and list(tmp_path.iterdir()) == []
+    run.freeze(weights)
+    assert history.equals(trained[1]) and list(checkpoints.iterdir()) == [] and run.frozen.is_file()
 
 
 @pytest.mark.slow
 def test_seeds_side_by_side_each_keep_a_checkpoint(run, slices, trained, tmp_path):
     weights, _ = train_run(replace(run, training=replace(CONFIG, jobs=2)), slices, tmp_path)
     assert all(torch.equal(trained[0][s][k], weights[s][k]) for s in weights for k in weights[s])
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(p.name for p in (tmp_path / NAME).iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
 
 
 def auc_of_a_study(run, shuffled):
@@ -272,7 +278,7 @@ def folded(tmp_path_factory):
     (folder / "prepare").mkdir()
     prepared = write_prepared(folder / "prepare", np.random.default_rng(0), patients, px=16)
     run = make_run(prepared, folder / NAME, models=MODELS, training=CONFIG, folds=3, repeats=2)
-    weights, history = train_run(run, run.slices(fold=0), folder / "checkpoints")
+    weights, history = train_run(run, run.slices(fold=0), folder / ".checkpoints")
     run.freeze(weights)
     return run, weights, history
 
@@ -283,7 +289,7 @@ def test_under_folds_each_seed_has_a_network_for_each_fold_of_its_partition(fold
     names = [f"seed{seed}-fold{fold}.safetensors" for seed, fold in run.members]
     assert pd.read_csv(run.frozen)["file"].tolist() == names == sorted(p.name for p in run.folder.iterdir())
     assert [*history] == ["seed", "fold", "epoch", "loss", "validation_auc"] and len(history) == 12
-    assert not list((run.folder.parent / "checkpoints").iterdir())
+    assert not list((run.folder.parent / ".checkpoints").iterdir())
     replaced = replace(run, training=replace(CONFIG, seeds=(0, 5, 7)))
     assert replaced.members[6:] == [(7, 0), (7, 1), (7, 2)]
 
@@ -411,8 +417,8 @@ def test_weights_other_than_training_froze_are_refused_at_every_use(frozen, slic
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda lines: lines[:2], "seed5.safetensors lacks or is too much, expected one per network"),
-        (lambda lines: [*lines, lines[2].replace("5", "7", 1)], "seed7.safetensors lacks or is too much"),
+        (lambda lines: lines[:2], "seed5.safetensors is missing or not expected, one per network is"),
+        (lambda lines: [*lines, lines[2].replace("5", "7", 1)], "seed7.safetensors is missing or not expected"),
         (
             lambda lines: [line.rpartition(",")[0] for line in lines],
             "'sha256', expected columns file, bytes, sha256",

@@ -478,3 +478,34 @@ def test_a_segment_without_its_number_is_an_error_that_names_the_file(roi, segme
     changed(roi, put(SegmentSequence=[segment]))
     with pytest.raises(ValueError, match="roi.dcm: .*, expected sequences of segments and source images"):
         read(roi)
+
+
+# --------------------------------------------------------------------------------------- segments beside the lesion
+
+
+def named(path, *names):
+    """The SEG with other names for its segments, beside which the codes say tissue."""
+    ds = pydicom.dcmread(path)
+    for segment, name in zip(ds.SegmentSequence, names, strict=True):
+        segment.SegmentLabel = name
+        segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning = "Tissue"
+    ds.save_as(path)
+    return path
+
+
+def test_of_tissue_and_tumour_only_the_tumour_is_the_lesion_and_that_is_a_warning(roi):
+    named(roi, "Breast", "Tumor")
+    with pytest.warns(UserWarning, match="roi.dcm: of the segments Breast Tissue, Tumor Tissue only those called"):
+        assert np.array_equal(read(roi), lesions() == 2)
+
+
+def test_segments_of_other_tissues_are_no_lesion(roi):
+    with pytest.raises(
+        ValueError, match="roi.dcm: segments Breast Tissue, FGT Tissue, expected one segment, names"
+    ):
+        read(named(roi, "Breast", "FGT"))
+
+
+@pytest.mark.parametrize("names", [("Segment_1", "Segment_2"), ("ROI", "ROI"), ("Tumour", "Satellite lesion")])
+def test_segments_that_only_a_number_tells_apart_and_several_tumours_are_joined(roi, names):
+    assert np.array_equal(read(named(roi, *names)), lesions() > 0)

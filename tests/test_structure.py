@@ -84,8 +84,8 @@ def test_the_heart_of_the_package_needs_no_report_and_no_phantom(module):
 def test_the_package_stays_small():
     everything = [path.read_text() for path in PACKAGE.rglob("*.py")]
     lines = {m: len(file_of(m).read_text().splitlines()) for m in ORDER}
-    assert sum(len(text.splitlines()) for text in everything) <= 15300
-    assert sum(lines[m] for m in HEART) <= 5620
+    assert sum(len(text.splitlines()) for text in everything) <= 15650
+    assert sum(lines[m] for m in HEART) <= 5700
     assert {m: n for m, n in lines.items() if n > 395 and m != "formats.dicom"} == {}
 
 

@@ -69,3 +69,39 @@ def test_outside_a_compendium_the_command_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="her2: no params.yaml in"):
         s.main(["study", "x"])
+
+
+def test_the_sample_is_no_study_to_be_made(compendium):
+    with pytest.raises(
+        SystemExit, match="her2: study 'sample': expected a name .* and neither templates nor sample"
+    ):
+        s.main(["study", "sample"])
+
+
+def test_a_table_outside_the_compendium_makes_no_study(compendium, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("elsewhere") / "patients.csv"
+    outside.write_text("patient\n")
+    with pytest.raises(SystemExit, match="no table .*patients.csv; expected a CSV inside the compendium"):
+        s.main(["study", "clinic", "--table", str(outside)])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("data/none.csv", "no table .*/data/none.csv; expected a CSV, or the name of a study that has one"),
+        ("embedded", "embedded: its patients come from 'phantom', expected a study with a table of one's own"),
+        ("nobody", "no study 'nobody'; there are embedded"),
+    ],
+)
+def test_what_cannot_be_checked_is_told(compendium, table, message):
+    with pytest.raises(SystemExit, match=f"^her2: {message}"):
+        s.main(["check", table])
+
+
+def test_an_interrupted_command_says_so_in_one_line(compendium, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(s, "make_study", interrupted)
+    with pytest.raises(SystemExit, match="her2: stopped; nothing half-written is left$"):
+        s.main(["study", "tiny"])

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import her2core.train
-from her2core.dataset import Slices
+from her2core.dataset import Slices, augment, draw_augmentation, epoch_batches
 from her2core.model import ThdaConfig, ThdaResNet
 from her2core.train import (
     TrainConfig,
@@ -379,7 +379,7 @@ def test_positives_weigh_as_much_as_negatives():
 
 def test_training_patients_of_one_class_are_refused():
     data = planted(4, 0)
-    with pytest.raises(ValueError, match="0 of 4 training patients are HER2-positive"):
+    with pytest.raises(ValueError, match="0 of 4 training patients are positive"):
         _positive_weight(Slices(data.images, data.patient, data.split, 0 * data.label), CONFIG)
 
 
@@ -427,3 +427,41 @@ def test_what_all_models_share_no_model_has_for_itself():
     config = TrainConfig(of={"vit": {"epochs": 3}})
     with pytest.raises(ValueError, match="train.of.vit: epochs unknown, expected seeds, lr, class_weight"):
         config.of_model("vit")
+
+
+def plain_epoch(data, config):
+    """The network after an epoch as PyTorch's documentation would write it."""
+    training = begin(BUILD, torch.device("cpu"), config, 0)
+    network, weight = training.model.train(), _positive_weight(data, config)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
+    batches = epoch_batches(data, config.batch_size, training.generator)
+    maps = [draw_augmentation(len(rows), config.augment, training.generator) for rows in batches]
+    for rows, moved, rate in zip(batches, maps, _learning_rates(0, len(batches), config), strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        target = torch.as_tensor(data.label, dtype=torch.float32)[rows]
+        logits = network(augment(data.images[rows], moved))
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        optimizer.step()
+    return network
+
+
+def test_an_epoch_is_adamw_on_the_weighted_loss_with_clipped_gradients():
+    """Each part matters here: one positive of 12 patients, a clip far below the gradients, a large decay."""
+    config = replace(CONFIG, gradient_clip=0.01, weight_decay=0.5, class_weight="balanced")
+    data = planted(12, 0)
+    data = replace(data, label=(data.patient == "p0").astype(int))
+    assert _positive_weight(data, config) == 11
+    ours = begin(BUILD, torch.device("cpu"), config, 0)
+    train_one_epoch(ours, data, config)
+    for a, b in zip(ours.model.parameters(), plain_epoch(data, config).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_training_takes_the_threads_that_are_configured():
+    begin(BUILD, torch.device("cpu"), replace(CONFIG, threads=2), 0)
+    assert torch.get_num_threads() == 2
+    begin(BUILD, torch.device("cpu"), CONFIG, 0)
+    assert torch.get_num_threads() == 1

@@ -106,3 +106,30 @@ def test_the_phases_nearest_in_time_must_be_three():
         nearest_phases((0.0,), 150, 450)
     with pytest.raises(ValueError, match="the files do not say when each phase was acquired"):
         nearest_phases((NAN, NAN, NAN), 150, 450)
+
+
+@pytest.mark.parametrize(
+    ("times_s", "chosen"),
+    [
+        ((0, 330, 420, 510, 600, 690), (0, 2, 5)),
+        ((0, 540, 630, 720, 810), (0, 2, 4)),
+        ((0, 584, 714, 844), (0, 1, 3)),
+    ],
+    ids=str,
+)
+def test_a_pause_before_the_injection_does_not_shift_the_phases(times_s, chosen):
+    with pytest.warns(UserWarning, match=f"the second phase follows after {times_s[1]} s, the others every"):
+        assert tuple(nearest_phases(times_s, 150, 450)) == chosen
+
+
+@pytest.mark.parametrize("times_s", [(0, 60, 138, 462), (0, 72, 144, 216, 390), (0, 135, 225, 315, 405)], ids=str)
+def test_an_interval_up_to_half_as_long_again_is_no_pause(times_s):
+    after = np.abs(np.array(times_s) - 150).argmin(), np.abs(np.array(times_s) - 450).argmin()
+    assert tuple(nearest_phases(times_s, 150, 450)) == (0, *after)
+
+
+def test_phases_of_unknown_times_have_to_be_named():
+    with pytest.raises(
+        ValueError, match="do not say when each phase was acquired; name pre, post_early, post_late"
+    ):
+        nearest_phases((NAN,) * 5, 150, 450)

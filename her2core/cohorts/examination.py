@@ -16,12 +16,11 @@ from her2core.cohorts.labels import breastdcedl_phases
 from her2core.formats.dicom import read_dce
 from her2core.formats.examination import is_nifti
 from her2core.formats.nifti import (
-    ImageGrid,
     mask_file,
     min_crop,
     phase_files,
     read_breastdcedl,
-    read_mask,
+    read_mask_of,
     write_breastdcedl,
 )
 from her2core.formats.seg import read_seg, read_seg_labels
@@ -77,7 +76,7 @@ def _tumour(row, lesions, seg, series):
     """
     shape, meaning = series.array.shape[1:], collections()[row["dataset"]].mask
     if is_nifti(seg):
-        return read_mask(seg, ImageGrid(shape, series.geometry, "the images"))
+        return read_mask_of(seg, shape, series.geometry)
     if meaning != "lesions":
         return read_seg(seg, series.geometry, shape, meaning=meaning, source=series.source)
     labels = read_seg_labels(seg, series.geometry, shape, source=series.source)
@@ -153,7 +152,8 @@ def crop_patient(
     with because("phases unclear"):
         chosen = _phases_of(row, series.times_s, recipe)
         chosen.check(len(series.array))
-    phases, cropped, _ = min_crop(series.array[list(chosen)], mask, recipe.margin_slices, recipe.crop_px)
+    with because("mask unusable"):
+        phases, cropped, _ = min_crop(series.array[list(chosen)], mask, recipe.margin_slices, recipe.crop_px)
     spacing_mm = series.geometry.spacing_mm
     known = {k: v for k, v in row.items() if not (is_nifti(seg) and k in ("mask_count", "tum_vol", "n_z"))}
     _agree(known, cropped, spacing_mm=spacing_mm, phases=len(series.array), whole=mask.shape)

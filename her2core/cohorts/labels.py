@@ -15,7 +15,7 @@ from her2core.formats.volume import PHASE_COLUMNS
 from her2core.records import PATIENT_ID
 
 TABLE_RULES = tables.DECLARED["breastdcedl"]  # of each column: smallest, largest, whole number?, may be missing?
-_OPTIONAL = ("menopause", "mask_count", "tum_vol")  # one of the published forms lacks the column
+_OPTIONAL = ("pCR", "menopause", "mask_count", "tum_vol")  # one of the published forms lacks the column
 _PHASES = list(PHASE_COLUMNS)
 _IDC_IDS = ("dicom_patient_id", "tcia_patient_id", "patient_id", "subjectid")
 _IDC_COLUMNS = {"HR": ("hr", "hr_pos"), "HER2": ("her2", "her2mostpos")}  # as I-SPY2's table has it, or I-SPY1's

@@ -1,7 +1,8 @@
 """MAMA-MIA's release (Sci Data 12:453, CC BY-NC 4.0) → a table for `source: folder`:
 
-    python -m her2core.cohorts.mamamia FOLDER
+    python -m her2core.cohorts.mamamia FOLDER [ENDPOINT]
 
+ENDPOINT is what the labels say, as `cohort.endpoint` of the study: her2 (without it), hr, triple_negative or pcr.
 FOLDER is the release as its user downloaded it: images/<ID>/<id>_000k.nii.gz, segmentations/expert/<id>.nii.gz,
 clinical_and_imaging_info.xlsx, train_test_splits.csv.  The table, FOLDER/patients.csv, has a line for each patient
 with expert segmentation; phases are those nearest to the wanted times by the sheet's acquisition_times.  The
@@ -9,13 +10,16 @@ release has no validation patients: they are drawn from its training patients, e
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from her2core.cohorts.ambl import workbook
 from her2core.cohorts.own import draw_splits
 from her2core.cohorts.tables import by_patient, need_columns, plain_text, read_texts, refuse
+from her2core.config import ENDPOINTS
 from her2core.formats.boundary import reading
 from her2core.formats.volume import PHASE_COLUMNS, nearest_phases
 from her2core.records import whole
@@ -36,23 +40,52 @@ def _read_info(path: Path) -> pd.DataFrame:
     return by_patient(table.assign(patient_id=table["patient_id"].str.upper()), "patient_id", _ID, path)
 
 
+def _masks(folder):
+    """{patient: expert mask}."""
+    return {path.name.partition(".")[0].upper(): path for path in folder.glob("segmentations/expert/*.nii.gz")}
+
+
 def masks_by_series(folder: Path) -> dict[str, Path]:
     """{SeriesInstanceUID of the first phase: expert mask}: so that masks can be laid on images of the archive."""
     info = _read_info(folder / "clinical_and_imaging_info.xlsx")
-    masks = {path.name.partition(".")[0].upper(): path for path in folder.glob("segmentations/expert/*.nii.gz")}
-    return {info.loc[p, "tcia_series_uid"]: path for p, path in masks.items() if p in info.index}
+    return {info.loc[p, "tcia_series_uid"]: path for p, path in _masks(folder).items() if p in info.index}
 
 
-def _phases(times, path):
+def _phases_of(text):
     """The columns pre, post_early and post_late, and the times, of a list like "[0, 584, 714]"."""
-    found = {}
+    with reading(Path("acquisition_times"), "three or more numbers like [0, 90, 180] in seconds"):
+        seconds = [float(s) for s in json.loads("[]" if pd.isna(text) else text)]
+        if len(seconds) < 3:
+            raise ValueError(f"{len(seconds)} phases")
+        chosen = list(nearest_phases(seconds, _EARLY_S, _LATE_S)) if len(seconds) > 3 else [0, 1, 2]
+    early_s, late_s = (round(seconds[k] - seconds[0], 3) for k in chosen[1:])
+    return dict(zip(PHASE_COLUMNS, chosen, strict=True)) | {"early_s": early_s, "late_s": late_s}
+
+
+def _phases(times):
+    """`_phases_of` each patient, with its warnings; nothing, and a warning, where a list tells no three phases."""
+    found, doubts = {patient: {} for patient in times.index}, []
     for patient, text in times.items():
-        with reading(path, "acquisition_times like [0, 90, 180] in seconds"):
-            seconds = [float(s) for s in json.loads(text)]
-            chosen = list(nearest_phases(seconds, _EARLY_S, _LATE_S)) if len(seconds) > 3 else [0, 1, 2]
-            early_s, late_s = (round(seconds[k] - seconds[0], 3) for k in chosen[1:])
-        found[patient] = dict(zip(PHASE_COLUMNS, chosen, strict=True)) | {"early_s": early_s, "late_s": late_s}
-    return pd.DataFrame.from_dict(found, orient="index")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                found[patient] = _phases_of(text)
+            except ValueError as error:
+                doubts.append(f"{patient}: {error}; name its phases in the table, or leave it out")
+        doubts += [f"{patient}: {doubt.message}" for doubt in caught]
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=3)
+    table = pd.DataFrame.from_dict(found, orient="index", columns=[*PHASE_COLUMNS, "early_s", "late_s"])
+    return table.astype(dict.fromkeys(PHASE_COLUMNS, "Int64"))
+
+
+def _labels(info, endpoint):
+    """1 or 0 as text, missing where unknown."""
+    if endpoint != "triple_negative":
+        return info[endpoint]
+    known = info[["her2", "hr"]]
+    either, neither = (known == "1").any(axis=1), (known == "0").all(axis=1)
+    return pd.Series(np.select([either, neither], ["0", "1"], None), info.index)
 
 
 def _published(path, patients):
@@ -67,21 +100,21 @@ def _published(path, patients):
     return split
 
 
-def table_of(folder: Path) -> pd.DataFrame:
-    """The table for `source: folder`; ValueError where the release contradicts itself or lacks what it should
-    have."""
+def table_of(folder: Path, endpoint: str = "her2") -> pd.DataFrame:
+    """The table for `source: folder`, its labels of one of `ENDPOINTS`; ValueError where the release contradicts
+    itself or has not what it should."""
     path = folder / "clinical_and_imaging_info.xlsx"
     info = _read_info(path)
     images = {p.name.upper(): p for p in folder.glob("images/*") if p.is_dir()}
-    masks = {p.name.partition(".")[0].upper(): p for p in folder.glob("segmentations/expert/*.nii.gz")}
+    masks = _masks(folder)
     here = info.index.intersection(sorted(images.keys() & masks.keys()))
     if here.empty:
         raise ValueError(f"{folder}: no patient with images/<ID>/ and segmentations/expert/<id>.nii.gz")
     info = info.loc[here]
-    table = pd.DataFrame({"site": info["dataset"].str.upper().map(_SITES), "label": info["her2"]}, index=here)
+    table = pd.DataFrame({"site": info["dataset"].str.upper().map(_SITES), "label": _labels(info, endpoint)})
     table["dce"] = [images[p].relative_to(folder).as_posix() for p in here]
     table["mask"] = [masks[p].relative_to(folder).as_posix() for p in here]
-    table = table.join(_phases(info["acquisition_times"], path))
+    table = table.join(_phases(info["acquisition_times"]))
     table["hr"], table["age"] = info["hr"], info["age"]
     table["menopause"] = info["menopause"].str.extract("(?i)(pre|post)")[0].str.lower()
     split = _published(folder / "train_test_splits.csv", here)
@@ -93,11 +126,12 @@ def table_of(folder: Path) -> pd.DataFrame:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    folder, endpoint, *more = map(str, [*arguments, *["", "her2"][len(arguments) :]])
+    if more or not folder or folder.startswith("-") or endpoint not in ENDPOINTS:
         sys.exit(__doc__)
-    folder = Path(arguments[0])
+    folder, warnings.showwarning = Path(folder), lambda message, *_: print(f"mamamia: {message}", file=sys.stderr)
     try:
-        table = table_of(folder)
+        table = table_of(folder, endpoint)
         with whole(folder / "patients.csv") as part:
             table.to_csv(part, index=False)
     except (ValueError, OSError) as error:

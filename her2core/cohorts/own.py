@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from her2core.cohort import person
+from her2core.cohort import check_classes, person
 from her2core.cohorts.tables import DECLARED, by_patient, need_columns, plain_text, read_texts, refuse
 from her2core.config import root
-from her2core.formats.examination import Examination, Told, read_examination
+from her2core.formats.examination import Examination, Told, anonymous, read_examination
 from her2core.formats.volume import PHASE_COLUMNS
 from her2core.parallel import each
 from her2core.records import file_digest, read_record, whole, write_record
@@ -31,6 +31,13 @@ from her2core.records import file_digest, read_record, whole, write_record
 _COLUMNS = DECLARED["own"]  # {column: what a cell must match}
 _NEEDED = [*_COLUMNS][:5]
 _SPLITS = np.array(["train", "validation", "test"])
+_IN_WORDS = {
+    "patient": "1 to 64 characters, the first and the last no blank",
+    "label": "1, 0 or nothing",
+    "dce": "a file or folder",
+    "site": "1 to 40 characters, the first and the last a letter or digit",
+    "box": "six whole numbers, first and last voxel: z y x z y x",
+} | dict.fromkeys(PHASE_COLUMNS, "a whole number below 100")
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")  # what a spreadsheet makes of numbers such as 1-2-3
 
 
@@ -76,7 +83,11 @@ class FolderConfig:
         table, home, link = self.patients(), self.path.parent.resolve(), folder / "files"
         if not link.is_symlink() or link.readlink() != home:
             link.unlink(missing_ok=True)
-            link.symlink_to(home, target_is_directory=True)
+            try:
+                link.symlink_to(home, target_is_directory=True)
+            except OSError as error:
+                how = "Windows allows links in Developer Mode, and some disks have none"
+                raise OSError(error.errno, f"{link}: cannot link to {home} ({error.strerror}); {how}") from error
         table["dataset"] = table["site"].str.lower().str.replace(r"\W+", "_", regex=True)
         names = _names(table.index, folder, self)
         rows = [row | {"pid": names[row["patient"]]} for row in table.reset_index().to_dict("records")]
@@ -127,6 +138,8 @@ def _read_table(path: Path, columns: Mapping[str, str], ignore: tuple[str, ...] 
         refuse(inside.eq(False), table[column], column, f"a path inside {path.parent}", path)
         there = places.map(Path.exists, na_action="ignore")
         refuse(there.eq(False), table[column], column, "a file or folder that is there", path)
+        again = (places.duplicated() & places.notna()) & (column == "dce")
+        refuse(again, table[column], column, "images that no other line has: one line for each patient", path)
     refuse(table["mask"].isna() == table["box"].isna(), table["mask"], "mask", "one, or else a box", path)
     return table
 
@@ -134,9 +147,11 @@ def _read_table(path: Path, columns: Mapping[str, str], ignore: tuple[str, ...] 
 def _expected(column):
     """What a cell must be, in words."""
     pattern = _COLUMNS[column]
+    if column in _IN_WORDS:
+        return _IN_WORDS[column]
     if "|" in pattern:
         return " or ".join(pattern.strip("|").split("|")) + " or nothing" * pattern.endswith("|")
-    return "a number with a decimal point" if r"\." in pattern else f"text like {pattern}"
+    return "a number from 0 up, with a decimal point" if r"\." in pattern else f"text like {pattern}"
 
 
 def draw_splits(table: pd.DataFrame, shares: tuple[float, ...], seed: int) -> pd.Series:
@@ -168,6 +183,8 @@ def _survey(row: Mapping, home: Path, early_s: float, late_s: float) -> tuple[Ex
     images, mask = home / row["dce"], None if pd.isna(row["mask"]) else home / row["mask"]
     wanted = {"early_s": early_s, "late_s": late_s, "name": row["patient"]}
     found = read_examination(images, mask, Told.of(row), **wanted, pixels=False)
+    if found.count < 3:
+        raise ValueError(f"{row['dce']}: {found.count} phases, expected three or more")
     files = [images] if images.is_file() else [p for p in images.rglob("*") if p.is_file()]
     return found, [*files, *([mask] if mask else [])]
 
@@ -181,7 +198,7 @@ def _metadata(row, found):
         **dict(zip(PHASE_COLUMNS, found.chosen, strict=True)),
         "layout": "own",
         "HER2": None,  # the label is that of the study's endpoint, whichever it is
-        "n_times": found.chosen.late + 1,
+        "n_times": found.count,
         "n_z": found.mask.shape[0],
         "n_xy": found.mask.shape[2],
         "slice_thick": spacing[0],
@@ -192,6 +209,13 @@ def _metadata(row, found):
     }
 
 
+def _renamed(text, row):
+    """A message with the patient's new name for that of the table; a number is one only at the head of a path or
+    message, as any other number may be a size."""
+    at_head = "(?=[:/])" if row["patient"].isdigit() else ""
+    return re.sub(rf"(?<!\w){re.escape(row['patient'])}(?!\w){at_head}", row["pid"], text)
+
+
 def _take(row, folder, config):
     """One patient's record, or the row with the reason why there is none."""
     recipe = json.dumps([row, asdict(config)], default=str)
@@ -200,10 +224,12 @@ def _take(row, folder, config):
     try:
         found, files = _survey(row, folder / "files", config.early_s, config.late_s)
     except ValueError as error:
-        reason = str(error).replace(f"{folder}/files/", "").replace(row["patient"], row["pid"])
+        places = [row[column] for column in ("dce", "mask") if not pd.isna(row[column])]
+        reason = anonymous(_renamed(str(error).replace(f"{folder}/files/", ""), row), folder / "files", places)
         known = {c: value for c, value in row.items() if c not in ("patient", "dce", "mask", "box")}
         return known | {"reason": f"images or mask unusable: {reason}", "failed": True}
-    return write_record(folder, row["pid"], files, recipe=recipe, series_uid="", metadata=_metadata(row, found))
+    series, metadata = " ".join(found.source.series), _metadata(row, found)
+    return write_record(folder, row["pid"], files, recipe=recipe, series_uid=series, metadata=metadata)
 
 
 def _names(patients, folder, config):
@@ -221,32 +247,55 @@ def _names(patients, folder, config):
 
 
 def _checked(row, home, config):
-    """(what a patient would become, in words, or why not; whether it can be used)."""
+    """(what a patient would become, in words, or why not; whether it can be used; whose images they are)."""
     try:
         found, _ = _survey(row, home, config.early_s, config.late_s)
     except (ValueError, OSError) as error:
-        return str(error).replace(f"{home}/", ""), False
+        return str(error).replace(f"{home}/", ""), False, None
     z, y, x = found.mask.shape
     times = ", ".join("?" if np.isnan(t) else f"{t:.0f}" for t in found.times_s)
     phases = f"phases {', '.join(map(str, found.chosen))} at {times} s"
     size = " × ".join(f"{mm:.3g}" for mm in found.geometry.spacing_mm)
     words = f"{phases}; {z} × {y} × {x} voxels of {size} mm; lesion of {int(found.mask.sum())} voxels"
-    return "; ".join([words, *found.remarks]).replace(f"{home}/", ""), True
+    return "; ".join([words, *found.remarks]).replace(f"{home}/", ""), True, found.source.patient
 
 
-def check_table(config: FolderConfig) -> tuple[list[str], bool]:
+def _one_person(table, patients):
+    """A line for lines of the table that have one PatientID in their files, unless all of a site have it."""
+    for _, part in table.assign(person=patients).dropna(subset="person").groupby("site"):
+        for _, same in part.groupby("person"):
+            if 1 < len(same) < len(part):
+                yield f"{', '.join(same.index)}: one PatientID in the files; one person needs one line"
+
+
+def check_table(config: FolderConfig, folded: bool | None = None) -> tuple[list[str], bool]:
     """All patients' headers and masks, and nothing computed or written → a line for each and the counts; whether
-    all can be used."""
+    all can be used, and in a study's splits are enough of either class.
+
+    folded: whether the study draws folds in place of splits; None where no study is known yet."""
     table, home = config.patients(), config.path.parent.resolve()
     rows = table.reset_index().to_dict("records")
     found = each(partial(_checked, home=home, config=config), rows, config.jobs, "check")
     lines = []
-    for row, (words, good) in zip(rows, found, strict=True):
+    for row, (words, good, _) in zip(rows, found, strict=True):
         label = "unknown" if pd.isna(row["label"]) else row["label"]
         place = f"{row['patient']}: {row['site']}, {row['split']}, label {label}"
         lines.append(f"{place}: {'' if good else 'OUT: '}{words}")
-    usable = table[np.array([good for _, good in found]) & table["label"].notna()]
+    usable = table[np.array([good for _, good, _ in found]) & table["label"].notna()]
     for (site, split), part in usable.groupby(["site", "split"]):
         patients = f"{len(part)} patient{'s' * (len(part) > 1)}"
         lines.append(f"{site}, {split}: {patients}, {int(part['label'].eq('1').sum())} positive")
-    return lines, all(good for _, good in found)
+    doubled, few = list(_one_person(table, [patient for *_, patient in found])), [] if folded else _few(usable)
+    enough = not few or folded is None
+    return lines + doubled + few, enough and not doubled and all(good for _, good, _ in found)
+
+
+def _few(usable):
+    """A line where nobody has a label, or a split too few patients of either class."""
+    if usable.empty:
+        return ["nobody can be used whose label is known: expected 1 or 0 in the column label"]
+    try:
+        check_classes(usable.assign(label=usable["label"].astype(int)))
+    except ValueError as error:
+        return [str(error)]
+    return []

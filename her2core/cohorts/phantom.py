@@ -214,6 +214,7 @@ def _recipe(config):
     package = Path(__file__).parents[1]
     writers = [package / f"formats/{name}.py" for name in ("volume", "dicom_write", "nifti")]
     phantom = sorted(p for p in (package / "phantom").iterdir() if p.suffix in (".py", ".yaml"))
-    sources = [*phantom, *writers, Path(__file__)]
+    told = [package / "formats/dicom_write.yaml", package / "cohorts/collections.yaml"]
+    sources = [*phantom, *writers, *told, Path(__file__)]
     settings = {k: v for k, v in asdict(config).items() if k != "jobs"}
     return hashlib.sha256(json.dumps(settings).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()

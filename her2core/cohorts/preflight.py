@@ -213,7 +213,8 @@ def main(arguments: list[str]) -> None:
         study = Study.open(arguments[-1])
         if is_dry:
             print(describe(study))
-            print(f"Wanting here: {_wanting(partial(check_study, study, network=False)) or 'nothing'}")
+            wanting = (_wanting(partial(check_study, study, network=False)) or "nothing").split("; ")
+            print("Wanting here:", *wanting, sep="\n- " if len(wanting) > 1 else " ")
             return
         with steady_dependencies("her2core/cohorts/preflight.py", study):
             check_study(study)
@@ -221,6 +222,8 @@ def main(arguments: list[str]) -> None:
                 plan(study).to_csv(part, index=False)
     except (ValueError, OSError) as error:
         sys.exit(f"\npreflight: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\npreflight: stopped")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f]")  # and line breaks: then a quotat
 def read_texts(path: Path) -> pd.DataFrame:
     """A CSV as text, empty cells as missing; rows need all cells and an end, so that a cut-off file is noticed."""
     with reading(path, "a CSV table in UTF-8, a line for each row"):
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        if content[:4] == b"PK\x03\x04":
+            raise ValueError("a workbook; save it as CSV (UTF-8, comma)")
+        text = content.decode("utf-8-sig")
         header, *rows = [*csv.reader(StringIO(text, newline=""), strict=True)] or [[]]
-        if len(header) == 1 and ";" in header[0]:
-            raise ValueError("semicolons between cells, expected commas; save it as CSV (UTF-8, comma)")
+        if len(header) == 1 and (other := re.search("[;\t]", header[0])):
+            kind = {";": "semicolons", "\t": "tabs"}[other[0]]
+            raise ValueError(f"{kind} between cells, expected commas; save it as CSV (UTF-8, comma)")
         if len({*header}) < len(header):
             raise ValueError(f"a heading twice in {', '.join(header)}")
     for number, row in enumerate(rows, start=2):
@@ -68,7 +72,8 @@ def by_patient(table: pd.DataFrame, column: str, pattern: str, path: Path) -> pd
     need_columns(table, [column], path)
     good = table[column].str.fullmatch(pattern, na=False)
     if not good.all():
-        found = _quoted(table.loc[~good, column].iloc[0])
+        (row, value), *_ = table.loc[~good, column].items()
+        found = f"missing in row {row + 2}" if pd.isna(value) else _quoted(value)
         raise ValueError(f"{path}: {column} cannot be {found}, expected {pattern}")
     rows = table[column].value_counts()
     if rows.max() > 1:

@@ -71,7 +71,14 @@ def plausible_mm(sizes_mm: Iterable[float]) -> bool:
     return all(PLAUSIBLE_MM[0] <= size <= PLAUSIBLE_MM[1] for size in sizes_mm)
 
 
+def _scale_slope(header):
+    """By how much values were scaled that the rescaling does not take back; None where no maker says."""
+    scale, (slope, _) = header.scale_slope(), _rescale(header)
+    return scale and scale * (slope or 1)
+
+
 _TABLE = (
+    _Rule("scale slope", _scale_slope),
     _text("SeriesInstanceUID"),
     _text("LossyImageCompression"),
     _Rule("NumberOfTemporalPositions", lambda header: header.whole("NumberOfTemporalPositions", absent=0)),
@@ -102,7 +109,7 @@ _TABLE = (
     _Rule("matrix", lambda header: (header.whole("Rows"), header.whole("Columns"))),
 )
 _RULES = {rule.name: rule for rule in _TABLE}
-_OF_AN_EXAMINATION = tuple(_RULES)[5:]
+_OF_AN_EXAMINATION = tuple(_RULES)[6:]
 
 
 @lru_cache(maxsize=256)  # files of a series are equal but for their place and time, which no rule reads

@@ -23,6 +23,7 @@ _SPACING_TOLERANCE = 0.05  # of the slice spacing; a missing slice is off by 1.0
 _STACK_TOLERANCE = 0.1  # pixels by which a slice may lie beside the others
 _FARTHEST_MM = 10_000  # from the centre of the scanner
 _DAY_S = 86400
+_SAME_SCALE = 1.01  # ratio of factors that are rounded in the headers
 # the better first; a trigger may also be a delay within each heartbeat, and ContentTime is that of post-processing
 _CLOCKS = {
     "AcquisitionTime": ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime"),
@@ -81,7 +82,10 @@ def _slices_in(path):
 
 
 def _inside(folder):
-    """All in a folder except what is hidden: files, or nothing but folders in the order of their numbers."""
+    """All in a folder except what is hidden: files, or nothing but folders in the order of their numbers.  A file
+    stands for itself."""
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder, expected one with the files of one DCE series")
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -115,7 +119,8 @@ def _slice_spacing_mm(heights_mm, slices, folder):
     if abs(steps[worst] - typical) > _SPACING_TOLERANCE * typical:
         raise ValueError(
             f"{folder}: missing slice or uneven spacing: {steps[worst]:.4g} mm between slices {worst} and "
-            f"{worst + 1} of {len(heights_mm)}, expected {typical:.4g} mm as elsewhere"
+            f"{worst + 1} of {len(heights_mm)}, expected {typical:.4g} mm as elsewhere; of two stacks, one "
+            "for each breast, take one"
         )
     return round((heights_mm[-1] - heights_mm[0]) / len(steps), 6)  # more decimals are rounding errors
 
@@ -334,7 +339,8 @@ def _times_s(clocks, phase, folder):
 
 
 def read_dce(folder: Path, *more: Path, pixels: bool = True) -> DceSeries:
-    """One folder with the files of ONE dynamic series, in any order and under any names → `DceSeries`.
+    """One folder with the files of ONE dynamic series, in any order and under any names, or its only file →
+    `DceSeries`.
 
     Files hold one slice each or, as Enhanced MR, many.  Phases as `_phases`, slices as `_stack`.  Values are
     rescaled by slope and intercept: the stored integer type where that changes nothing, else float32.  Hidden
@@ -353,6 +359,10 @@ def read_dce(folder: Path, *more: Path, pixels: bool = True) -> DceSeries:
         refuse_contradictions(part, f, ["SeriesInstanceUID"])
     slices = list(chain(*parts))
     refuse_contradictions(slices, folder)
+    scales = [s.facts["scale slope"] for s in slices if s.facts["scale slope"]]
+    if scales and max(scales) > _SAME_SCALE * min(scales):
+        said = f"{min(scales):g} to {max(scales):g} (Philips' Scale Slope)"
+        warnings.warn(f"{folder}: phases or slices with scales of their own, {said}, do not compare", stacklevel=2)
     if lossy := _first(s.name for s in slices if s.facts["LossyImageCompression"] == "01"):
         warnings.warn(f"{folder}: {lossy} was once compressed with loss", stacklevel=2)
     z, geometry = _stack(slices, folder)

@@ -30,10 +30,11 @@ from her2core.config import read_yaml
 from her2core.formats.boundary import reading
 
 _ALLOWED = read_yaml(Path(__file__).with_suffix(".yaml"))  # what is read, by keyword
+_PHILIPS = {name: int(Tag(text)) for name, text in _ALLOWED.pop("philips").items()}
 _TAGS = {keyword: int(Tag(keyword)) for keywords in _ALLOWED.values() for keyword in keywords}
-_READ = list(_TAGS.values())
+_READ = [*_TAGS.values(), *_PHILIPS.values()]
 _GROUP_TAGS = {_TAGS[keyword] for keyword in _ALLOWED["functional_groups"]}
-_SHARED_TAGS = [_TAGS[keyword] for keyword in (*_ALLOWED["patient"], *_ALLOWED["series"])]
+_SHARED_TAGS = [*(_TAGS[keyword] for keyword in (*_ALLOWED["patient"], *_ALLOWED["series"])), *_PHILIPS.values()]
 MULTI_FRAME = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
 _DEFERRED_BYTES = 1 << 16  # longer elements, which are pixels, are left in the file until their place is known
 _MOST_DECODED, _MOST_INFLATED = 1 << 31, 1 << 26  # bytes; few in a file can claim to be many
@@ -79,7 +80,8 @@ def _parsed(file, deferred_bytes):
 def read_dataset(path: Path, with_pixels: bool = True) -> Dataset:
     """The allowed elements of a file, else ValueError; without pixels, long ones stay there until asked for."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file, or a pipe, device or broken link, expected DICOM")
+        kind = "a folder" if path.is_dir() else "no such file, or a pipe, device or broken link"
+        raise ValueError(f"{path}: {kind}, expected a DICOM file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes), expected DICOM")
     with reading(path, "a readable DICOM file"):
@@ -194,6 +196,17 @@ class Header:
         """Time of day in seconds, of a DICOM time `HHMMSS.f` or date and time; None where it cannot be read."""
         parts = _CLOCK.fullmatch(self.text(keyword) or "")
         return None if parts is None else 3600 * int(parts[1]) + 60 * int(parts[2]) + float(parts[3])
+
+    def scale_slope(self) -> float | None:
+        """Philips' private factor from floating-point to stored values; None where the file has none."""
+        found = [self.places[-1].get(_PHILIPS[name]) for name in ("creator", "scale_slope")]
+        creator, scale = (element and element.value for element in found)
+        if not (isinstance(creator, bytes) and creator.startswith(b"Philips MR Imaging DD 001")):
+            return None
+        if not (isinstance(scale, bytes) and len(scale) == 4):
+            return None
+        (value,) = struct.unpack("<f", scale)
+        return value if math.isfinite(value) and value > 0 else None
 
     def sop_class(self) -> str:
         """The name of the kind of file, for messages."""

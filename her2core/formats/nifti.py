@@ -21,7 +21,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from scipy import ndimage
 
 from her2core.formats.boundary import reading
-from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry, window
+from her2core.formats.volume import PHASE_COLUMNS, DceSeries, Geometry, refuse_odd_mask, window
 from her2core.records import whole
 
 _HEADER_BYTES, _MOST_BYTES, _DEFLATE = 348, 1 << 31, 1032  # of NIfTI-1; of one volume; gzip expands no further
@@ -32,6 +32,7 @@ _ORDERS = dict.fromkeys("SI", "SPL") | dict.fromkeys("RL", "RIP") | dict.fromkey
 _SLOPES = (1e-12, 1e12)  # of stored values; 0 to 1 in four bytes has 2e-10
 _COARSER = 1.1  # times the next spacing: then slices follow each other along this axis
 _ROUNDED = 0.02  # of a length that somebody wrote down
+_LEAST_KEPT = 0.9  # of a lesion, by a crop; less means parts far apart
 
 
 def _header(block, most):
@@ -106,8 +107,8 @@ def _affine(header):
     return None if unit == 0 and np.array_equal(given[0], np.eye(4)) else given[0]
 
 
-def _upright(array, affine):
-    """`(i, j, k)` → `(Z, Y, X)`: axes are exchanged and reversed, never resampled, until they run as in DICOM.
+def _orders(affine):
+    """Orientation of the axes as they are, and as they shall be.
 
     Slices follow each other along the axis with clearly the largest spacing, else along that nearest to head-feet.
     Axial ones then run to S, P and L, sagittal ones to R, I and P, coronal ones to P, I and L.
@@ -115,8 +116,32 @@ def _upright(array, affine):
     spacing = voxel_sizes(affine)
     *_, next_mm, largest_mm = sorted(spacing)
     letter = nib.aff2axcodes(affine)[np.argmax(spacing)] if largest_mm > _COARSER * next_mm else "S"
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(_ORDERS[letter]))
+    return io_orientation(affine), axcodes2ornt(_ORDERS[letter])
+
+
+def _upright(array, affine):
+    """`(i, j, k, …)` → `(Z, Y, X, …)`: axes are exchanged and reversed, never resampled, until they run as is usual
+    in DICOM."""
+    turn = ornt_transform(*_orders(affine))
     return apply_orientation(array, turn), _geometry_of(affine @ inv_ornt_aff(turn, array.shape))
+
+
+def _affine_of(geometry):
+    """Indices (z, y, x) → RAS mm: the inverse of `_geometry_of`."""
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    axes = np.asarray(geometry.direction) * geometry.spacing_mm
+    return to_ras @ np.block([[axes, np.reshape(geometry.origin_mm, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
+
+
+def upright(array: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
+    """A volume `(Z, Y, X)`, or several `(T, Z, Y, X)`, of any plane and order of axes → turned as `read_volumes`
+    turns a file, and where its voxels lie then; the same array where that changes nothing."""
+    affine = _affine_of(geometry)
+    if np.array_equal(*_orders(affine)):
+        return array, geometry
+    last = np.moveaxis(array, range(-3, 0), range(3))
+    turned, place = _upright(last, affine)
+    return np.ascontiguousarray(np.moveaxis(turned, range(3), range(-3, 0))), place
 
 
 def _contiguous(array):
@@ -176,7 +201,8 @@ def wanted_files(files: Mapping[int, Path], phases: Iterable[int] | None, name: 
     """The files of these phases, or all where they are None, in order; `ValueError` for one that is missing."""
     wanted = sorted(set(files if phases is None else phases))
     if missing := [k for k in wanted if k not in files]:
-        raise ValueError(f"{name}: missing phase file {missing}, found {list(files)}, expected {wanted}")
+        found = f"missing phase file {missing}, found {list(files)}, expected {wanted}"
+        raise ValueError(f"{name}: {found}; a phase is named by the number at the end of its file's name")
     return {k: files[k] for k in wanted}
 
 
@@ -195,6 +221,20 @@ def _geometry(patient_id, row, found):
     return found
 
 
+def _said(place):
+    """What a header says of space; None of BreastDCEDL's signature."""
+    if place is None:
+        return {"spacing": "unknown (identity affine without unit)"}
+    names = {"spacing_mm": "spacing", "origin_mm": "origin", "direction": "direction"}
+    return {names[key]: np.round(value, 3).tolist() for key, value in vars(place).items()}
+
+
+def _told_apart(found, expected):
+    """What differs between two descriptions, of each in words."""
+    keys = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
+    return [", ".join(f"{key} {told[key]}" for key in keys if key in told) for told in (found, expected)]
+
+
 @dataclass(frozen=True)
 class ImageGrid:
     """Where a mask has to lie.  place: None where the images have BreastDCEDL's signature.  of: the images."""
@@ -207,8 +247,9 @@ class ImageGrid:
         """ValueError for a file of another shape, or in another place."""
         same = _alike(place, self.place) if place and self.place else place == self.place
         if shape != self.shape or not same:
-            pairs = ((shape, place), (self.shape, self.place))
-            found, expected = (f"shape {s}, {g or 'identity affine without unit'}" for s, g in pairs)
+            found, expected = _told_apart(
+                {"shape": shape, **_said(place)}, {"shape": self.shape, **_said(self.place)}
+            )
             raise ValueError(f"{path}: {found}; expected {expected} as {self.of}")
 
 
@@ -238,9 +279,15 @@ def read_mask(path: Path, grid: ImageGrid | None = None) -> np.ndarray:
     mask = array == 1
     if not np.array_equal(mask, array != 0):
         raise ValueError(f"{path}: mask holds the values {np.unique(array)[:8].tolist()}, expected 0 and 1")
-    if not mask.any():
-        raise ValueError(f"{path}: empty mask, expected at least one tumour voxel")
+    refuse_odd_mask(mask, path)
     return mask
+
+
+def read_mask_of(path: Path, shape: tuple[int, int, int], geometry: Geometry) -> np.ndarray:
+    """A mask file → bool `(Z, Y, X)` on the grid of DICOM images, whose axes may run otherwise than the file's."""
+    turned, place = upright(np.broadcast_to(np.zeros((), bool), shape), geometry)
+    mask = read_mask(path, ImageGrid(turned.shape, place, "the images"))
+    return apply_orientation(mask, ornt_transform(*reversed(_orders(_affine_of(geometry)))))
 
 
 def read_breastdcedl(
@@ -266,7 +313,8 @@ def min_crop(
     """As the MinCrop release: `margin_slices` beyond the tumour, `size_px` square around it, nothing resampled.
 
     phases `(P, Z, Y, X)`, mask `(Z, Y, X)` → both cropped, and the (z, y, x) of their first voxel in the original.
-    The square is a `window` around the middle of the tumour's box.
+    The square is a `window` around the middle of the tumour's box.  ValueError where it leaves out parts of the
+    tumour, as of lesions in both breasts.
     """
     if not mask.any():
         raise ValueError("empty mask, expected at least one tumour voxel")
@@ -274,6 +322,10 @@ def min_crop(
     box = [slice(max(tumour[0].start - margin_slices, 0), tumour[0].stop + margin_slices)]
     for inside, length in zip(tumour[1:], mask.shape[1:], strict=True):
         box.append(window((inside.start + inside.stop - 1) / 2, size_px, length))
+    kept, voxels = mask[*box].sum(), mask.sum()
+    if kept < _LEAST_KEPT * voxels:
+        found = f"{kept} of {voxels} tumour voxels lie in the {size_px} × {size_px} pixels around its middle"
+        raise ValueError(f"tumour in parts far apart: {found}, expected all; outline one lesion")
     return phases[:, *box], mask[*box], tuple(s.start for s in box)
 
 

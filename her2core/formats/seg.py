@@ -11,13 +11,12 @@ from pydicom.uid import SegmentationStorage
 
 from her2core.formats.boundary import reading
 from her2core.formats.dicom_file import Header, decoded, digest, frame_headers, read_dataset
-from her2core.formats.volume import Geometry, Source
+from her2core.formats.volume import Geometry, Source, refuse_odd_mask
 
 MEANINGS = ("segments", "tumour", "tumour_is_zero")  # what the values of a SEG say, see `read_seg`
 _TUMOUR = re.compile("tumou?r|neoplasm|carcinoma|cancer|lesion|malignan", re.IGNORECASE)  # in a segment's name
 _LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 _GRID_TOLERANCE = 0.1  # voxels by which a mask may lie beside the grid it is drawn on
-_LARGEST_MASK = 0.5  # of the volume; an inverse mask read the wrong way round marks nearly all of it
 
 
 def _placed(frames, headers, geometry, shape, path):
@@ -151,14 +150,30 @@ def _of_tumour(kind, frames, segment, described, path):
     return (frames > 0) & np.isin(segment, wanted)[:, None, None]
 
 
+def _of_lesion(kind, frames, segment, described, path):
+    """Frames `(F, Y, X)`, true in all segments, unless their names say that some are no tumour."""
+    drawn = set(np.unique(frames if kind == "LABELMAP" else segment).tolist()) - {0}
+    names = [name.strip() for number, name in described.items() if number in drawn]
+    is_tumour = {bool(_TUMOUR.search(name)) for name in names}
+    if is_tumour == {True, False}:
+        said = ", ".join(names)
+        warnings.warn(f"{path}: of the segments {said} only those called tumour, lesion or cancer", stacklevel=3)
+        return _of_tumour(kind, frames, segment, described, path)
+    if is_tumour == {False} and len({re.sub(r"[\W\d_]+", "", name) for name in names}) > 1:
+        expected = "one segment, names that differ in a number, or some that are called tumour, lesion or cancer"
+        raise ValueError(f"{path}: segments {', '.join(names)}, expected {expected}")
+    return frames > 0
+
+
 def read_seg(
     path: Path, geometry: Geometry, shape: tuple[int, int, int], *, meaning: str, source: Source | None = None
 ) -> np.ndarray:
     """DICOM SEG → bool `(Z, Y, X)` tumour mask on the grid of the DCE series (`geometry`, `shape`).
 
     meaning: "segments": the union of all segments, frames that are absent being background (the `ROI` of
-    Advanced-MRI-Breast-Lesions); a probability counts from one half.  "tumour": of these only the segments that are
-    called so, beside breast and fibroglandular tissue (the AI segmentations of Duke).  "tumour_is_zero": the
+    Advanced-MRI-Breast-Lesions), or, with a warning, of those called tumour, lesion or cancer where others are not;
+    a probability counts from one half.  "tumour": only the segments that are called so (the AI segmentations of
+    Duke, beside breast and fibroglandular tissue).  "tumour_is_zero": the
     `Analysis Mask` of I-SPY2 and ACRIN-6698, an INVERSE bit mask that says FRACTIONAL but whose value 0 is tumour
     and whose bits say why a voxel is none: 1 below the enhancement threshold, 2 too few neighbours, 8 or 16
     background, 32 outside the box drawn by hand, 64 omitted by hand (Analysis-mask-files-description.v20211020).
@@ -172,8 +187,8 @@ def read_seg(
     kind, frames, z, segment, described = _seg_frames(path, geometry, shape, source, meaning)
     mask = np.zeros(shape, bool)
     if meaning != "tumour_is_zero":
-        drawn = frames > 0 if meaning == "segments" else _of_tumour(kind, frames, segment, described, path)
-        np.logical_or.at(mask, z, drawn)
+        select = _of_lesion if meaning == "segments" else _of_tumour
+        np.logical_or.at(mask, z, select(kind, frames, segment, described, path))
     elif kind == "FRACTIONAL" and np.array_equal(np.sort(z), np.arange(shape[0])):
         mask[z] = frames == 0
     else:
@@ -181,13 +196,7 @@ def read_seg(
             f"{path}: {kind} with {len(z)} frames for {len(set(z.tolist()))} slices, expected a FRACTIONAL "
             f"analysis mask with one frame for each of {shape[0]} slices"
         )
-    if not mask.any():
-        raise ValueError(f"{path}: empty mask, expected at least one tumour voxel")
-    if mask.mean() > _LARGEST_MASK:
-        raise ValueError(
-            f"{path}: {mask.mean():.1%} of the volume is tumour, read as {meaning!r}, expected at most "
-            f"{_LARGEST_MASK:.0%} (an inverse mask?)"
-        )
+    refuse_odd_mask(mask, path, f", read as {meaning!r}")
     return mask
 
 

@@ -5,15 +5,19 @@ speak x, y, z; every conversion between the two orders happens here.  Positions 
 those of DICOM: millimetres, LPS (x to the patient's left, y to posterior, z to the head).
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
+_LARGEST_MASK = 0.5  # of the volume; an inverse mask read the wrong way round marks nearly all of it
 PHASE_COLUMNS = ("pre", "post_early", "post_late")  # of a table that names the phases, as BreastDCEDL's does
 _MOST_UNDERSHOOT = 0.001  # of voxels, below zero by interpolation at sharp edges; more mean a difference of phases
+_PAUSE = 1.5  # usual intervals between phases; a longer one after the first phase is a wait for the injection
 
 
 @dataclass(frozen=True)
@@ -107,14 +111,25 @@ class Phases:
         return None if any(map(pd.isna, found)) else cls(*map(int, found))
 
 
+def _without_pause(times_s):
+    """Times from the first phase; after a wait for the injection, as if the second had followed at once."""
+    steps = np.diff(times_s)
+    if len(steps) < 3 or steps[0] <= _PAUSE * (usual := np.median(steps[1:])):
+        return np.cumsum(steps)
+    said = f"the second phase follows after {steps[0]:g} s, the others every {usual:g} s"
+    warnings.warn(f"{said}: early and late count from {usual:g} s before the second", stacklevel=3)
+    return np.cumsum([usual, *steps[1:]])
+
+
 def nearest_phases(times_s: Sequence[float], early_s: float, late_s: float) -> Phases:
     """The first phase, and those whose times are nearest to `early_s` and `late_s` seconds after it.
 
+    Where the examination paused before the injection, that pause is left out of these times, with a warning.
     ValueError where the times are unknown or too few to tell three phases apart.
     """
     if np.isnan(times_s).any():
-        raise ValueError("the files do not say when each phase was acquired")
-    after = np.asarray(times_s[1:]) - times_s[0]
+        raise ValueError(f"the files do not say when each phase was acquired; name {', '.join(PHASE_COLUMNS)}")
+    after = _without_pause(times_s)
     chosen = [0] + [1 + int(np.argmin(np.abs(after - t))) for t in (early_s, late_s)] if len(after) else [0]
     if len(set(chosen)) < 3:
         found = ", ".join(f"{t:g}" for t in times_s)
@@ -129,6 +144,15 @@ def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     image.SetOrigin([float(p) for p in geometry.origin_mm])
     image.SetDirection(np.asarray(geometry.direction, float)[:, ::-1].ravel().tolist())
     return image
+
+
+def refuse_odd_mask(mask: np.ndarray, path: Path, how: str = "") -> None:
+    """ValueError for a mask without tumour, or with more of it than a breast can hold.  how: it was read."""
+    if not mask.any():
+        raise ValueError(f"{path}: empty mask, expected at least one tumour voxel")
+    if mask.mean() > _LARGEST_MASK:
+        found = f"{mask.mean():.1%} of the volume is tumour{how}"
+        raise ValueError(f"{path}: {found}, expected at most {_LARGEST_MASK:.0%} (an inverse mask?)")
 
 
 def window(centre: float, size: int, length: int) -> slice:

@@ -24,11 +24,12 @@ from her2core.report.figures.words import (
     window_name,
 )
 
-_HOLM = "Verdicts are corrected for their number (Holm), intervals are not; what is not detected may be there."
+_HOLM = "Verdicts are corrected within each table (Holm), intervals are not; what is not detected may still exist."
 _REAL = "It says nothing of other patients, sites and ways of training than these. Research only."
 _DOUBTS = """
 which window or network is best is a property of the phantom and of small networks trained from scratch. Nothing
-here says anything about patients, pretrained networks or other hospitals, and no number tests one of the paper.
+here says anything about patients, pretrained networks or other hospitals, and no number here tests any number
+of the paper.
 """.replace("\n", " ").strip()
 Tables = Mapping[str, pd.DataFrame]
 TABLES = """
@@ -73,7 +74,8 @@ def _above(pairs, name, what):
     """What stands above the reference, sure or not.  name: of a row; what: one of the others, in words."""
     rows = pairs[pairs["difference"] > 0].sort_values("difference", ascending=False)
     told = _list(rows, lambda row: f"{name(row)} {difference_of(row)}, {row['verdict']}")
-    count = f"{len(rows) or 'None'} of {counted(len(pairs), what)} stand{'' if len(rows) > 1 else 's'} above THDA"
+    have = "have" if len(rows) > 1 else "has"
+    count = f"{len(rows) or 'None'} of {counted(len(pairs), what)} {have} a higher AUC than THDA"
     return (_sentence(count, told) or f"{count}.") if len(pairs) else ""
 
 
@@ -114,7 +116,7 @@ def _power(tables):
     for row in rows.head(1).itertuples():
         few = f"{counted(row.patients, 'patient')} and {counted(row.seeds, 'seed')}"
         most = f"{row.detectable:.2f} in the median ({row.lowest:.2f} to {row.highest:.2f})"
-        return f"With {few}, a power of 80 % is reached for differences between networks of {most}."
+        return f"With {few}, a power of 80 % (p < 0.05 before correction) is reached for differences of {most}."
     return ""
 
 
@@ -126,14 +128,12 @@ def _increment(tables):
 
 
 def _choices(tables):
-    """The paper's open choices, taken otherwise: those with a verdict, and which have none."""
-    pairs = _table(tables, "ablation", _PAIR)
-    unseen = pairs[pairs["verdict"] == UNSEEN]
-    told = [_list(pairs.drop(unseen.index), lambda row: f"{_model(row)} {difference_of(row)}, {row['verdict']}")]
-    if len(unseen):
-        ends = " to ".join(signed(end) for end in (unseen["difference"].min(), unseen["difference"].max()))
-        told += [f"{UNSEEN} of {_list(unseen, _model)} ({ends}; detectable {unseen['detectable'].max():.2f})"]
-    return _sentence("Open choices taken otherwise", "; ".join(filter(None, told)))
+    """The paper's open choices, taken otherwise: those with a verdict, and those without."""
+    start, pairs = "Open choices taken otherwise", _table(tables, "ablation", _PAIR)
+    unseen = pairs["verdict"] == UNSEEN
+    seen = _list(pairs[~unseen], lambda row: f"{_model(row)} {difference_of(row)}, {row['verdict']}")
+    rest = _list(pairs[unseen], lambda row: f"{_model(row)} {difference_of(row)}")
+    return _joined(_sentence(start, seen), _sentence(f"{start}, {UNSEEN}", rest))
 
 
 def _shortcut(tables):
@@ -174,7 +174,7 @@ def _ladder(tables):
     return rows, best, [t for t in rows["test"].unique() if t != "internal" and not t.endswith(", left out")]
 
 
-def _at(rows, own, title):
+def _at(rows, own, title, whose):
     """The reference's AUC at one site, what stands above it there, and below; nothing is tested.  own: its row."""
 
     def say(row):
@@ -186,19 +186,20 @@ def _at(rows, own, title):
     ends = sorted(f"{auc:.2f}" for auc in lower.loc[~usual, "auc"])
     windows = f"other windows {' to '.join(ends[:: len(ends) - 1 or 1])}" if ends else ""
     below = "; ".join(filter(None, [_list(lower[usual].drop(own.name), say), windows]))
-    start = f"At {own['test']} ({patients_of(own['test'], rows.itertuples(), title)}) THDA reaches"
+    start = f"At {whose}{own['test']} ({patients_of(own['test'], rows.itertuples(), title)}) THDA reaches"
     start += f" {auc_of(own)}; {len(higher) or 'none'} of {counted(len(rows) - 1, 'other run')} above that"
     above = _sentence(f"{start}, without a test", _list(higher, say)) or f"{start}."
     return _joined(above, _sentence("Not above", below))
 
 
-def _at_sites(tables, reference, title):
+def _at_sites(tables, reference, title, synthetic):
     rows, _, sites = _ladder(tables)
     if len(rows) and not sites:
         return "There is no external site: what is left of the AUC at another hospital this study cannot say."
     rows = rows.sort_values("auc", ascending=False, kind="stable").reset_index(drop=True)
     anchors = rows[(rows["run"] == reference) & rows["test"].isin(sites)]
-    return _joined(*(_at(rows[rows["test"] == own["test"]], own, title) for _, own in anchors.iterrows()))
+    whose = "the phantom's " if synthetic else ""
+    return _joined(*(_at(rows[rows["test"] == own["test"]], own, title, whose) for _, own in anchors.iterrows()))
 
 
 def _best(tables, reference):
@@ -218,7 +219,7 @@ def _calibrated(tables, reference):
 
     def say(row):
         found = ["too low"] * (row["intercept_low"] > 0) + ["too high"] * (row["intercept_high"] < 0)
-        found += ["too extreme"] * (row["slope_high"] < 1) + ["too timid"] * (row["slope_low"] > 1)
+        found += ["too extreme"] * (row["slope_high"] < 1) + ["too close to the average"] * (row["slope_low"] > 1)
         line = ", ".join(f"{part} {interval(*row[column])}" for part, column in ends.items())
         return f"{row['test']} {' and '.join(found) or 'no error detected'}, {line}"
 
@@ -239,15 +240,15 @@ def _attention(rows, whose):
     """rows: inside_lesion, and low and high where they are known, by networks."""
 
     def say(row):
-        ends = f" ({percent(row['low'])} to {percent(row['high'])})" if "low" in row else ""
-        return f"{row.name.replace('randomised', 'untrained')} {percent(row['inside_lesion'])}{ends}"
+        share, *ends = (percent(row[end], digits=1) for end in ("inside_lesion", "low", "high") if end in row)
+        return f"{row.name.replace('randomised', 'untrained')} {share}" + f" ({' to '.join(ends)})" * bool(ends)
 
     return _sentence(f"Attention inside the lesion, {whose}", _list(rows, say))
 
 
 def _looked(tables):
     rows = _table(tables, "attention", ("networks", "inside_lesion", "patients")).set_index("networks")
-    return _attention(rows, f"mean of {counted(rows['patients'].max(), 'patient')}")
+    return _attention(rows, f"mean of {counted(rows['patients'].max(), 'patient')}, interval over these alone")
 
 
 def _trained(tables):
@@ -346,7 +347,7 @@ def of_windows(tables: Tables, reference: str, title: Title, synthetic: bool) ->
     rows, (windows, n4, name) = _table(tables, "normalization_study", _RUN), _windows(tables, reference)
     clips = "their label lies in the enhancement that a window clips; which window suits patients they cannot say."
     said = [_reached(rows, reference, title), _above(windows, name, "other window"), _below(windows, name)]
-    said += [_alone(n4, "N4 adds"), _collapsed(rows, name), _clipping(tables)]
+    said += [_alone(n4, "N4 changes the AUC by"), _collapsed(rows, name), _clipping(tables)]
     return _answer(*said, _of_phantoms(synthetic, clips))
 
 
@@ -362,8 +363,9 @@ def of_models(tables: Tables, reference: str, title: Title, synthetic: bool) -> 
 def of_sites(tables: Tables, reference: str, title: Title, synthetic: bool) -> str:
     """Notebook 8: the frozen runs at other sites, the reference among them."""
     scanner = "another site is another scanner here; what another hospital would find they cannot say."
-    said = [_at_sites(tables, reference, title), _best(tables, reference), _calibrated(tables, reference)]
-    return _answer(*said, _fair(tables), _looked(tables), _of_phantoms(synthetic, scanner))
+    said = [_at_sites(tables, reference, title, synthetic), _best(tables, reference)]
+    said += [_calibrated(tables, reference), _fair(tables), _looked(tables)]
+    return _answer(*said, _of_phantoms(synthetic, scanner))
 
 
 def of_study(tables: Tables, counts: dict, reference: str, title: Title, synthetic: bool, level: float) -> str:
@@ -378,8 +380,8 @@ def of_study(tables: Tables, counts: dict, reference: str, title: Title, synthet
         FIRST[1]: [_of_phantoms(synthetic, _DOUBTS, _REAL)],
         FIRST[2]: [_power(tables), _HOLM],
         "How do the other models stand?": [_below(pairs, _model), _collapsed(rows, _model)],
-        "Do window and N4 matter?": [_below(windows, name), _alone(n4, "N4 adds"), _clipping(tables)],
-        "What is left at other sites?": [_at_sites(tables, reference, title), _best(tables, reference)],
+        "Do window and N4 matter?": [_below(windows, name), _alone(n4, "N4 changes the AUC by"), _clipping(tables)],
+        "What is left at other sites?": [_at_sites(tables, reference, title, synthetic), _best(tables, reference)],
         "What does it add?": [_increment(tables), _choices(tables)],
         "Are probabilities right, and groups treated alike?": [_calibrated(tables, reference), _fair(tables)],
         "Did the networks learn, and what?": [_trained(tables), _looked(tables)],

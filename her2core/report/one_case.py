@@ -21,7 +21,7 @@ from her2core.case import MEASURES, measures, network_input, read_case, warnings
 from her2core.config import Study, Title
 from her2core.formats.dicom import read_dce
 from her2core.formats.examination import Examination, is_nifti, numbered
-from her2core.formats.nifti import read_volumes
+from her2core.formats.nifti import read_volumes, upright
 from her2core.preprocess import pixel_mm
 from her2core.records import whole
 from her2core.report.figures.sheet import case_sheet
@@ -87,7 +87,8 @@ def lesion_curve(folder: Path, case: Examination) -> pd.DataFrame:
         numbers, minutes = [*files] if len(files) > 1 else range(len(volumes)), np.full(len(volumes), np.nan)
     else:
         series = read_dce(images)
-        volumes, numbers, minutes = series.array, range(len(series.array)), np.array(series.times_s) / 60
+        volumes, _ = upright(series.array, series.geometry)
+        numbers, minutes = range(len(volumes)), np.array(series.times_s) / 60
     inside = np.array([volume[case.mask] for volume in volumes], float)
     pre = [*numbers].index(case.chosen.pre)
     percent = 100 * (inside / max(inside[pre].mean(), 1e-9) - inside[pre] / max(inside[pre].mean(), 1e-9))

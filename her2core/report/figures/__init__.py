@@ -18,7 +18,7 @@ from her2core.report.figures.curves import (
 )
 from her2core.report.figures.forests import by_subgroup, differences, expected_widths, forest, populations
 from her2core.report.figures.images import bias_correction, failures, phases, whole_breast, windowed, windows
-from her2core.report.figures.network import attention, attention_check, channel_gates, through_the_network
+from her2core.report.figures.network import attention_check, channel_gates, through_the_network
 from her2core.report.figures.phantom import kinetic_curves, phantom_gallery, twins
 from her2core.report.figures.style import save
 from her2core.report.figures.words import run_name, window_name

@@ -54,7 +54,13 @@ def scores(panels: Mapping[str, tuple], cohort: str) -> Figure:
         for threshold in np.unique(np.round(thresholds, 3)):
             top.axvline(threshold, ymax=0.75, **BEST)
         most = 1.35 * top.get_ylim()[1]  # the legend stands above the bars
-        top.set(title=population, xlim=(0, 1), ylim=(0, most), xlabel=f"Probability of {endpoint.positive}")
+        chosen = " to ".join(f"{t:.2f}" for t in sorted({thresholds.min(), thresholds.max()}))
+        top.set(
+            title=f"{population}; threshold {chosen}",
+            xlim=(0, 1),
+            ylim=(0, most),
+            xlabel=f"Probability of {endpoint.positive}",
+        )
         top.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         top.legend(loc="upper right")
         called = probabilities >= thresholds
@@ -197,7 +203,7 @@ def calibration_curve(panels: Mapping[str, Mapping[str, tuple]], confidence: flo
         panel.set_title(f"{population}, n = {table['patients'].sum()}, {dots} at each point")
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     axes[0, 0].set_ylabel(f"Observed share of {positive}")
-    return titled(figure, cohort, f"Lines and brackets: {confidence:.0%} intervals")
+    return titled(figure, cohort, f"Seeds' probabilities averaged; lines and brackets: {confidence:.0%} intervals")
 
 
 def decision_curve(panels: Mapping[str, tuple], confidence: float, cohort: str) -> Figure:
@@ -221,7 +227,7 @@ def decision_curve(panels: Mapping[str, tuple], confidence: float, cohort: str) 
         panel.set(xlabel="Threshold probability", xlim=(0, x.max()), ylim=(-0.25 * most, 1.1 * most))
     axes[0, 0].set_ylabel("Net benefit (true positives per patient)")
     axes[-1, 0].legend(loc="upper right")
-    return titled(figure, cohort, f"Band: {confidence:.0%} interval over patients")
+    return titled(figure, cohort, f"Seeds' probabilities averaged; band: {confidence:.0%} interval over patients")
 
 
 def real_lesions() -> pd.DataFrame:

@@ -23,7 +23,7 @@ def _rows(rows, name, guide, explained, height=0.2):
     """Axes for rows, top to bottom, every other one shaded to lead the eye; a row that is a text is a heading.
 
     name: what a row is called.  explained: what x is."""
-    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, min(0.85 + height * len(rows), 9)))
+    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, min(0.85 + height * len(rows), 10.5)))
     for y in range(0, len(rows), 2):
         axes.axhspan(y - 0.5, y + 0.5, color="0.96", linewidth=0, zorder=-1)
     axes.axvline(guide, **GUIDE)
@@ -167,7 +167,7 @@ def differences(table: pd.DataFrame, confidence: float, cohort: str, title: str)
     reference, patients = found.iloc[0]
     explained = (
         f"Difference in AUC from {run_name(reference)}, internal test\n"
-        f"line: {confidence:.0%} interval over patients and seeds; filled dot: difference by Holm-corrected p\n"
+        f"line: {confidence:.0%} interval over patients and seeds; p: Holm-corrected, dot filled below 0.05\n"
         f"grey: too small to be found with a power of {POWER:.0%}, even before the correction"
     )
     figure, axes, rows = _rows(list(_by_question(table, "difference")), _run_of, 0, explained)

@@ -93,7 +93,7 @@ def show_breasts(examples: dict[str, tuple], white: float | None = None) -> Figu
         for panel, view, edge, most in zip(row, views, edges, whites, strict=True):
             _outline(edge, _show_mm(panel, view, geometry.spacing_mm[1:], vmin=0, vmax=most))
             panel.set(xticks=[], yticks=[])
-        row[0].set_ylabel(f"{name}\nslice {z}")
+        row[0].set_ylabel(f"{name}\nslice {z + 1} of {len(mask)}")
         _scale_bar(row[0])
     for panel, title in zip(axes[0], _VIEWS, strict=True):
         panel.set_title(title)
@@ -122,7 +122,8 @@ def phases(images: np.ndarray, names: list[str], pixel_mm: float | np.ndarray, c
     for row, image, name, mm in zip(axes, images, names, np.broadcast_to(pixel_mm, rows), strict=True):
         show_row(row, (*image, image.transpose(1, 2, 0)), mm)
         row[0].set_ylabel(f"{name}\n(mm)", fontsize=7)
-    return titled(figure, cohort, "What the network sees, one 8-bit window per row")
+    fusion = "RGB fusion: pre-contrast red, early green, late blue"
+    return titled(figure, cohort, "What the network sees, one 8-bit window per row", fusion)
 
 
 def windows(values: np.ndarray, limits: dict[str, tuple[float, float]], cohort: str) -> Figure:
@@ -212,12 +213,17 @@ def bias_correction(
 
 
 def failures(
-    images: np.ndarray, table: pd.DataFrame, wrong: tuple[int, int], pixel_mm: float | np.ndarray, cohort: str
+    images: np.ndarray,
+    table: pd.DataFrame,
+    wrong: tuple[int, int],
+    where: str,
+    pixel_mm: float | np.ndarray,
+    cohort: str,
 ) -> Figure:
     """The most confident wrong patients: early phase, RGB fusion, label and probability with its seeds' range.
 
     images: `(n, 3, H, W)` uint8, n up to 6.  table: n rows of patient, label, lowest, probability, highest.
-    wrong: (wrong patients, all patients).  pixel_mm: one for all or one each.
+    wrong: (wrong patients, all patients).  where: whose, at which threshold.  pixel_mm: one for all or one each.
     """
     require.some("failures", table, _MOST_FAILURES)
     require.full_table("failures", table, ("patient", "label", "lowest", "probability", "highest"))
@@ -234,5 +240,5 @@ def failures(
         column[0].set_title(f"{alias(row['patient'])}\n{label}\n{seeds}", fontsize=6.5)
     axes[0, 0].set_ylabel(PHASE_NAMES[1])
     axes[1, 0].set_ylabel("RGB fusion")
-    title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} patients"
+    title = f"The {len(table)} most confident of {wrong[0]} wrong among n = {wrong[1]} {where}"
     return titled(figure, cohort, title, f"predicted: probability of {endpoint.positive}, mean (range) of seeds")

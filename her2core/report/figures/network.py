@@ -45,27 +45,6 @@ def _overlay(image, scales, mask, pixel_mm, height=1.75, alpha=0.55, interpolati
     return figure
 
 
-def attention(
-    image: np.ndarray,
-    gates: np.ndarray,
-    name: str,
-    probability: tuple[float, float, float],
-    pixel_mm: float,
-    cohort: str,
-    mask: np.ndarray | None = None,
-) -> Figure:
-    """One patient's three phases, and over each the spatial gate of its head.
-
-    image: `(3, H, W)` uint8.  gates: `(3, h, w)` in [0, 1].  probability: (lowest, mean, highest) over seeds.
-    mask: `(H, W)` bool, the lesion to be outlined, where known.
-    """
-    figure = _overlay(image, {_GATE: {"attention": gates}}, mask, pixel_mm)
-    low, mean, high = probability
-    lesion = "" if mask is None else "; line: lesion"
-    predicted = f"probability of {endpoint_of(cohort).positive} {mean:.2f} (seeds {low:.2f}–{high:.2f})"
-    return titled(figure, cohort, name, predicted + lesion)
-
-
 def attention_check(
     image: np.ndarray,
     mask: np.ndarray,
@@ -87,8 +66,9 @@ def attention_check(
         raise ValueError(f"shares: lacks {', '.join(sorted(missing))}")
     require.full_table("shares", shares, ("inside_lesion", "low", "high"))
     percent = {row.Index: f"{row.inside_lesion:.1%} ({row.low:.1%}–{row.high:.1%})" for row in shares.itertuples()}
-    named = {which: {f"{which}\n{percent[which]}": found} for which, found in maps.items()}
-    speaks = f"Grad-CAM: speaks for\n{endpoint_of(cohort).positive} (any unit)"
+    said = {"randomised": "untrained"}
+    named = {which: {f"{said.get(which, which)}\n{percent[which]}": found} for which, found in maps.items()}
+    speaks = f"Grad-CAM: speaks for\n{endpoint_of(cohort).positive} (arbitrary unit)"
     scales = {_GATE: named["trained"] | named["randomised"], speaks: named["Grad-CAM"]}
     chance = shares.loc["chance", "inside_lesion"]
     share = f"percentages: share inside the lesion (line), {confidence:.0%} interval; by chance {chance:.1%}"

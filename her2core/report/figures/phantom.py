@@ -46,13 +46,13 @@ def twins(examples: Mapping[str, tuple]) -> Figure:
 def kinetic_curves(minutes: Sequence[float], curves: Mapping[str, tuple]) -> Figure:
     """Enhancement of a lesion over time: as its kinetics imply it, and as the images have it.
 
-    minutes: of the phases, after injection.  curves: label → (expected, measured), both relative to pre-contrast.
+    minutes: of the phases, after the first.  curves: label → (expected, measured), both relative to pre-contrast.
     """
     require.some("curves", curves, len(COLOURS))
     figure, axes = plt.subplots(figsize=(ONE_COLUMN, 2.6))
     for (label, (expected, measured)), colour, marker in zip(curves.items(), COLOURS, "os^Dv<>", strict=False):
-        axes.plot(minutes, expected, color=colour)
-        axes.plot(minutes, measured, marker, color=colour, label=label)
-    axes.set(xlabel="Time after injection (min)", ylabel="Signal of the lesion / pre-contrast")
+        axes.plot(minutes, 100 * (np.asarray(expected) - 1), color=colour)
+        axes.plot(minutes, 100 * (np.asarray(measured) - 1), marker, color=colour, label=label)
+    axes.set(xlabel="Time after the first phase (min)", ylabel="Enhancement of the lesion (%)")
     axes.legend()
-    return titled(figure, _PHANTOM, "Dots: median of the lesion; lines: its kinetics")
+    return titled(figure, _PHANTOM, "One phantom of each label; dots: median of the lesion; lines: its kinetics")

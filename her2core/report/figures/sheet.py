@@ -52,7 +52,9 @@ def _whole_breast(row, volumes, mask, pixel_mm):
     """White: the early phase's 99.8 % quantile; of uptake 120 % of the lesion's 98 % quantile."""
     z, uptake = int(mask.sum((1, 2)).argmax()), volumes[1] - volumes[0]
     white = max(1.2 * np.quantile(uptake[mask], 0.98), 1)
-    views = {f"{PHASE_NAMES[1]}, slice {z}": (volumes[1, z], np.quantile(volumes[1], 0.998), mask[z])}
+    views = {
+        f"{PHASE_NAMES[1]}, slice {z + 1} of {len(mask)}": (volumes[1, z], np.quantile(volumes[1], 0.998), mask[z])
+    }
     views |= {
         "early − pre": (uptake[z], white, mask[z]),
         "early − pre, maximum": (uptake.max(0), white, mask.any(0)),

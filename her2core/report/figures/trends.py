@@ -32,7 +32,9 @@ def trends(
         if rows["low"].min() < 0:
             panel.axhline(0, **GUIDE)
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1 + (rows["series"].nunique() > 4))
-    return titled(figure, cohort, f"Mean of seeds; bars: {confidence:.0%} intervals")
+    differ = any(rows["low"].min() < 0 for rows in panels.values())
+    over = "over patients" + "; of differences over patients and seeds" * differ
+    return titled(figure, cohort, f"Mean of seeds; bars: {confidence:.0%} intervals {over}")
 
 
 def _draw(panel, rows, names: Sequence[str], doubling):

@@ -29,7 +29,7 @@ _MODELS = {
     "kinetics": "regression on size and kinetics",
     "clinical": "regression on clinical data",
     "clinical_kinetics": "regression on size, kinetics and clinical data",
-    "majority": "prevalence for everybody",
+    "majority": "the same risk for everybody",
     "truth_latent": "latent of the phantom",
     "truth_parameters": "exact posterior of the phantom",
 }
@@ -75,16 +75,18 @@ def patients_of(name: str, estimates: Iterable, cohort: str) -> str:
     return f"n = {found[0][0]}, {found[0][1]} {endpoint_of(cohort).positive}"
 
 
-def _number(value, sign=""):
-    return f"{round(value, 2) + 0.0:{sign}.2f}".replace("-", "−")  # adding 0 turns −0 into 0
+def _number(value):
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # adding 0 turns −0 into 0
 
 
 def interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """0.72 (0.65–0.79); where a dash could be a minus, −0.05 (−0.09 to −0.01); or that all scores are tied."""
+    """0.72 (0.65–0.79); where a dash could be a minus, −0.05 (−0.09 to −0.01); or that all scores are tied.
+
+    sign: "+" for differences, whose signs are those before rounding."""
+    said = signed if sign else _number
     if low == value == high:
-        return f"{_number(value, sign)}, all scores tied"
-    dash = " to " if sign or low < 0 else "–"
-    return f"{_number(value, sign)} ({_number(low, sign)}{dash}{_number(high, sign)})"
+        return f"{said(value)}, all scores tied"
+    return f"{said(value)} ({said(low)}{' to ' if sign or low < 0 else '–'}{said(high)})"
 
 
 def auc_of(row: Mapping) -> str:
@@ -97,9 +99,9 @@ def counted(number: float, word: str) -> str:
     return f"{number:,.0f} {word}{'' if number == 1 else 's'}"
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 0) -> str:
     """0.24 → 24 %."""
-    return f"{round(100 * share)} %".replace("-", "−")
+    return f"{round(100 * share, digits) + 0.0:.{digits}f} %".replace("-", "−")  # adding 0 turns −0 into 0
 
 
 def signed(value: float) -> str:
