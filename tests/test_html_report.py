@@ -409,7 +409,7 @@ def test_the_figure_of_failures_names_nobody():
     from her2core.report import figures
 
     table = pd.DataFrame([{"patient": "AMBL-001", "label": 1, "lowest": 0.1, "probability": 0.2, "highest": 0.3}])
-    figure = figures.failures(np.zeros((1, 3, 8, 8), np.uint8), table, (1, 9), 2.0, "a cohort")
+    figure = figures.failures(np.zeros((1, 3, 8, 8), np.uint8), table, (1, 9), "patients", 2.0, "a cohort")
     words = " ".join(t.get_text() for t in figure.findobj(match=lambda artist: hasattr(artist, "get_text")))
     assert digest("AMBL-001") in words and "AMBL" not in words
 

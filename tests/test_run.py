@@ -56,8 +56,8 @@ def compendium(tmp_path_factory):
     (top / "notebooks").mkdir()
     (top / "params.yaml").write_text(BARE.format("small"))
     (top / "dvc.yaml").write_text(
-        "stages:\n  s: {cmd: x, deps: [notebooks/edits.ipynb, data.txt]}\n"
-        "  g: {cmd: x, deps: [notebooks/good.ipynb]}\n"
+        "stages:\n  s: {cmd: python -m her2core.run edits cohort=x, deps: [notebooks/edits.ipynb, data.txt]}\n"
+        "  g: {cmd: python -m her2core.run good cohort=x, deps: [notebooks/good.ipynb]}\n"
     )
     (top / "data.txt").write_text("1")
     write_notebook(top, "good", GOOD)
