@@ -43,8 +43,8 @@ def case_sheet(
     _kinetics(left, curve)
     _attended(middle, *(part[1] for part in crop[:2]), crop[2], crop[3], f"attention, {PHASE_NAMES[1]}")
     _among(right, scores, answer, cohort)
-    said = "probability of {} {mean:.2f} (seeds {lowest:.2f}–{highest:.2f})"
-    said = said.format(endpoint_of(cohort).positive, **answer)
+    spread = " (seeds {lowest:.2f}–{highest:.2f})" if answer["lowest"] < answer["highest"] else ""
+    said = f"probability of {endpoint_of(cohort).positive} {{mean:.2f}}{spread}".format(**answer)
     return titled(figure, cohort, name, f"{said}; lines in images: lesion; research only, not for clinical use")
 
 
@@ -78,7 +78,7 @@ def _kinetics(panel, curve):
         xlabel="Time after the first phase (min)" if known else "Phase", ylabel="Enhancement of the lesion (%)"
     )
     panel.set(title="kinetics: mean, middle half of voxels", **({} if known else {"xticks": curve["phase"]}))
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24))
 
 
 def _attended(panel: Axes, image, gate, mask, pixel_mm, title):
@@ -102,7 +102,7 @@ def _among(panel, scores, answer, cohort):
     panel.axvline(answer["threshold"], **GUIDE | {"linestyle": "--", "zorder": 2}, label="threshold")
     panel.set(xlabel=f"Probability of {endpoint.positive}", ylabel="Patients of the study", xlim=(0, 1))
     panel.yaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=1.2)
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), handlelength=1.2)
 
 
 def explored(
