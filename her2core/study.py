@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"her2: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nher2: stopped; nothing half-written is left")
+        sys.exit("\nher2: stopped")
 
 
 def _make(name, table):
