@@ -240,7 +240,7 @@ def build(into: type, values: dict, where: str, optional: bool = False) -> Any:
 
 
 def _frozen(value, place=""):
-    """Lists as tuples, however deep; ValueError for a number that is not finite, and a name that is a date."""
+    """Lists as tuples, however deep; ValueError for a number that is not finite, and what YAML makes of a date."""
     if isinstance(value, dict):
         if strange := [key for key in value if not isinstance(key, str | int | float)]:
             raise ValueError(f"{place}{strange[0]} is no name")
@@ -249,6 +249,8 @@ def _frozen(value, place=""):
         return tuple(_frozen(item, place) for item in value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{place}{value} is no finite number")
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"{place}{value} is a {type(value).__name__}, expected a number, or text in quotes")
     return value
 
 

@@ -133,6 +133,11 @@ def test_an_unknown_study_is_refused_with_those_that_there_are(compendium):
         ("rate: 1e-3", "rate: 1e999", "params.yaml: prepare: inner: rate: inf is no finite number"),
         ("rate: 1e-3", "", 'params.yaml: prepare: missing value for field "inner.rate"'),
         ("rate: 1e-3", "2026-01-01: 1e-3", "params.yaml: prepare: inner: 2026-01-01 is no name"),
+        (
+            "rate: 1e-3",
+            "rate: 2026-01-01",
+            "params.yaml: prepare: inner: rate: 2026-01-01 is a date, expected a number, or",
+        ),
         ("{rate: 1e-3}", "null", 'params.yaml: prepare: .*"inner"'),
         ("prepare:", "prepaer:", 'params.yaml: can not match "prepaer" .*runs, acquire, cohort, prepare'),
         ("runs: [a, b]", "runs: a", 'params.yaml: wrong value type for field "runs"'),

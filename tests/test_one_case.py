@@ -226,6 +226,14 @@ def test_the_same_case_gives_the_same_bytes(study, case):
     shutil.rmtree(study.results / "again")
 
 
+def test_of_two_cases_in_folders_called_alike_none_overwrites_the_other(study, case):
+    first = one_case.examine(study, case)
+    other = replace(first, uncut=replace(first.uncut, phases=first.uncut.phases + 1))
+    paths = [one_case.write_case(found, study.results / "alike")[1] for found in (first, other, first, other)]
+    assert [path.parent.name for path in paths] == ["Case 7", "Case 7-2"] * 2
+    shutil.rmtree(study.results / "alike")
+
+
 def test_the_picture_shows_nothing_but_the_case_and_needs_no_times(study, case):
     nifti_of(case)
     png, page = one_case.write_case(one_case.examine(study, case), study.results / "cases")

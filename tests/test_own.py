@@ -223,6 +223,17 @@ def test_whole_numbers_as_pandas_writes_them_beside_gaps_are_no_mistake(home, ca
     assert status == 0 and said.split("\rcheck")[0] == before
 
 
+def test_the_mistakes_of_all_columns_are_told_at_once(home, capsys):
+    for where in (("B2", "label", "positive"), ("A1", "split", "training"), ("C3", "age", "51,5")):
+        cell(*where)(home)
+    status, _ = run(home, capsys)
+    assert [line.split(": ")[-2:] for line in str(status).splitlines()] == [
+        ["A1", "split is 'training', expected train or validation or test or external or nothing; 1 such"],
+        ["B2", "label is 'positive', expected 1, 0 or nothing; 1 such"],
+        ["C3", "age is '51,5', expected a number from 0 up, with a decimal point; 1 such"],
+    ]
+
+
 def test_images_of_two_lines_are_a_mistake(home, capsys):
     cell("C3", "dce", "A1/dce")(home)
     status, said = run(home, capsys)

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from her2core.cohort import check_classes, person
-from her2core.cohorts.tables import DECLARED, by_patient, need_columns, plain_text, read_texts, refuse
+from her2core.cohorts.tables import DECLARED, by_patient, fault, need_columns, plain_text, read_texts
 from her2core.config import root
 from her2core.formats.examination import Examination, Told, anonymous, read_examination
 from her2core.formats.volume import PHASE_COLUMNS
@@ -125,23 +125,34 @@ def _read_table(path: Path, columns: Mapping[str, str], ignore: tuple[str, ...] 
     table = by_patient(table, "patient", _COLUMNS["patient"], path).reindex(columns=[*_COLUMNS][1:]).astype(object)
     values = table.columns.drop(["site", "dce", "mask"])
     table[values] = table[values].map(plain_text)  # pandas writes the 1 of a column with gaps as 1.0
+    for faults in (_faults_of_cells(table), _faults_of_paths(table, path.parent)):
+        if wrong := [*filter(None, faults)]:
+            raise ValueError("\n".join(f"{path}: {each_of}" for each_of in wrong))
+    return table
+
+
+def _faults_of_cells(table):
+    """What is wrong in each column by itself, "" where nothing is."""
     names = table.index.to_series()
-    is_date, expected = names.str.fullmatch(_DATE), "an identifier and no date, as spreadsheets make them"
-    refuse(is_date, names, "patient", expected, path)
-    refuse(names.map(person).duplicated(), names, "patient", "one spelling for each patient", path)
+    expected = "an identifier and no date, as spreadsheets make them"
+    yield fault(names.str.fullmatch(_DATE), names, "patient", expected)
+    yield fault(names.map(person).duplicated(), names, "patient", "one spelling for each patient")
     for column in table:
         good = table[column].fillna("").str.fullmatch(_COLUMNS[column])
-        refuse(~good, table[column], column, _expected(column), path)
+        yield fault(~good, table[column], column, _expected(column))
+
+
+def _faults_of_paths(table, home):
+    """What is wrong of the files that right cells name, "" where nothing is."""
     for column in ("dce", "mask"):
-        places = table[column].map(lambda name: (path.parent / name).resolve(), na_action="ignore")
-        inside = places.map(lambda place: place.is_relative_to(path.parent.resolve()), na_action="ignore")
-        refuse(inside.eq(False), table[column], column, f"a path inside {path.parent}", path)
+        places = table[column].map(lambda name: (home / name).resolve(), na_action="ignore")
+        inside = places.map(lambda place: place.is_relative_to(home.resolve()), na_action="ignore")
+        yield fault(inside.eq(False), table[column], column, f"a path inside {home}")
         there = places.map(Path.exists, na_action="ignore")
-        refuse(there.eq(False), table[column], column, "a file or folder that is there", path)
+        yield fault(inside & there.eq(False), table[column], column, "a file or folder that is there")
         again = (places.duplicated() & places.notna()) & (column == "dce")
-        refuse(again, table[column], column, "images that no other line has: one line for each patient", path)
-    refuse(table["mask"].isna() == table["box"].isna(), table["mask"], "mask", "one, or else a box", path)
-    return table
+        yield fault(again, table[column], column, "images that no other line has: one line for each patient")
+    yield fault(table["mask"].isna() == table["box"].isna(), table["mask"], "mask", "one, or else a box")
 
 
 def _expected(column):

@@ -42,7 +42,7 @@ class EmbeddedConfig:
 
     source: str  # "phantom"
     seed: int  # of the whole cohort
-    bayes_auc: float  # the best AUC any classifier can expect; 0.80 follows the literature's effect sizes
+    bayes_auc: float  # of the latent variable behind HER2 status; 0.80 follows the literature's effects
     prevalence: float  # share of HER2-positives in every split
     spy2: tuple[int, int, int]  # patients in train, validation, test
     spy1: tuple[int, int, int]

@@ -85,13 +85,19 @@ def _quoted(value):
     return "missing" if pd.isna(value) else repr(str(value))
 
 
-def refuse(bad: pd.Series, found: pd.Series, column: str, expected: str, path: Path) -> None:
-    """Raise ValueError for the first patient for whom `bad` is true, and not NA, if there is one."""
+def fault(bad: pd.Series, found: pd.Series, column: str, expected: str) -> str:
+    """What is wrong of the first patient for whom `bad` is true, and not NA, and of how many; "" if of nobody."""
     bad = bad.fillna(False).astype(bool)
-    if bad.any():
-        patient = bad.index[bad][0]
-        value = _quoted(found[patient])
-        raise ValueError(f"{path}: {patient}: {column} is {value}, expected {expected}; {bad.sum()} such")
+    if not bad.any():
+        return ""
+    patient = bad.index[bad][0]
+    return f"{patient}: {column} is {_quoted(found[patient])}, expected {expected}; {bad.sum()} such"
+
+
+def refuse(bad: pd.Series, found: pd.Series, column: str, expected: str, path: Path) -> None:
+    """Raise ValueError where there is a `fault`."""
+    if wrong := fault(bad, found, column, expected):
+        raise ValueError(f"{path}: {wrong}")
 
 
 def numbers_within(texts: pd.Series, path: Path, rule: tuple[float, float, bool, bool]) -> pd.Series:

@@ -1,9 +1,9 @@
 """From the label to what is drawn for a patient, and the enhancement to be expected of it.
 
 The HER2 label y reaches the picture through one number only, the latent u = d(y - 1/2) + N(0, 1) with
-d = √2 Φ⁻¹(Bayes AUC): no classifier can beat that AUC in expectation, and one that does has found a leak.  Size,
-side, density, site and gain carry no label signal.  Effect sizes imitate Elias (CEBP 2014), Grimm (Radiology 2015)
-and smaller studies; they make a test bed, not evidence about patients.
+d = √2 Φ⁻¹(Bayes AUC): no classifier of the images can beat that AUC in expectation, and one that does has found a
+leak.  Size, side, density, site and gain carry no label signal.  Effect sizes imitate Elias (CEBP 2014), Grimm
+(Radiology 2015) and smaller studies; they make a test bed, not evidence about patients.
 """
 
 from dataclasses import dataclass

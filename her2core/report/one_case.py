@@ -7,6 +7,8 @@ last name and nothing else; the page stands alone and loads nothing.
 import base64
 import io
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -180,16 +182,30 @@ def _png(figure):
     return file.getvalue()
 
 
+def _place(folder, name, images):
+    """folder/<name>, or the first of <name>-2, <name>-3, … where no page of other images lies: folders of several
+    patients may be called alike."""
+    for number in count(1):
+        place = folder / (name if number == 1 else f"{name}-{number}")
+        page = place / "case.html"
+        if not page.is_file() or f'content="{images}"' in page.read_text("utf-8"):
+            return place
+
+
 def write_case(verdict: Verdict, folder: Path) -> list[Path]:
-    """case.png and case.html in folder/<case>/; returns their paths.  The same case gives the same bytes."""
+    """case.png and case.html in folder/<case>/, or beside it where that is another patient's; returns their paths.
+    The same case gives the same bytes, in the same place."""
+    images = sha256(np.ascontiguousarray(verdict.uncut.phases)).hexdigest()[:16]
     png, template = _png(verdict.sheet()), Path(__file__).with_name("one_case.html.jinja").read_text("utf-8")
     html = _ENVIRONMENT.from_string(template).render(
         v=verdict,
+        images=images,
         said=sentences(verdict),
         png=base64.b64encode(png).decode(),
         rows=verdict.table.to_dict("records"),
     )
-    paths = [Path(folder) / verdict.case.name / name for name in ("case.png", "case.html")]
+    place = _place(Path(folder), verdict.case.name, images)
+    paths = [place / name for name in ("case.png", "case.html")]
     for path, content in zip(paths, (png, html.encode()), strict=True):
         with whole(path) as part:
             part.write_bytes(content)
