@@ -68,6 +68,15 @@ def test_numpy_before_the_package_is_a_warning_that_says_what_to_do():
     assert found.stdout == "the processor's own, because numpy and torch came before her2core\n"
 
 
+@pinned
+def test_a_plugin_of_pytest_that_brings_numpy_comes_too_late_to_matter(tmp_path):
+    (tmp_path / "early.py").write_text("import numpy\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code = "import pytest; pytest.main(['--collect-only', 'tests/test_auc.py'])"
+    found = python(code, PYTEST_PLUGINS="early", PYTHONPATH=paths)
+    assert "tests collected" in found.stdout and "RuntimeWarning" not in found.stdout, found
+
+
 def test_numpy_first_is_nothing_where_the_pins_are_inherited():
     found = python("import numpy, her2core; print(her2core.INSTRUCTIONS)", "-W", "error", **her2core.PINS)
     assert (found.stdout.strip(), found.stderr) == (her2core.INSTRUCTIONS, "")
