@@ -44,7 +44,7 @@ def n4(found):
         r, left, seconds = arm["r"], arm["left"]["median"], arm["seconds"]["median"]
         return f"{r['median']:.2f}, {r['lowest']:.2f}, {left:.2f}, {seconds:.{seconds_digits}f} s".replace("-", "−")
 
-    arms, few, slabs = found["arms"], found["few"], found["slabs"]
+    arms, few, slabs, many = found["arms"], found["few"], found["slabs"], found["many"]
     names = [name for name in arms if name != "her2core, a field per phase"]
     beside = "; ".join(f"{name} {one(arms[name])}" for name in names)
     slow, ours = few["SimpleITK, shrink 1"], few["her2core"]
@@ -55,7 +55,11 @@ def n4(found):
     return (
         f"{what} of {arms['her2core']['r']['n']} patients: {beside}. On {slow['r']['n']}: "
         f"SimpleITK, shrink 1 {one(slow, 0)}, {ratio:.0f} × ours ({one(ours)}). "
-        f"Ours on what MinCrop keeps {kept:.2f}, on slabs of 11 to 34 mm {thin}, on three slices {least:.2f}"
+        f"Ours on what MinCrop keeps {kept:.2f}, on slabs of 11 to 34 mm {thin}, on three slices {least:.2f}. "
+        f"Of {many['r']['n']} further phantoms (median r {many['r']['median']:.2f}, {many['left']['median']:.2f} left) "
+        f"{many['wrong']} have an r below {many['wrong_below']}, the lowest {many['r']['lowest']:.2f}".replace(
+            "-", "−"
+        )
     )
 
 
