@@ -51,15 +51,15 @@ def n4(found):
     ratio = slow["seconds"]["median"] / ours["seconds"]["median"]
     thin = _range([slabs[name]["r"]["median"] for name in slabs if name.startswith("slab")], 2)
     kept, least = (slabs[name]["r"]["median"] for name in ("lesion ± 2 slices", "three slices"))
+    r, left = many["r"], many["left"]["median"]
+    often = f"Of {r['n']} further phantoms (median r {r['median']:.2f}, {left:.2f} left) {many['wrong']} have an r"
+    often += f" below {many['wrong_below']}, the lowest {r['lowest']:.2f}"
     what = "median r with the true field, lowest r, share of the shading left, processor time"
     return (
         f"{what} of {arms['her2core']['r']['n']} patients: {beside}. On {slow['r']['n']}: "
         f"SimpleITK, shrink 1 {one(slow, 0)}, {ratio:.0f} × ours ({one(ours)}). "
         f"Ours on what MinCrop keeps {kept:.2f}, on slabs of 11 to 34 mm {thin}, on three slices {least:.2f}. "
-        f"Of {many['r']['n']} further phantoms (median r {many['r']['median']:.2f}, {many['left']['median']:.2f} left) "
-        f"{many['wrong']} have an r below {many['wrong_below']}, the lowest {many['r']['lowest']:.2f}".replace(
-            "-", "−"
-        )
+        f"{often.replace('-', '−')}"
     )
 
 
