@@ -1,5 +1,3 @@
-import her2core  # noqa: F401, I001 - first: it pins the instruction set before numpy and torch are loaded
-
 import numpy as np
 import pytest
 import torch

@@ -39,6 +39,12 @@ def test_the_readme_says_how_low_r_falls_in_the_benchmark_of_n4():
     assert said.replace("-", "−") in table.README.read_text("utf-8")
 
 
+def test_the_readme_says_beside_notebook_3s_twelve_how_often_n4_is_wrong():
+    many = json.loads((BENCHMARKS / "n4.json").read_text("utf-8"))["many"]
+    said = f"of {many['r']['n']} others {many['wrong']} have an r below {many['wrong_below']}, the lowest"
+    assert f"{said} {many['r']['lowest']:.2f} (".replace("-", "−") in table.README.read_text("utf-8")
+
+
 def test_another_number_in_a_file_is_another_table(monkeypatch):
     readme = table.README.read_text("utf-8")
     found_by = table.found_by
